@@ -1,0 +1,179 @@
+"""From Rego to a bundle for the in-process engine, by the ``opa`` program.
+
+Uses the standard library only, because the wheel's build hook calls it as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+MINIMUM_OPA = (1, 22, 2)
+ENTRYPOINTS = ("airflow/authz/decision", "airflow/authz/decisions", "airflow/authz/allowed")
+_SHIPPED_ONLY = "airflow/authz"
+_DEFAULT_DATA = "airflow/roles"
+_TIMEOUT_SECONDS = 60
+
+
+class CompileError(Exception):
+    """The policy directory cannot be compiled; the message says which file and why."""
+
+
+def shipped_policies() -> Path:
+    """The directory of the policy that comes with the package: in the wheel, or the repository's."""
+    here = Path(__file__).resolve().parent
+    installed = here / "policies"
+    return installed if installed.is_dir() else here.parent / "policies"
+
+
+def find_opa(configured: str | None = None) -> str:
+    """Path of the ``opa`` program: the configured one, beside this Python, or on PATH.
+
+    Raises ``CompileError`` if there is none, or if it is older than 1.22.2: older ones accept bundles
+    that nobody signed (before 1.21.3), lose a ``deny`` (1.21.0 to 1.22.0) or corrupt memory in Wasm (before 1.20.0).
+    """
+    beside = Path(sys.executable).parent / "opa"
+    opa = configured or (str(beside) if beside.exists() else shutil.which("opa"))
+    if opa is None:
+        raise CompileError(
+            "compiling a policy directory takes the `opa` program, and none was found beside Python or on PATH: "
+            "install OPA 1.22.2 or newer, or set [team_authz] opa to its path"
+        )
+    found = opa_version(opa)
+    if found < MINIMUM_OPA:
+        raise CompileError(f"{opa} is OPA {'.'.join(map(str, found))}: 1.22.2 or newer is needed")
+    return opa
+
+
+def opa_version(opa: str) -> tuple[int, ...]:
+    """The version of an ``opa`` program as integers; ``CompileError`` if it does not run."""
+    match = re.search(r"^Version: (\d+)\.(\d+)\.(\d+)", _run([opa, "version"]), re.MULTILINE)
+    if match is None:
+        raise CompileError(f"`{opa} version` does not tell a version: is this Open Policy Agent?")
+    return tuple(map(int, match.groups()))
+
+
+def compile_shipped(out: Path, opa: str | None = None) -> None:
+    """Write the bundle of the shipped policy alone (no site, no teams, nobody in the directory) to ``out``."""
+    with tempfile.TemporaryDirectory() as staged:
+        for part in (_SHIPPED_ONLY, _DEFAULT_DATA):
+            _copy_policy(shipped_policies() / part, Path(staged) / part)
+        _build(Path(staged), out, find_opa(opa))
+
+
+def compile_directory(source: Path, out: Path, opa: str | None = None) -> None:
+    """Write the bundle of a site's policy directory, merged with the shipped policy, to ``out``.
+
+    ``source`` holds ``airflow/roles``, ``airflow/directory``, ``airflow/site`` and ``teams/<id>``; roles default to
+    the shipped ones. Raises ``CompileError`` if a file does not parse, uses a forbidden built-in, or if a
+    team's file declares a package that is not the team's.
+    """
+    shipped = shipped_policies()
+    if not source.is_dir():
+        raise CompileError(f"the policy directory {source} does not exist")
+    with tempfile.TemporaryDirectory() as directory:
+        staged = Path(directory)
+        _copy_policy(source, staged)
+        if (staged / _SHIPPED_ONLY).exists() and source.resolve() != shipped.resolve():
+            raise CompileError(
+                f"{source / _SHIPPED_ONLY} is part of the package and cannot be replaced: "
+                "put the platform's own rules into airflow/site"
+            )
+        shutil.rmtree(staged / _SHIPPED_ONLY, ignore_errors=True)
+        _copy_policy(shipped / _SHIPPED_ONLY, staged / _SHIPPED_ONLY)
+        if not (staged / _DEFAULT_DATA).exists():
+            _copy_policy(shipped / _DEFAULT_DATA, staged / _DEFAULT_DATA)
+        _build(staged, out, find_opa(opa))
+
+
+def fingerprint(source: Path) -> str:
+    """What changes when a policy file or directory changes; cheap enough to ask several times a second."""
+    if source.is_file():
+        status = source.stat()
+        return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+    digest = hashlib.sha256()
+    for path in _policy_files(source):
+        status = path.stat()
+        digest.update(f"{path}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _policy_files(root: Path) -> list[Path]:
+    """Rego and data files that OPA would load from a bundle directory, tests excepted."""
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            is_rule = name.endswith(".rego") and not name.endswith("_test.rego")
+            if is_rule or name in {"data.json", "data.yaml", "data.yml"}:
+                found.append(Path(folder) / name)
+    return found
+
+
+def _copy_policy(source: Path, target: Path) -> None:
+    for path in _policy_files(source):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def _build(staged: Path, out: Path, opa: str) -> None:
+    """Compile what lies in ``staged``; the revision is a digest of its content, so equal policy is equal revision."""
+    _check_ownership(staged, opa)
+    digest = hashlib.sha256()
+    for path in _policy_files(staged):
+        digest.update(f"{path.relative_to(staged)}\0".encode())
+        digest.update(path.read_bytes() + b"\0")
+    capabilities = shipped_policies() / "capabilities.json"
+    entrypoints = [argument for entrypoint in ENTRYPOINTS for argument in ("--entrypoint", entrypoint)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that the rename is atomic and a reader never sees half a bundle.
+    fresh = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        _run(
+            [opa, "build", "--target", "wasm", "--bundle", ".", "--capabilities", str(capabilities), *entrypoints]
+            + ["--revision", digest.hexdigest()[:12], "--output", str(fresh.resolve())],
+            cwd=staged,
+        )
+        fresh.replace(out)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _check_ownership(staged: Path, opa: str) -> None:
+    """A team's files may declare the team's packages only: nothing else keeps it from deciding for others."""
+    if not (staged / "teams").is_dir():
+        return
+    namespaces = json.loads(_run([opa, "inspect", "--format", "json", "."], cwd=staged)).get("namespaces", {})
+    for namespace, files in namespaces.items():
+        for file in files:
+            parts = Path(file.lstrip("/")).parts
+            if parts[0] != "teams" or not file.endswith(".rego"):
+                continue
+            team = parts[1]
+            own = (f"data.teams.{team}", f'data.teams["{team}"]')
+            if len(parts) < 3 or not any(namespace == name or namespace.startswith((name + ".", name + "[")) for name in own):
+                raise CompileError(
+                    f"{file.lstrip('/')} declares package {namespace.removeprefix('data.')}: "
+                    f"files under teams/<id> may only declare that team's package, such as teams.{team}"
+                )
+
+
+def _run(command: list[str], cwd: Path | None = None) -> str:
+    """Output of a command; ``CompileError`` with what it printed if it fails."""
+    try:
+        done = subprocess.run(  # noqa: S603 - the program is the administrator's choice, no shell
+            command, cwd=cwd, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CompileError(f"cannot run {command[0]}: {error}") from error
+    if done.returncode != 0:
+        raise CompileError((done.stderr or done.stdout).strip())
+    return done.stdout

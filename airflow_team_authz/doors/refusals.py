@@ -1,0 +1,56 @@
+"""Telling people why: Airflow answers a denial with 403 "Forbidden", the policy knows the reason.
+
+A decision method can only say ``False``. So it leaves the reason with the request, and this middleware
+puts it into the answer's ``detail``.
+"""
+
+from __future__ import annotations
+
+import json
+from contextvars import ContextVar
+from typing import Any
+
+_refusals: ContextVar[list[str] | None] = ContextVar("team_authz_refusals", default=None)
+_SAID_BY_AIRFLOW = b'{"detail":"Forbidden"}'
+
+
+def remember_refusal(reason: str) -> None:
+    """Keep a reason with the request that runs in this context, if any. Airflow's threads see the same list."""
+    refusals = _refusals.get()
+    if refusals is not None and reason not in refusals:
+        refusals.append(reason)
+
+
+class RefusalReasons:
+    """ASGI middleware: replaces Airflow's bare refusal, and nothing else, by one with the policy's reasons."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """See the ASGI specification, 3.0."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refusals: list[str] = []
+        token = _refusals.set(refusals)
+        held: list[Any] = []
+
+        async def explain(message: Any) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 403:
+                held.append(message)
+                return
+            if held and message["type"] == "http.response.body":
+                start = held.pop()
+                if refusals and message.get("body") == _SAID_BY_AIRFLOW and not message.get("more_body"):
+                    body = json.dumps({"detail": f"Forbidden: {'; '.join(refusals)}"}).encode()
+                    headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
+                    start = {**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
+                    message = {**message, "body": body}
+                await send(start)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, explain)
+        finally:
+            _refusals.reset(token)

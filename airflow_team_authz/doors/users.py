@@ -1,0 +1,305 @@
+"""The users' door: the auth manager. Logging in stays with another manager, every decision is the policy's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from airflow.api_fastapi.auth.managers.base_auth_manager import BaseAuthManager
+from airflow.models import Connection, DagModel, Pool, Variable
+from airflow.models.asset import AssetModel
+from airflow.models.dagbundle import DagBundleModel
+from airflow.models.team import Team, dag_bundle_team_association_table
+from airflow.utils.session import NEW_SESSION, provide_session
+from fastapi import HTTPException
+from msgspec import UNSET, UnsetType
+from sqlalchemy import Select, select
+
+from airflow_team_authz import questions
+from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
+from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.engines.choice import open_engine
+from airflow_team_authz.identities import Identity, identity_for
+from airflow_team_authz.model import Context, EngineError, Evaluations, Resource
+from airflow_team_authz.settings import SettingsError, read_settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+log = logging.getLogger(__name__)
+
+# Decision methods of Airflow that only call others, which are ours, or decide nothing.
+REVIEWED = {"get_authorized_menu_items"}
+_DECISION_PREFIXES = ("is_authorized", "get_authorized", "filter_authorized", "batch_is_authorized")
+
+
+class TeamAuthorization(BaseAuthManager[Any]):
+    """The decision methods of ``BaseAuthManager``, each phrased as a question to the policy.
+
+    ``**_`` in every signature takes what coming Airflow versions add. A failing engine is an
+    ``HTTPException`` 503, never ``False``.
+    """
+
+    def init(self) -> None:
+        """Load the policy when the API server starts, so that a broken one is noticed then."""
+        super().init()
+        log.info("decisions are made by %s", self._policy)
+
+    def get_fastapi_middlewares(self) -> list[Any]:
+        """Those of the login manager, and the one that tells people why they were refused."""
+        return [*super().get_fastapi_middlewares(), (RefusalReasons, {})]
+
+    # One resource
+
+    def is_authorized_configuration(self, *, method: Any, user: Any, details: Any = None, **_: Any) -> bool:
+        return self._may("configuration", method, user, details)
+
+    def is_authorized_connection(self, *, method: Any, user: Any, details: Any = None, **_: Any) -> bool:
+        return self._may("connection", method, user, details)
+
+    def is_authorized_dag(
+        self, *, method: Any, user: Any, access_entity: Any = None, details: Any = None, **_: Any
+    ) -> bool:
+        return self._may("dag", method, user, details, access_entity)
+
+    def is_authorized_backfill(self, *, method: Any, user: Any, **_: Any) -> bool:
+        """Deprecated by Airflow, which asks about the Dag's runs instead; no backfill tells its Dag here."""
+        return self._refuse(f"user {self._subject(user).id}: ask about the runs of the backfill's Dag instead")
+
+    def is_authorized_asset(self, *, method: Any, user: Any, details: Any = None, **_: Any) -> bool:
+        return self._may("asset", method, user, details)
+
+    def is_authorized_asset_alias(self, *, method: Any, user: Any, details: Any = None, **_: Any) -> bool:
+        return self._may("asset_alias", method, user, details)
+
+    def is_authorized_pool(self, *, method: Any, user: Any, details: Any = None, **_: Any) -> bool:
+        return self._may("pool", method, user, details)
+
+    def is_authorized_team(self, *, method: Any, user: Any, details: Any = None, **_: Any) -> bool:
+        return self._may("team", method, user, details)
+
+    def is_authorized_variable(self, *, method: Any, user: Any, details: Any = None, **_: Any) -> bool:
+        return self._may("variable", method, user, details)
+
+    def is_authorized_view(self, *, access_view: Any, user: Any, **_: Any) -> bool:
+        try:
+            return self._decide(user, "read", [questions.view(access_view)])
+        except questions.UnknownQuestion as unknown:
+            return self._refuse(str(unknown))
+
+    def is_authorized_custom_view(self, *, method: Any, resource_name: str, user: Any, **_: Any) -> bool:
+        action, resource = questions.custom_view(method, resource_name)
+        return self._decide(user, action, [resource])
+
+    def is_authorized_hitl_task(self, *, assigned_users: set[str], user: Any, **_: Any) -> bool:
+        context = Context(str(user.get_id()), tuple(sorted(map(str, assigned_users))))
+        return self._decide(user, "update", [Resource("hitl_task")], context)
+
+    # Several resources, all or nothing
+
+    def batch_is_authorized_connection(self, requests: Sequence[Any], *, user: Any, **_: Any) -> bool:
+        return self._may_all("connection", requests, user)
+
+    def batch_is_authorized_dag(self, requests: Sequence[Any], *, user: Any, **_: Any) -> bool:
+        return self._may_all("dag", requests, user)
+
+    def batch_is_authorized_pool(self, requests: Sequence[Any], *, user: Any, **_: Any) -> bool:
+        return self._may_all("pool", requests, user)
+
+    def batch_is_authorized_variable(self, requests: Sequence[Any], *, user: Any, **_: Any) -> bool:
+        return self._may_all("variable", requests, user)
+
+    # Those of a set that are allowed
+
+    def filter_authorized_connections(
+        self, *, conn_ids: set[str], user: Any, method: Any = "GET", team_name: str | None = None, **_: Any
+    ) -> set[str]:
+        return self._filter("connection", ((id_, team_name) for id_ in conn_ids), user, method)
+
+    def filter_authorized_dag_ids(
+        self, *, dag_ids: set[str], user: Any, method: Any = "GET", team_name: str | None = None, **_: Any
+    ) -> set[str]:
+        return self._filter("dag", ((id_, team_name) for id_ in dag_ids), user, method)
+
+    def filter_authorized_pools(
+        self, *, pool_names: set[str], user: Any, method: Any = "GET", team_name: str | None = None, **_: Any
+    ) -> set[str]:
+        return self._filter("pool", ((id_, team_name) for id_ in pool_names), user, method)
+
+    def filter_authorized_teams(
+        self, *, teams_names: set[str], user: Any, method: Any = "GET", **_: Any
+    ) -> set[str]:
+        return self._filter("team", ((name, name) for name in teams_names), user, method)
+
+    def filter_authorized_variables(
+        self, *, variable_keys: set[str], user: Any, method: Any = "GET", team_name: str | None = None, **_: Any
+    ) -> set[str]:
+        return self._filter("variable", ((key, team_name) for key in variable_keys), user, method)
+
+    def filter_authorized_assets(self, *, asset_ids: set[int], user: Any, method: Any = "GET", **_: Any) -> set[int]:
+        return {int(id_) for id_ in self._filter("asset", ((str(id_), None) for id_ in asset_ids), user, method)}
+
+    def filter_authorized_menu_items(self, menu_items: list[Any], *, user: Any, **_: Any) -> list[Any]:
+        leads_to = {item: target for item in menu_items if (target := questions.menu_item(item)) is not None}
+        allowed = set(self._allowed(user, "list", list(leads_to.values())))
+        return [item for item in menu_items if leads_to.get(item) in allowed]
+
+    # Those of all that are allowed: Airflow's own loops ask once per team, these once
+
+    @provide_session
+    def get_authorized_connections(
+        self, *, user: Any, method: Any = "GET", session: Session = NEW_SESSION, **_: Any
+    ) -> set[str]:
+        return self._filter("connection", _rows(session, select(Connection.conn_id, Connection.team_name)), user, method)
+
+    @provide_session
+    def get_authorized_dag_ids(
+        self, *, user: Any, method: Any = "GET", session: Session = NEW_SESSION, **_: Any
+    ) -> set[str]:
+        team = dag_bundle_team_association_table.c
+        statement = (
+            select(DagModel.dag_id, team.team_name)
+            .join(DagBundleModel, DagModel.bundle_name == DagBundleModel.name)
+            .join(dag_bundle_team_association_table, DagBundleModel.name == team.dag_bundle_name, isouter=True)
+        )
+        return self._filter("dag", _rows(session, statement), user, method)
+
+    @provide_session
+    def get_authorized_pools(
+        self, *, user: Any, method: Any = "GET", session: Session = NEW_SESSION, **_: Any
+    ) -> set[str]:
+        return self._filter("pool", _rows(session, select(Pool.pool, Pool.team_name)), user, method)
+
+    @provide_session
+    def get_authorized_teams(
+        self, *, user: Any, method: Any = "GET", session: Session = NEW_SESSION, **_: Any
+    ) -> set[str]:
+        return self._filter("team", _rows(session, select(Team.name, Team.name)), user, method)
+
+    @provide_session
+    def get_authorized_variables(
+        self, *, user: Any, method: Any = "GET", session: Session = NEW_SESSION, **_: Any
+    ) -> set[str]:
+        return self._filter("variable", _rows(session, select(Variable.key, Variable.team_name)), user, method)
+
+    @provide_session
+    def get_authorized_assets(
+        self, *, user: Any, method: Any = "GET", session: Session = NEW_SESSION, **_: Any
+    ) -> set[int]:
+        ids = set(session.scalars(select(AssetModel.id)))
+        return self.filter_authorized_assets(asset_ids=ids, user=user, method=method)
+
+    def get_extra_menu_items(self, *, user: Any, **_: Any) -> list[Any]:
+        """The login manager's own pages, as far as policy lets the user see them."""
+        items = super().get_extra_menu_items(user=user)
+        allowed = set(self._allowed(user, "menu", [Resource("custom_view", id=item.text) for item in items]))
+        return [item for item in items if Resource("custom_view", id=item.text) in allowed]
+
+    # What all of them come down to
+
+    @cached_property
+    def _policy(self) -> DecisionPoint:
+        return DecisionPoint(open_engine(read_settings()))
+
+    def _subject(self, user: Any) -> Any:
+        return self._identity.subject(user)
+
+    @property
+    def _identity(self) -> Identity:
+        assert isinstance(self, Identity)  # build_manager sees to it
+        return self
+
+    def _may(self, type_: str, method: Any, user: Any, details: Any, entity: Any = None) -> bool:
+        return self._may_all(type_, [{"method": method, "details": details, "access_entity": entity}], user)
+
+    def _may_all(self, type_: str, requests: Sequence[Mapping[str, Any]], user: Any) -> bool:
+        """Whether all of Airflow's requests about one type are allowed; one question per action among them."""
+        by_action: dict[str, list[Resource]] = {}
+        try:
+            for request in requests:
+                resource = questions.resource(type_, request.get("details"), request.get("access_entity"))
+                by_action.setdefault(questions.action(request["method"], resource), []).append(resource)
+        except questions.UnknownQuestion as unknown:
+            return self._refuse(str(unknown))
+        return all(self._decide(user, action, resources) for action, resources in by_action.items())
+
+    def _decide(self, user: Any, action: str, resources: list[Resource], context: Context | UnsetType = UNSET) -> bool:
+        question = Evaluations(self._subject(user), action, resources, context)
+        try:
+            decisions, revision = self._policy.decide(question)
+        except EngineError as error:
+            raise _no_decision(error) from None
+        for decision in decisions:
+            if decision.allow is not True:
+                return self._refuse("; ".join(decision.reasons), decision.layer, revision)
+        return True
+
+    def _filter(self, type_: str, owned: Iterable[tuple[str, str | None]], user: Any, method: Any) -> set[str]:
+        """Ids of those that are allowed, each as if it had been asked for alone."""
+        resources = [Resource(type_, team, id_) for id_, team in owned]
+        if not resources:
+            return set()
+        try:
+            action = questions.action(method, resources[0])
+        except questions.UnknownQuestion as unknown:
+            self._refuse(str(unknown))
+            return set()
+        return {str(resource.id) for resource in self._allowed(user, action, resources)}
+
+    def _allowed(self, user: Any, action: str, resources: list[Resource]) -> list[Resource]:
+        try:
+            return self._policy.allowed(Evaluations(self._subject(user), action, resources)) if resources else []
+        except EngineError as error:
+            raise _no_decision(error) from None
+
+    def _refuse(self, reason: str, layer: str = "default", revision: str = "") -> bool:
+        remember_refusal(reason)
+        log.info("denied (%s, policy revision %s): %s", layer, revision or "unnamed", reason)
+        return False
+
+
+@cache
+def build_manager() -> type[TeamAuthorization]:
+    """The class that Airflow instantiates: our decisions over the configured manager's login.
+
+    A subclass rather than a wrapper: FAB's pages and Airflow's login routes test ``isinstance``. Raises ``SettingsError``
+    for a bad setting, and ``TypeError`` if a decision would stay with the login manager.
+    """
+    name = read_settings().authn_manager
+    module, _, attribute = name.rpartition(".")
+    try:
+        login = getattr(import_module(module), attribute)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise SettingsError(f"[team_authz] authn_manager: {name} cannot be imported: {error}") from error
+    if not (isinstance(login, type) and issubclass(login, BaseAuthManager)) or issubclass(login, TeamAuthorization):
+        raise SettingsError(f"[team_authz] authn_manager: {name} is not an auth manager that logs people in")
+    own: dict[str, Any] = {"__module__": "airflow_team_authz", "__doc__": TeamAuthorization.__doc__}
+    if login._get_teams is BaseAuthManager._get_teams:
+        # Airflow compares the login manager's teams with its own at start; this one has no teams.
+        own["_get_teams"] = lambda self: set()
+    bases = (TeamAuthorization, identity_for(login), login)
+    manager: type[TeamAuthorization] = type("TeamAuthManager", bases, own)
+    refuse_foreign_decisions(manager)
+    return manager
+
+
+def refuse_foreign_decisions(manager: type) -> None:
+    """``TypeError`` if a decision method of the class is not ours: it would let the login manager decide."""
+    ours = vars(TeamAuthorization).keys() | REVIEWED
+    foreign = sorted(name for name in dir(manager) if name.startswith(_DECISION_PREFIXES) and name not in ours)
+    if foreign:
+        raise TypeError(
+            f"{', '.join(foreign)} of {manager.__mro__[3].__name__} would decide without the policy: "
+            "this version of airflow-team-authz does not know it, so it does not start"
+        )
+
+
+def _rows(session: Session, statement: Select[Any]) -> Iterable[tuple[str, str | None]]:
+    return ((id_, team) for id_, team in session.execute(statement))
+
+
+def _no_decision(error: EngineError) -> HTTPException:
+    return HTTPException(503, f"No decision can be had about this request. {error}")

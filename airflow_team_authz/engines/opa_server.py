@@ -1,0 +1,293 @@
+"""An OPA server beside Airflow, over its Data API: the one file that speaks HTTP.
+
+Own code, because a decision is in every request's path: a general client costs two to eight times as much, none has a
+deadline for the whole exchange, and most obey ``HTTP_PROXY`` even for loopback.
+https://www.openpolicyagent.org/docs/rest-api#get-a-document-with-input
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from airflow_team_authz.engines import Reply
+from airflow_team_authz.model import DeadlineExceeded, EngineError, Malformed, PolicyBroken, Undefined, Unreachable
+
+_MAX_HEADER = 64 * 1024
+_MAX_BODY = 64 * 1024 * 1024
+_RECEIVE = 256 * 1024
+
+
+class _Bundle(msgspec.Struct, frozen=True):
+    revision: str = ""
+
+
+class _Provenance(msgspec.Struct, frozen=True):
+    revision: str = ""
+    bundles: dict[str, _Bundle] = {}
+
+
+class _Body(msgspec.Struct):
+    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    provenance: _Provenance = _Provenance()
+
+
+class _ErrorDetail(msgspec.Struct):
+    message: str = ""
+
+
+class _ErrorBody(msgspec.Struct):
+    code: str = ""
+    message: str = ""
+    errors: list[_ErrorDetail] = []
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_error = msgspec.json.Decoder(_ErrorBody).decode
+
+
+class _Address(NamedTuple):
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+
+class _Stale(Exception):
+    """A kept connection turned out to be closed before anything was answered: worth one new try."""
+
+
+class OpaServer:
+    """An ``Engine`` over an OPA server: one connection per thread, one retry, and only of a stale connection.
+
+    ``url`` is ``unix:///path/to/socket``, ``http://host:port`` or ``https://host:port``; ``ValueError`` if it is not.
+    ``deadline_ms`` bounds the whole exchange. When it is over the connection closes, which cancels the
+    evaluation inside OPA. The token file is read at each new connection, so that it can be rotated.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        deadline_ms: int = 250,
+        ca_file: Path | None = None,
+        client_cert_file: Path | None = None,
+        client_key_file: Path | None = None,
+        token_file: Path | None = None,
+    ) -> None:
+        self._url = url
+        self._address = parse_url(url)
+        self._deadline = deadline_ms / 1000
+        self._token_file = token_file
+        self._local = threading.local()
+        self._tls: ssl.SSLContext | None = None
+        if self._address.scheme == "https":
+            self._tls = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+            if client_cert_file is not None:
+                self._tls.load_cert_chain(client_cert_file, client_key_file)
+
+    def query(self, entrypoint: str, question: bytes, size: int) -> Reply:
+        """See ``Engine``. Answers only from HTTP 200 with a ``result``."""
+        until = time.monotonic() + self._deadline
+        status, body = self._exchange(entrypoint, question, until)
+        if status != 200:
+            raise self._refused(status, body)
+        try:
+            answer = _decode_body(body)
+        except msgspec.DecodeError as error:
+            raise Malformed(f"what answers at {self._url} does not speak OPA's Data API: {error}") from None
+        if answer.result is msgspec.UNSET:
+            raise Undefined(
+                f"OPA at {self._url} has no data.airflow.authz.{entrypoint}: "
+                "the platform's policy bundle is not loaded there, see its log and /v1/status"
+            )
+        return Reply(answer.result, _revision(answer.provenance))
+
+    def close(self) -> None:
+        """Close the connection of this thread; those of others close with their threads."""
+        self._drop()
+
+    def _exchange(self, entrypoint: str, question: bytes, until: float) -> tuple[int, bytes]:
+        connection: _Connection | None = getattr(self._local, "connection", None)
+        try:
+            # A connection that a fork has copied belongs to the parent.
+            if connection is not None and connection.pid == os.getpid():
+                try:
+                    return connection.post(entrypoint, question, until)
+                except _Stale:
+                    connection.close()
+            self._local.connection = connection = self._connect(until)
+            return connection.post(entrypoint, question, until)
+        except TimeoutError:
+            self._drop()
+            raise DeadlineExceeded(
+                f"OPA at {self._url} did not answer within {self._deadline * 1000:.0f} ms: "
+                "look at its load, or raise [team_authz] deadline_ms"
+            ) from None
+        except _Stale:
+            self._drop()
+            raise Unreachable(f"OPA at {self._url} closes the connection without an answer") from None
+        except OSError as error:
+            self._drop()
+            raise Unreachable(f"OPA at {self._url} cannot be reached ({error}): is it running?") from None
+        except EngineError:
+            self._drop()
+            raise
+        finally:
+            kept = getattr(self._local, "connection", None)
+            if kept is not None and kept.closing:
+                self._drop()
+
+    def _connect(self, until: float) -> _Connection:
+        address = self._address
+        if address.scheme == "unix":
+            plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            plain.settimeout(_remaining(until))
+            try:
+                plain.connect(address.path)
+            except BaseException:
+                plain.close()
+                raise
+        else:
+            plain = socket.create_connection((address.host, address.port), timeout=_remaining(until))
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is not None:
+            plain.settimeout(_remaining(until))
+            plain = self._tls.wrap_socket(plain, server_hostname=address.host)
+        host = address.host or "localhost"
+        head = f"Host: {host}\r\nContent-Type: application/json\r\n"
+        if self._token_file is not None:
+            head += f"Authorization: Bearer {self._token_file.read_text().strip()}\r\n"
+        return _Connection(plain, head, address.path if address.scheme != "unix" else "")
+
+    def _drop(self) -> None:
+        connection: _Connection | None = getattr(self._local, "connection", None)
+        self._local.connection = None
+        if connection is not None:
+            connection.close()
+
+    def _refused(self, status: int, body: bytes) -> EngineError:
+        if status in {401, 403}:
+            return Unreachable(f"OPA at {self._url} does not let us in (HTTP {status}): see [team_authz] opa_token_file")
+        try:
+            told = _decode_error(body)
+        except msgspec.DecodeError:
+            return Malformed(f"what answers at {self._url} is no OPA: HTTP {status}")
+        detail = "; ".join(error.message for error in told.errors) or told.message or "no reason given"
+        if status == 500:
+            return PolicyBroken(f"the policy in OPA at {self._url} fails while it is evaluated: {detail}")
+        return Malformed(f"OPA at {self._url} refuses the question: HTTP {status}, {detail}")
+
+
+class _Connection:
+    """HTTP/1.1 over one socket, just as much of it as the Data API takes."""
+
+    def __init__(self, plain: socket.socket, head: str, prefix: str) -> None:
+        self.pid = os.getpid()
+        self.closing = False
+        self._socket = plain
+        self._head = head
+        self._prefix = prefix
+        self._used = False
+
+    def post(self, entrypoint: str, question: bytes, until: float) -> tuple[int, bytes]:
+        """Status and body. ``_Stale`` if a kept connection breaks before the answer begins, ``TimeoutError`` at ``until``."""
+        head = (
+            f"POST {self._prefix}/v1/data/airflow/authz/{entrypoint}?strict-builtin-errors=true&provenance=true HTTP/1.1\r\n"
+            f"{self._head}Content-Length: {len(question) + 10}\r\n\r\n"
+        )
+        kept, self._used = self._used, True
+        received = bytearray()
+        try:
+            self._socket.settimeout(_remaining(until))
+            self._socket.sendall(b'%s{"input":%s}' % (head.encode("latin-1"), question))
+            self._receive(received, until)
+        except (ConnectionError, ssl.SSLError, EOFError) as error:
+            if kept and not received:
+                raise _Stale from error
+            raise ConnectionResetError(f"the connection broke: {error}") from error
+        try:
+            return self._read(received, until)
+        except EOFError:
+            raise Malformed("OPA's answer ends in the middle") from None
+        except (ValueError, IndexError) as error:
+            raise Malformed(f"OPA's answer is not HTTP/1.1: {error}") from None
+
+    def _read(self, received: bytearray, until: float) -> tuple[int, bytes]:
+        while (end := received.find(b"\r\n\r\n")) < 0:
+            if len(received) > _MAX_HEADER:
+                raise ValueError("its header is too long")
+            self._receive(received, until)
+        status_line, *lines = bytes(received[:end]).decode("latin-1").split("\r\n")
+        version, status, *_ = status_line.split(" ")
+        if version != "HTTP/1.1" or len(status) != 3:
+            raise ValueError(f"it begins with {status_line[:40]!r}")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        self.closing = headers.get("connection", "").lower() == "close"
+        del received[: end + 4]
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            return int(status), self._read_chunks(received, until)
+        length = int(headers["content-length"]) if "content-length" in headers else -1
+        if not 0 <= length <= _MAX_BODY:
+            raise ValueError("it does not tell its length, or is too long")
+        while len(received) < length:
+            self._receive(received, until)
+        if len(received) > length:
+            raise ValueError("it is longer than it says")
+        return int(status), bytes(received)
+
+    def _read_chunks(self, received: bytearray, until: float) -> bytes:
+        body = bytearray()
+        while True:
+            while (end := received.find(b"\r\n")) < 0:
+                self._receive(received, until)
+            size = int(bytes(received[:end]).partition(b";")[0], 16)
+            if size < 0 or len(body) + size > _MAX_BODY:
+                raise ValueError("it is too long")
+            while len(received) < end + 2 + size + 2:
+                self._receive(received, until)
+            body += received[end + 2 : end + 2 + size]
+            del received[: end + 2 + size + 2]
+            if size == 0:
+                return bytes(body)
+
+    def _receive(self, received: bytearray, until: float) -> None:
+        self._socket.settimeout(_remaining(until))
+        data = self._socket.recv(_RECEIVE)
+        if not data:
+            raise EOFError("closed by OPA")
+        received += data
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _remaining(until: float) -> float:
+    remaining = until - time.monotonic()
+    if remaining <= 0:
+        raise TimeoutError
+    return remaining
+
+
+def _revision(provenance: _Provenance) -> str:
+    bundles = provenance.bundles
+    if len(bundles) <= 1:
+        return next((bundle.revision for bundle in bundles.values()), provenance.revision)
+    return ",".join(f"{name}={bundle.revision}" for name, bundle in sorted(bundles.items()))
+
+
+def parse_url(url: str) -> _Address:
+    """Where to connect to; ``ValueError`` for what is not an address of an OPA server."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix" and parts.path and not parts.netloc:
+        return _Address("unix", "", 0, unquote(parts.path))
+    if parts.scheme in {"http", "https"} and parts.hostname and not parts.username:
+        return _Address(parts.scheme, parts.hostname, parts.port or 8181, parts.path.rstrip("/"))
+    raise ValueError("opa_url is unix:///path/to/socket, http://host:port or https://host:port")

@@ -1,0 +1,54 @@
+"""Users of the FAB auth manager: Airflow's own database, LDAP, OAuth through Flask-AppBuilder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.utils.session import create_session
+from sqlalchemy import select
+
+from airflow_team_authz.identities import Identity
+from airflow_team_authz.model import Subject
+
+
+class FabIdentity(Identity):
+    """Adds the groups to what FAB loads of a user, and the roles that follow from them.
+
+    FAB loads ``user.roles`` with the user and keeps it for ``[fab] cache_ttl`` seconds; ``user.groups`` is not loaded and
+    raises ``DetachedInstanceError`` later. So groups are read once, when FAB itself reads the user, and kept with it.
+    """
+
+    def deserialize_user(self, token: dict[str, Any]) -> Any:
+        """See ``BaseAuthManager``; one query more when FAB had to read the user anew."""
+        user = super().deserialize_user(token)  # type: ignore[misc]
+        if not hasattr(user, "_team_authz_groups"):
+            user._team_authz_groups = _groups(user.id)
+        return user
+
+    def subject(self, user: Any) -> Subject:
+        """See ``Identity``. A group's FAB roles count like the user's own."""
+        groups = getattr(user, "_team_authz_groups", None)
+        if groups is None:
+            # Flask's pages hand over the user of their own session.
+            groups = _groups(user.id) if getattr(user, "id", None) is not None else {}
+        roles = {str(role.name) for role in user.roles}.union(*groups.values())
+        name = getattr(user, "username", None) or "anonymous"
+        return Subject("user", str(name), (), tuple(sorted(roles)), tuple(sorted(groups)))
+
+
+def _groups(user_id: int) -> dict[str, list[str]]:
+    """Names of a user's FAB groups, with the names of each group's roles; one query."""
+    from airflow.providers.fab.auth_manager.models import Group, Role, User
+
+    groups: dict[str, list[str]] = {}
+    with create_session() as session:
+        rows = session.execute(
+            select(Group.name, Role.name)
+            .select_from(User)
+            .join(User.groups)
+            .outerjoin(Group.roles)
+            .where(User.id == user_id)
+        )
+        for group, role in rows:
+            groups.setdefault(str(group), []).extend([str(role)] if role else [])
+    return groups

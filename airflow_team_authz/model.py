@@ -1,0 +1,100 @@
+"""The words of the project as plain data: question, answer and what can go wrong between them.
+
+Names follow the OpenID AuthZEN Authorization API 1.0 (subject, action, resource, context, decision,
+evaluation). ``policies/schemas/input.json`` is the same contract seen from the policy's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+SubjectType = Literal["user", "task", "dag_processor", "triggerer"]
+Layer = Literal["guardrail", "team", "baseline", "default"]
+
+
+class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who asks, as the identity carries it; what follows from it (teams from groups, say) is policy."""
+
+    type: SubjectType
+    id: str
+    team_ids: tuple[str, ...] | UnsetType = UNSET
+    roles: tuple[str, ...] | UnsetType = UNSET
+    groups: tuple[str, ...] | UnsetType = UNSET
+
+
+class Resource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is asked about. ``team_id`` is the owning team, ``None`` what is common to all teams.
+
+    An absent ``id`` means no resource in particular (list, create); ``entity`` is a part of a Dag.
+    Absent is not null: a null ``id`` would make a rule such as ``startswith(input.resource.id, …)`` fail.
+    """
+
+    type: str
+    team_id: str | None = None
+    id: str | UnsetType = UNSET
+    entity: str | UnsetType = UNSET
+
+
+class Context(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Circumstances of a question. ``user_id`` and ``assigned_users`` come with ``hitl_task`` only."""
+
+    user_id: str | UnsetType = UNSET
+    assigned_users: tuple[str, ...] | UnsetType = UNSET
+
+
+class Evaluations(msgspec.Struct, frozen=True):
+    """Many questions that share subject, action and context; one question is the one-element case."""
+
+    subject: Subject
+    action: str
+    resources: Sequence[Resource]
+    context: Context | UnsetType = UNSET
+
+
+class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One question, as people write it and as ``data.airflow.authz.decision`` reads it."""
+
+    subject: Subject
+    action: str
+    resource: Resource
+    context: Context | UnsetType = UNSET
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """The answer to one question: whether, why, and which layer of the policy said so."""
+
+    allow: bool
+    reasons: tuple[str, ...]
+    layer: Layer
+
+
+class EngineError(Exception):
+    """No decision could be had. Never a denial, never an allow, never kept.
+
+    The message is a sentence for an administrator: what happened, to what, and what to do next. It
+    holds neither the question nor anything of the subject.
+    """
+
+
+class Unreachable(EngineError):
+    """Nobody answers at the engine's address."""
+
+
+class DeadlineExceeded(EngineError):
+    """The answer did not come within ``[team_authz] deadline_ms``."""
+
+
+class Undefined(EngineError):
+    """The engine runs, but the platform's policy is not loaded in it."""
+
+
+class Malformed(EngineError):
+    """The engine's answer is not of the agreed form."""
+
+
+class PolicyBroken(EngineError):
+    """The policy cannot be loaded, or fails while it is evaluated: a conflict, a trap, out of fuel or memory."""

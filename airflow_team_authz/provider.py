@@ -1,0 +1,34 @@
+"""What Airflow's provider machinery wants to know: that we exist, and our settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_team_authz import __version__
+from airflow_team_authz.settings import SECTION, Settings
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Provider metadata; the option reference is made from ``Settings``, so that it cannot fall behind."""
+    return {
+        "package-name": "airflow-team-authz",
+        "name": "Team authorization",
+        "description": "Authorization for teams, decided by Rego policies in Open Policy Agent.",
+        "versions": [__version__],
+        "auth-managers": ["airflow_team_authz.TeamAuthManager"],
+        "config": {
+            SECTION: {
+                "description": "Team authorization by Open Policy Agent.",
+                "options": {
+                    name: {
+                        "description": field.description,
+                        "version_added": __version__,
+                        "type": "integer" if field.annotation is int else "string",
+                        "example": None,
+                        "default": "" if field.default is None else str(field.default),
+                    }
+                    for name, field in Settings.model_fields.items()
+                },
+            }
+        },
+    }

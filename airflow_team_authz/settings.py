@@ -1,0 +1,101 @@
+"""``[team_authz]`` of the Airflow configuration: read once, typed, and refused at start if something is wrong in it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+SECTION = "team_authz"
+
+
+class SettingsError(ValueError):
+    """A setting is misspelt or has a bad value; the message names it and what would be right."""
+
+
+class Settings(BaseModel):
+    """The settings; the descriptions are what ``airflow config list`` and the reference show."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    authn_manager: str = Field(
+        "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
+        description="Who logs people in: the import path of any auth manager class. Only what people may do is taken over.",
+    )
+    opa_url: str | None = Field(
+        None,
+        description="Address of an OPA server: unix:///path/to/socket, http://host:port or https://host:port. "
+        "Unset: the policy runs in this process.",
+    )
+    policy: Path | None = Field(
+        None,
+        description="In process: a bundle file that `opa build --target wasm` has made, or a directory of Rego as "
+        "`team-authz init` writes it, compiled at start and whenever it changes. Unset: the packaged baseline.",
+    )
+    opa: str | None = Field(
+        None,
+        description="Path of the `opa` program that compiles a policy directory. Unset: beside Python, then on PATH.",
+    )
+    deadline_ms: int = Field(
+        250, ge=1, le=60_000, description="Milliseconds that a question to an OPA server may take before it is an error."
+    )
+    opa_ca_file: Path | None = Field(None, description="Certificates (PEM) that an https OPA server is checked against.")
+    opa_client_cert_file: Path | None = Field(None, description="Client certificate (PEM) shown to an https OPA server.")
+    opa_client_key_file: Path | None = Field(None, description="Key (PEM) of the client certificate.")
+    opa_token_file: Path | None = Field(None, description="File with the bearer token for the OPA server.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any, info: Any) -> Any:
+        # Airflow's configuration has no way to say "not set" but the empty string.
+        return cls.model_fields[info.field_name].default if value == "" else value
+
+    @field_validator("opa_url")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            from airflow_team_authz.engines.opa_server import parse_url
+
+            parse_url(value)
+        return value
+
+    @field_validator("policy", "opa_ca_file", "opa_client_cert_file", "opa_client_key_file", "opa_token_file")
+    @classmethod
+    def _exists(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.exists():
+            raise ValueError(f"there is no {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> Settings:
+        if self.opa_url and self.policy:
+            raise ValueError("opa_url and policy exclude each other: an OPA server has its own policy")
+        return self
+
+
+def parse_settings(values: Mapping[str, Any]) -> Settings:
+    """Settings from the raw section; ``SettingsError`` names each wrong key with the nearest right one."""
+    try:
+        return Settings.model_validate(dict(values))
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def read_settings() -> Settings:
+    """Settings of the running Airflow: file, environment, commands and secrets, as Airflow resolves them."""
+    from airflow.configuration import conf
+
+    return parse_settings({key: str(value) for key, value in (conf.getsection(SECTION) or {}).items()})
+
+
+def _explain(problem: Any) -> str:
+    key = str(problem["loc"][0]) if problem["loc"] else ""
+    name = f"[{SECTION}] {key}".strip()
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, Settings.model_fields, n=1)
+        known = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(Settings.model_fields)}"
+        return f"{name} is not a setting: {known}"
+    return f"{name}: {problem['msg'].removeprefix('Value error, ')}"

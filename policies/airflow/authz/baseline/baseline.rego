@@ -1,0 +1,76 @@
+# METADATA
+# title: What roles allow
+# description: |
+#   Reads the role table `data.airflow.roles`: `permissions[type][action]` lists the roles of which one
+#   is enough. `type.entity` (`dag.code`) goes before `type`, and for common resources `common` before both;
+#   the action `*` stands for every other action.
+# scope: package
+# schemas:
+#   - input: schema.input
+package airflow.authz.baseline
+
+import data.airflow.authz.standing
+
+# METADATA
+# title: Whether a role allows the action on a resource
+allows(resource) if {
+	some role in enough(resource)
+	role in roles(resource)
+	not reserved(resource)
+}
+
+# METADATA
+# title: The roles that do, and where they are held
+reasons(resource) := sort({concat("", [role, place(resource)]) |
+	some role in enough(resource)
+	role in roles(resource)
+})
+
+# METADATA
+# title: Why nothing allowed it, and what would
+refusal(resource) := concat("", [asked, name(resource), ": it is assigned to others"]) if {
+	reserved(resource)
+} else := concat("", [asked, name(resource), ": that takes the role ", concat(" or ", needed), place(resource)]) if {
+	needed := enough(resource)
+} else := concat("", [asked, name(resource), ": no role allows that"])
+
+# A task that waits for certain people is answered by them, whatever roles others hold.
+reserved(resource) if {
+	resource.type == "hitl_task"
+	not input.context.user_id in input.context.assigned_users
+}
+
+roles(resource) := standing.common_roles if {
+	resource.team_id == null
+} else := standing.team_roles[resource.team_id] if {
+	true
+} else := standing.platform_roles
+
+enough(resource) := data.airflow.roles.common[resource.type][input.action] if {
+	resource.team_id == null
+} else := data.airflow.roles.permissions[concat(".", [resource.type, resource.entity])][input.action] if {
+	true
+} else := data.airflow.roles.permissions[resource.type][input.action] if {
+	true
+} else := data.airflow.roles.permissions[resource.type]["*"]
+
+asked := concat("", [input.subject.type, " ", input.subject.id, " may not ", input.action, " "])
+
+name(resource) := concat("", [resource.type, " ", resource.id, owner(resource)]) if {
+	not resource.entity
+} else := concat("", [resource.type, " ", resource.id, " (", resource.entity, ")", owner(resource)]) if {
+	true
+} else := concat("", [resource.type, " (", resource.entity, ")", owner(resource)]) if {
+	true
+} else := concat("", [resource.type, owner(resource)])
+
+owner(resource) := concat("", [" of team ", resource.team_id]) if {
+	resource.team_id != null
+} else := ""
+
+place(resource) := concat("", [" in team ", resource.team_id]) if {
+	resource.team_id != null
+} else := " on the platform" if {
+	some role in enough(resource)
+	role in data.airflow.roles.platform
+} else := ""

@@ -1,0 +1,68 @@
+# METADATA
+# title: Where the subject stands
+# description: |
+#   Teams and roles that follow from what the identity carries and from `data.airflow.directory`.
+#   Nothing here looks at the resource, so a list of resources pays for it once.
+#   Team packages may read `team_ids`, `team_roles` and `platform_roles`.
+# scope: package
+# schemas:
+#   - input: schema.input
+package airflow.authz.standing
+
+# METADATA
+# title: Teams that the subject belongs to
+# scope: document
+team_ids contains team_id if some team_id in input.subject.team_ids
+
+team_ids contains entry.team_id if {
+	some entry in entries
+	entry.team_id != null
+}
+
+# METADATA
+# title: Roles held for the platform, with every role that they include
+platform_roles := included(held_for_platform)
+
+# METADATA
+# title: Roles in each of the subject's teams, with every role that they include
+# description: "`{team_id: {role}}`; what is held for the platform counts in every team."
+team_roles := {team_id: included(held_for_platform | held_for(team_id)) | some team_id in team_ids}
+
+# METADATA
+# title: Roles that count for what is common to all teams
+# description: |
+#   Those held anywhere, but a platform role (`data.airflow.roles.platform`) only if it is held for the platform:
+#   the admin of one team is no admin of what all teams share.
+common_roles := platform_roles | (included(held_anywhere) - {role | some role in data.airflow.roles.platform})
+
+included(roles) := graph.reachable(data.airflow.roles.includes, roles)
+
+held_for_platform := {role | some role in own_roles; role in data.airflow.roles.platform} |
+	{entry.role | some entry in entries; entry.team_id == null}
+
+# An identity's own roles hold for the teams that it belongs to, unless the directory names a role
+# for the team: then that one is meant.
+held_for(team_id) := {role | team_id in own_team_ids; some role in own_roles} |
+	{entry.role | some entry in entries; entry.team_id == team_id}
+
+held_anywhere := own_roles | {entry.role | some entry in entries}
+
+# Airflow's managers write the same role as `Op`, `OP` and `op`.
+own_roles := {lower(role) | some role in input.subject.roles}
+
+own_team_ids contains team_id if some team_id in input.subject.team_ids
+
+own_team_ids contains entry.team_id if {
+	some entry in entries
+	not entry.role
+}
+
+entries contains entry if {
+	some group in input.subject.groups
+	some entry in data.airflow.directory.groups[group]
+}
+
+entries contains entry if {
+	some role in input.subject.roles
+	some entry in data.airflow.directory.roles[role]
+}
