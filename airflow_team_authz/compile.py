@@ -138,8 +138,11 @@ def _build(staged: Path, out: Path, opa: str) -> None:
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         _run(
-            [opa, "build", "--target", "wasm", "--bundle", ".", "--capabilities", str(capabilities), *entrypoints]
-            + ["--revision", digest.hexdigest()[:12], "--output", str(fresh.resolve())],
+            [
+                *(opa, "build", "--target", "wasm", "--bundle", "."),
+                *("--capabilities", str(capabilities), *entrypoints),
+                *("--revision", digest.hexdigest()[:12], "--output", str(fresh.resolve())),
+            ],
             cwd=staged,
         )
         fresh.replace(out)
@@ -159,7 +162,9 @@ def _check_ownership(staged: Path, opa: str) -> None:
                 continue
             team = parts[1]
             own = (f"data.teams.{team}", f'data.teams["{team}"]')
-            if len(parts) < 3 or not any(namespace == name or namespace.startswith((name + ".", name + "[")) for name in own):
+            if len(parts) < 3 or not any(
+                namespace == name or namespace.startswith((name + ".", name + "[")) for name in own
+            ):
                 raise CompileError(
                     f"{file.lstrip('/')} declares package {namespace.removeprefix('data.')}: "
                     f"files under teams/<id> may only declare that team's package, such as teams.{team}"

@@ -86,7 +86,7 @@ def resource(type_: str, details: Any | None, entity: DagAccessEntity | None = N
 
 
 def action(method: Any, about: Resource) -> str:
-    """The action that an HTTP method means on a resource: reading none in particular is listing, adding a run is triggering."""
+    """The action that a method means on a resource: reading none in particular is listing, adding a run is triggering."""
     name = _ACTIONS.get(str(method))
     if name is None:
         raise UnknownQuestion(f"the method {str(method)!r} is unknown")
@@ -103,7 +103,7 @@ def view(access_view: AccessView) -> Resource:
 
 
 def custom_view(method: Any, resource_name: str) -> tuple[str, Resource]:
-    """Action and resource of a plugin's or the login manager's own page; its verbs are free, FAB has ``can_read`` for one."""
+    """Action and resource of a plugin's or the login manager's own page; its verbs are free, ``can_edit`` for one."""
     return _ACTIONS.get(str(method), str(method)), Resource("custom_view", id=str(resource_name))
 
 

@@ -16,7 +16,7 @@ from airflow.models.team import Team, dag_bundle_team_association_table
 from airflow.utils.session import NEW_SESSION, provide_session
 from fastapi import HTTPException
 from msgspec import UNSET, UnsetType
-from sqlalchemy import Select, select
+from sqlalchemy import select
 
 from airflow_team_authz import questions
 from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
@@ -65,7 +65,7 @@ class TeamAuthorization(BaseAuthManager[Any]):
     ) -> bool:
         return self._may("dag", method, user, details, access_entity)
 
-    def is_authorized_backfill(self, *, method: Any, user: Any, **_: Any) -> bool:
+    def is_authorized_backfill(self, *, user: Any, **_: Any) -> bool:
         """Deprecated by Airflow, which asks about the Dag's runs instead; no backfill tells its Dag here."""
         return self._refuse(f"user {self._subject(user).id}: ask about the runs of the backfill's Dag instead")
 
@@ -129,9 +129,7 @@ class TeamAuthorization(BaseAuthManager[Any]):
     ) -> set[str]:
         return self._filter("pool", ((id_, team_name) for id_ in pool_names), user, method)
 
-    def filter_authorized_teams(
-        self, *, teams_names: set[str], user: Any, method: Any = "GET", **_: Any
-    ) -> set[str]:
+    def filter_authorized_teams(self, *, teams_names: set[str], user: Any, method: Any = "GET", **_: Any) -> set[str]:
         return self._filter("team", ((name, name) for name in teams_names), user, method)
 
     def filter_authorized_variables(
@@ -153,7 +151,9 @@ class TeamAuthorization(BaseAuthManager[Any]):
     def get_authorized_connections(
         self, *, user: Any, method: Any = "GET", session: Session = NEW_SESSION, **_: Any
     ) -> set[str]:
-        return self._filter("connection", _rows(session, select(Connection.conn_id, Connection.team_name)), user, method)
+        return self._filter(
+            "connection", _rows(session, select(Connection.conn_id, Connection.team_name)), user, method
+        )
 
     @provide_session
     def get_authorized_dag_ids(
@@ -265,8 +265,8 @@ class TeamAuthorization(BaseAuthManager[Any]):
 def build_manager() -> type[TeamAuthorization]:
     """The class that Airflow instantiates: our decisions over the configured manager's login.
 
-    A subclass rather than a wrapper: FAB's pages and Airflow's login routes test ``isinstance``. Raises ``SettingsError``
-    for a bad setting, and ``TypeError`` if a decision would stay with the login manager.
+    A subclass rather than a wrapper: FAB's pages and Airflow's login routes test ``isinstance``. Raises
+    ``SettingsError`` for a bad setting, and ``TypeError`` if a decision would stay with the login manager.
     """
     name = read_settings().authn_manager
     module, _, attribute = name.rpartition(".")
@@ -279,7 +279,7 @@ def build_manager() -> type[TeamAuthorization]:
     own: dict[str, Any] = {"__module__": "airflow_team_authz", "__doc__": TeamAuthorization.__doc__}
     if login._get_teams is BaseAuthManager._get_teams:
         # Airflow compares the login manager's teams with its own at start; this one has no teams.
-        own["_get_teams"] = lambda self: set()
+        own["_get_teams"] = lambda _: set()
     bases = (TeamAuthorization, identity_for(login), login)
     manager: type[TeamAuthorization] = type("TeamAuthManager", bases, own)
     refuse_foreign_decisions(manager)
@@ -297,7 +297,7 @@ def refuse_foreign_decisions(manager: type) -> None:
         )
 
 
-def _rows(session: Session, statement: Select[Any]) -> Iterable[tuple[str, str | None]]:
+def _rows(session: Session, statement: Any) -> Iterable[tuple[str, str | None]]:
     return ((id_, team) for id_, team in session.execute(statement))
 
 

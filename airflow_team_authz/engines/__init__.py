@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 # Above this a list is asked in parts: it bounds the memory of a question in process, and its size on the wire.
 CHUNK = 5_000
 
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)
 
 
 class Reply(NamedTuple):
@@ -118,7 +118,7 @@ class DecisionPoint:
             log.warning("decisions can be had again, from policy revision %s", reply.revision or "(unnamed)")
         return reply
 
-    def _read(self, decode: "Decode[T]", reply: Reply) -> T:
+    def _read(self, decode: Decode[T], reply: Reply) -> T:
         try:
             return decode(reply.value)
         except msgspec.DecodeError as error:

@@ -164,7 +164,9 @@ class InProcess:
             except PolicyBroken as error:
                 log.error("policy revision %s stays in force: %s", self._policy.revision, error)
             except Exception:
-                log.exception("policy revision %s stays in force: loading %s failed", self._policy.revision, self._source)
+                log.exception(
+                    "policy revision %s stays in force: loading %s failed", self._policy.revision, self._source
+                )
 
 
 def load_bundle(path: Path) -> Policy:
@@ -192,7 +194,7 @@ def load_bundle(path: Path) -> Policy:
 
 
 def _read_members(path: Path, names: tuple[str, ...]) -> list[bytes | None]:
-    """The named files of a bundle, ``None`` for what is not there. Bounded: a small archive may unpack to a huge file."""
+    """The named files of a bundle, ``None`` for what is not there. Bounded, as a small archive may unpack to a lot."""
     found: dict[str, bytes] = {}
     with tarfile.open(path, "r:gz") as archive:
         total = 0
@@ -213,9 +215,7 @@ class _Machine:
         self.policy = policy
         self._store = store = wasmtime.Store(policy.engine)
         store.set_fuel(100 * FUEL_BASE)
-        self._memory = memory = wasmtime.Memory(
-            store, wasmtime.MemoryType(wasmtime.Limits(_MIN_PAGES, _MAX_PAGES))
-        )
+        self._memory = memory = wasmtime.Memory(store, wasmtime.MemoryType(wasmtime.Limits(_MIN_PAGES, _MAX_PAGES)))
         linker = wasmtime.Linker(policy.engine)
         linker.define(store, "env", "memory", memory)
         linker.define(store, "env", "opa_abort", self._function(1, self._abort, result=False))
@@ -238,14 +238,14 @@ class _Machine:
             raise PolicyBroken("the bundle's data.json does not parse")
         self._slot = slot
         self._heap = self._call("opa_heap_ptr_get")
-        trampoline = _TRAMPOLINE.format(
-            entrypoint=slot, length=slot + 4, result=slot + 8, data=data, heap=self._heap
-        )
+        trampoline = _TRAMPOLINE.format(entrypoint=slot, length=slot + 4, result=slot + 8, data=data, heap=self._heap)
         linker = wasmtime.Linker(policy.engine)
         linker.define(store, "opa", "memory", memory)
         linker.define(store, "opa", "opa_eval", exports["opa_eval"])
         module = wasmtime.Module(policy.engine, trampoline)
-        self._evaluate = linker.instantiate(store, module).exports(store)["evaluate"]
+        evaluate = linker.instantiate(store, module).exports(store)["evaluate"]
+        assert isinstance(evaluate, wasmtime.Func)  # noqa: S101 - our own module, for the type checker
+        self._evaluate = evaluate
 
     @property
     def pages(self) -> int:
@@ -272,7 +272,9 @@ class _Machine:
         except wasmtime.Trap as trap:
             if trap.trap_code == wasmtime.TrapCode.OUT_OF_FUEL:
                 raise PolicyBroken("a rule does not come to an end: it was stopped when its fuel was used up") from None
-            raise PolicyBroken(f"the policy fails while it is evaluated: {str(trap).splitlines()[-1].strip()}") from None
+            raise PolicyBroken(
+                f"the policy fails while it is evaluated: {str(trap).splitlines()[-1].strip()}"
+            ) from None
         except (wasmtime.WasmtimeError, msgspec.DecodeError) as error:
             raise PolicyBroken(f"the policy fails while it is evaluated: {error}") from None
         if not results:
@@ -285,7 +287,10 @@ class _Machine:
         return wasmtime.Func(self._store, kind, call)  # type: ignore[arg-type]
 
     def _call(self, export: str, *arguments: int) -> int:
-        return self._exports[export](self._store, *arguments)  # type: ignore[operator, no-any-return]
+        function = self._exports[export]
+        if not isinstance(function, wasmtime.Func):
+            raise PolicyBroken(f"the compiled policy does not export {export}")
+        return int(function(self._store, *arguments) or 0)
 
     def _json(self, export: str) -> dict[str, int]:
         text: dict[str, int] = json.loads(self._text(self._call("opa_json_dump", self._call(export))))

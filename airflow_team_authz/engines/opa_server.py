@@ -21,9 +21,12 @@ import msgspec
 from airflow_team_authz.engines import Reply
 from airflow_team_authz.model import DeadlineExceeded, EngineError, Malformed, PolicyBroken, Undefined, Unreachable
 
+_QUERY = "?strict-builtin-errors=true&provenance=true"
 _MAX_HEADER = 64 * 1024
 _MAX_BODY = 64 * 1024 * 1024
 _RECEIVE = 256 * 1024
+# What one more resource of a list adds to the deadline; OPA takes about a third of it.
+_SECONDS_PER_RESOURCE = 0.0001
 
 
 class _Bundle(msgspec.Struct, frozen=True):
@@ -61,7 +64,7 @@ class _Address(NamedTuple):
     path: str
 
 
-class _Stale(Exception):
+class _StaleError(Exception):
     """A kept connection turned out to be closed before anything was answered: worth one new try."""
 
 
@@ -69,8 +72,9 @@ class OpaServer:
     """An ``Engine`` over an OPA server: one connection per thread, one retry, and only of a stale connection.
 
     ``url`` is ``unix:///path/to/socket``, ``http://host:port`` or ``https://host:port``; ``ValueError`` if it is not.
-    ``deadline_ms`` bounds the whole exchange. When it is over the connection closes, which cancels the
-    evaluation inside OPA. The token file is read at each new connection, so that it can be rotated.
+    ``deadline_ms`` bounds the whole exchange about one resource; each further one of a list adds 0.1 ms. When it is
+    over the connection closes, which cancels the evaluation inside OPA. The token file is read at each new
+    connection, so that it can be rotated.
     """
 
     def __init__(
@@ -95,8 +99,8 @@ class OpaServer:
 
     def query(self, entrypoint: str, question: bytes, size: int) -> Reply:
         """See ``Engine``. Answers only from HTTP 200 with a ``result``."""
-        until = time.monotonic() + self._deadline
-        status, body = self._exchange(entrypoint, question, until)
+        allowance = self._deadline + (size - 1) * _SECONDS_PER_RESOURCE
+        status, body = self._exchange(entrypoint, question, time.monotonic() + allowance)
         if status != 200:
             raise self._refused(status, body)
         try:
@@ -121,7 +125,7 @@ class OpaServer:
             if connection is not None and connection.pid == os.getpid():
                 try:
                     return connection.post(entrypoint, question, until)
-                except _Stale:
+                except _StaleError:
                     connection.close()
             self._local.connection = connection = self._connect(until)
             return connection.post(entrypoint, question, until)
@@ -131,7 +135,7 @@ class OpaServer:
                 f"OPA at {self._url} did not answer within {self._deadline * 1000:.0f} ms: "
                 "look at its load, or raise [team_authz] deadline_ms"
             ) from None
-        except _Stale:
+        except _StaleError:
             self._drop()
             raise Unreachable(f"OPA at {self._url} closes the connection without an answer") from None
         except OSError as error:
@@ -175,7 +179,9 @@ class OpaServer:
 
     def _refused(self, status: int, body: bytes) -> EngineError:
         if status in {401, 403}:
-            return Unreachable(f"OPA at {self._url} does not let us in (HTTP {status}): see [team_authz] opa_token_file")
+            return Unreachable(
+                f"OPA at {self._url} does not let us in (HTTP {status}): see [team_authz] opa_token_file"
+            )
         try:
             told = _decode_error(body)
         except msgspec.DecodeError:
@@ -198,9 +204,9 @@ class _Connection:
         self._used = False
 
     def post(self, entrypoint: str, question: bytes, until: float) -> tuple[int, bytes]:
-        """Status and body. ``_Stale`` if a kept connection breaks before the answer begins, ``TimeoutError`` at ``until``."""
+        """Status and body. ``_StaleError`` if a kept connection breaks before an answer, ``TimeoutError`` at ``until``."""
         head = (
-            f"POST {self._prefix}/v1/data/airflow/authz/{entrypoint}?strict-builtin-errors=true&provenance=true HTTP/1.1\r\n"
+            f"POST {self._prefix}/v1/data/airflow/authz/{entrypoint}{_QUERY} HTTP/1.1\r\n"
             f"{self._head}Content-Length: {len(question) + 10}\r\n\r\n"
         )
         kept, self._used = self._used, True
@@ -211,7 +217,7 @@ class _Connection:
             self._receive(received, until)
         except (ConnectionError, ssl.SSLError, EOFError) as error:
             if kept and not received:
-                raise _Stale from error
+                raise _StaleError from error
             raise ConnectionResetError(f"the connection broke: {error}") from error
         try:
             return self._read(received, until)

@@ -19,7 +19,7 @@ import data.airflow.authz.guardrails
 #   - input: schema.input
 default decision := {"allow": false, "reasons": ["the question lacks a part"], "layer": "default"}
 
-decision := answer(input.resource, verdicts)
+decision := answer(input.resource, speaking)
 
 # METADATA
 # title: Many questions that share subject, action and context
@@ -29,7 +29,7 @@ decision := answer(input.resource, verdicts)
 # entrypoint: true
 # schemas:
 #   - input: schema.evaluations
-decisions := [answer(resource, said[i]) | some i, resource in input.resources]
+decisions := [answer(resource, spoken[i]) | some i, resource in input.resources]
 
 # METADATA
 # title: Which of many are allowed
@@ -37,40 +37,23 @@ decisions := [answer(resource, said[i]) | some i, resource in input.resources]
 # entrypoint: true
 # schemas:
 #   - input: schema.evaluations
-allowed := [i | some i, resource in input.resources; outcomes[decisive(resource, said[i])].allow]
+allowed := [i | some i, resource in input.resources; granted(object.remove(resource, {"id"}), spoken[i])]
 
-# On its own, because what follows a `with` in the same body forgets what was computed before.
-said := [verdict |
-	some resource in input.resources
-	verdict := verdicts with input as object.union(shared, {"resource": resource})
-]
-
-shared := object.remove(input, {"resources"})
-
-# What the rules that people write say of `input.resource`. One document, so that a list pays for one `with` an
-# element; the baseline is a function of the resource instead, and keeps what it knows of the subject.
-verdicts := {
-	"platform_denies": guardrails.deny | {reason | some reason in data.airflow.site.deny},
-	"team_denies": {reason | some reason in data.teams[input.resource.team_id].deny},
-	"platform_allows": {reason | some reason in data.airflow.site.allow},
-	"team_allows": {reason | some reason in data.teams[input.resource.team_id].allow},
-}
-
-answer(resource, verdict) := object.union(outcomes[step], {"reasons": reasons(step, resource, verdict)}) if {
-	step := decisive(resource, verdict)
+answer(resource, steps) := object.union(outcomes[step], {"reasons": reasons(step, resource)}) if {
+	step := decisive(resource, steps)
 }
 
 # The first that has something to say decides.
-decisive(resource, verdict) := "platform_denies" if {
-	count(verdict.platform_denies) > 0
+decisive(resource, steps) := "platform_denies" if {
+	"platform_denies" in steps
 } else := "team_denies" if {
-	count(verdict.team_denies) > 0
+	"team_denies" in steps
 } else := "baseline_allows" if {
 	baseline.allows(resource)
 } else := "platform_allows" if {
-	count(verdict.platform_allows) > 0
+	"platform_allows" in steps
 } else := "team_allows" if {
-	count(verdict.team_allows) > 0
+	"team_allows" in steps
 } else := "nothing_allows"
 
 outcomes := {
@@ -82,10 +65,60 @@ outcomes := {
 	"nothing_allows": {"allow": false, "layer": "default"},
 }
 
+# Which of the rules that people write have something to say of `input.resource`.
+speaking contains "platform_denies" if some _ in guardrails.deny
+
+speaking contains "platform_denies" if some _ in data.airflow.site.deny
+
+speaking contains "team_denies" if some _ in data.teams[input.resource.team_id].deny
+
+speaking contains "platform_allows" if some _ in data.airflow.site.allow
+
+speaking contains "team_allows" if some _ in data.teams[input.resource.team_id].allow
+
+# `speaking` for each of many. Apart from what uses it, because what follows a `with` in the same body forgets what was
+# computed before, and with a local `shared`, because a rule of that name would be computed again under each `with`.
+spoken := steps if {
+	shared := object.remove(input, {"resource", "resources"})
+	steps := [said |
+		some resource in input.resources
+		said := speaking with input as object.union(shared, {"resource": resource})
+	]
+}
+
+granted(kind, steps) if {
+	count(steps) == 0
+	kind in open_kinds
+}
+
+granted(kind, steps) if {
+	count(steps) > 0
+	outcomes[decisive(kind, steps)].allow
+}
+
+# The role table looks at a resource's kind, not at its id, and a list holds few kinds.
+open_kinds := {kind |
+	some kind in {object.remove(resource, {"id"}) | some resource in input.resources}
+	baseline.allows(kind)
+}
+
+reasons(step, resource) := baseline.reasons(resource) if {
+	step == "baseline_allows"
+} else := [baseline.refusal(resource)] if {
+	step == "nothing_allows"
+} else := said if {
+	question := object.union(object.remove(input, {"resource", "resources"}), {"resource": resource})
+	said := because[step] with input as question
+}
+
+because["platform_denies"] := texts({r | some r in guardrails.deny} | {r | some r in data.airflow.site.deny})
+
+because["team_denies"] := texts({reason | some reason in data.teams[input.resource.team_id].deny})
+
+because["platform_allows"] := texts({reason | some reason in data.airflow.site.allow})
+
+because["team_allows"] := texts({reason | some reason in data.teams[input.resource.team_id].allow})
+
 # Sorted, because sets have no order of their own and the two engines must say the same; as text,
 # because a rule may have put anything into its set, and one such rule must not spoil a list.
-reasons(step, resource, verdict) := sort({$"{reason}" | some reason in verdict[step]}) if {
-	verdict[step]
-} else := baseline.reasons(resource) if {
-	step == "baseline_allows"
-} else := [baseline.refusal(resource)]
+texts(reasons) := sort({$"{reason}" | some reason in reasons})
