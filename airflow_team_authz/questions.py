@@ -49,7 +49,7 @@ KINDS = {
 
 _ACTIONS = {"GET": "read", "POST": "create", "PUT": "update", "DELETE": "delete", "MENU": "menu"}
 
-# Written out, so that an entity which a coming Airflow adds is unknown here, and denied, until somebody decides about it.
+# Written out, so that what a coming Airflow adds is unknown here, and denied, until somebody decides about it.
 _ENTITIES = {
     "AUDIT_LOG", "CODE", "DEPENDENCIES", "HITL_DETAIL", "RUN", "TASK", "TASK_INSTANCE", "TASK_LOGS", "VERSION",
     "WARNING", "XCOM",
@@ -86,7 +86,7 @@ def resource(type_: str, details: Any | None, entity: DagAccessEntity | None = N
 
 
 def action(method: Any, about: Resource) -> str:
-    """The action that a method means on a resource: reading none in particular is listing, adding a run is triggering."""
+    """The action that a method means: reading no resource in particular is listing, adding a run is triggering."""
     name = _ACTIONS.get(str(method))
     if name is None:
         raise UnknownQuestion(f"the method {str(method)!r} is unknown")

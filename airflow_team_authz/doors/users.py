@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from importlib import import_module
@@ -19,6 +20,7 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy import select
 
 from airflow_team_authz import questions
+from airflow_team_authz.doors.bodies import TeamChanges, team_change
 from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.choice import open_engine
@@ -33,10 +35,15 @@ log = logging.getLogger(__name__)
 
 # Decision methods of Airflow that only call others, which are ours, or decide nothing.
 REVIEWED = {"get_authorized_menu_items"}
+_OWNERS: dict[str, Any] = {
+    "connection": Connection.get_team_name,
+    "pool": Pool.get_team_name,
+    "variable": Variable.get_team_name,
+}
 _DECISION_PREFIXES = ("is_authorized", "get_authorized", "filter_authorized", "batch_is_authorized")
 
 
-class TeamAuthorization(BaseAuthManager[Any]):
+class TeamAuthorization(Identity, BaseAuthManager[Any]):
     """The decision methods of ``BaseAuthManager``, each phrased as a question to the policy.
 
     ``**_`` in every signature takes what coming Airflow versions add. A failing engine is an
@@ -49,8 +56,8 @@ class TeamAuthorization(BaseAuthManager[Any]):
         log.info("decisions are made by %s", self._policy)
 
     def get_fastapi_middlewares(self) -> list[Any]:
-        """Those of the login manager, and the one that tells people why they were refused."""
-        return [*super().get_fastapi_middlewares(), (RefusalReasons, {})]
+        """Those of the login manager; one that tells people why they were refused, one that sees where resources go."""
+        return [*super().get_fastapi_middlewares(), (RefusalReasons, {}), (TeamChanges, {})]
 
     # One resource
 
@@ -67,7 +74,7 @@ class TeamAuthorization(BaseAuthManager[Any]):
 
     def is_authorized_backfill(self, *, user: Any, **_: Any) -> bool:
         """Deprecated by Airflow, which asks about the Dag's runs instead; no backfill tells its Dag here."""
-        return self._refuse(f"user {self._subject(user).id}: ask about the runs of the backfill's Dag instead")
+        return self._refuse(f"user {self.subject(user).id}: ask about the runs of the backfill's Dag instead")
 
     def is_authorized_asset(self, *, method: Any, user: Any, details: Any = None, **_: Any) -> bool:
         return self._may("asset", method, user, details)
@@ -204,14 +211,6 @@ class TeamAuthorization(BaseAuthManager[Any]):
     def _policy(self) -> DecisionPoint:
         return DecisionPoint(open_engine(read_settings()))
 
-    def _subject(self, user: Any) -> Any:
-        return self._identity.subject(user)
-
-    @property
-    def _identity(self) -> Identity:
-        assert isinstance(self, Identity)  # build_manager sees to it
-        return self
-
     def _may(self, type_: str, method: Any, user: Any, details: Any, entity: Any = None) -> bool:
         return self._may_all(type_, [{"method": method, "details": details, "access_entity": entity}], user)
 
@@ -224,10 +223,12 @@ class TeamAuthorization(BaseAuthManager[Any]):
                 by_action.setdefault(questions.action(request["method"], resource), []).append(resource)
         except questions.UnknownQuestion as unknown:
             return self._refuse(str(unknown))
-        return all(self._decide(user, action, resources) for action, resources in by_action.items())
+        return all(
+            self._decide(user, action, _with_destinations(action, resources)) for action, resources in by_action.items()
+        )
 
     def _decide(self, user: Any, action: str, resources: list[Resource], context: Context | UnsetType = UNSET) -> bool:
-        question = Evaluations(self._subject(user), action, resources, context)
+        question = Evaluations(self.subject(user), action, resources, context)
         try:
             decisions, revision = self._policy.decide(question)
         except EngineError as error:
@@ -251,7 +252,7 @@ class TeamAuthorization(BaseAuthManager[Any]):
 
     def _allowed(self, user: Any, action: str, resources: list[Resource]) -> list[Resource]:
         try:
-            return self._policy.allowed(Evaluations(self._subject(user), action, resources)) if resources else []
+            return self._policy.allowed(Evaluations(self.subject(user), action, resources)) if resources else []
         except EngineError as error:
             raise _no_decision(error) from None
 
@@ -295,6 +296,35 @@ def refuse_foreign_decisions(manager: type) -> None:
             f"{', '.join(foreign)} of {manager.__mro__[3].__name__} would decide without the policy: "
             "this version of airflow-team-authz does not know it, so it does not start"
         )
+
+
+def _with_destinations(action: str, resources: list[Resource]) -> list[Resource]:
+    """The resources, with the teams that they really go to where Airflow does not tell (see ``doors.bodies``)."""
+    change = team_change()
+    if action == "update" and change.keeps_team:
+        return [resource if resource.team_id else _where_it_is(resource) for resource in resources]
+    if action == "update" and change.to_common:
+        return resources + [
+            Resource(resource.type, None, resource.id) for resource in resources if resource.id in change.to_common
+        ]
+    if action == "create":
+        # In bulk, Airflow asks about what is to be created for a team as if it were common as well, once for each.
+        placed = Counter(resource.id for resource in resources if resource.team_id is not None)
+        asked = [resource for resource in resources if resource.team_id is not None]
+        for resource in resources:
+            if resource.team_id is None and placed[resource.id] > 0:
+                placed[resource.id] -= 1
+            elif resource.team_id is None:
+                asked.append(resource)
+        return asked
+    return resources
+
+
+def _where_it_is(resource: Resource) -> Resource:
+    owner = _OWNERS.get(resource.type)
+    if owner is None or resource.id is UNSET:
+        return resource
+    return Resource(resource.type, owner(resource.id), resource.id, resource.entity)
 
 
 def _rows(session: Session, statement: Any) -> Iterable[tuple[str, str | None]]:

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 # Above this a list is asked in parts: it bounds the memory of a question in process, and its size on the wire.
 CHUNK = 5_000
 
-T = TypeVar("T", covariant=True)
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Reply(NamedTuple):
@@ -118,7 +118,7 @@ class DecisionPoint:
             log.warning("decisions can be had again, from policy revision %s", reply.revision or "(unnamed)")
         return reply
 
-    def _read(self, decode: Decode[T], reply: Reply) -> T:
+    def _read(self, decode: Decode[T_co], reply: Reply) -> T_co:
         try:
             return decode(reply.value)
         except msgspec.DecodeError as error:
@@ -136,10 +136,10 @@ class DecisionPoint:
         self._engine.close()
 
 
-class Decode(Protocol[T]):
+class Decode(Protocol[T_co]):
     """A decoder of an engine's value."""
 
-    def __call__(self, value: bytes | msgspec.Raw, /) -> T: ...
+    def __call__(self, value: bytes | msgspec.Raw, /) -> T_co: ...
 
 
 def _chunks(question: Evaluations) -> Iterator[Evaluations]:

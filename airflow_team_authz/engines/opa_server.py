@@ -34,6 +34,7 @@ class _Bundle(msgspec.Struct, frozen=True):
 
 
 class _Provenance(msgspec.Struct, frozen=True):
+    version: str = ""
     revision: str = ""
     bundles: dict[str, _Bundle] = {}
 
@@ -204,7 +205,7 @@ class _Connection:
         self._used = False
 
     def post(self, entrypoint: str, question: bytes, until: float) -> tuple[int, bytes]:
-        """Status and body. ``_StaleError`` if a kept connection breaks before an answer, ``TimeoutError`` at ``until``."""
+        """Status and body. ``_StaleError`` if a kept connection breaks unanswered, ``TimeoutError`` at ``until``."""
         head = (
             f"POST {self._prefix}/v1/data/airflow/authz/{entrypoint}{_QUERY} HTTP/1.1\r\n"
             f"{self._head}Content-Length: {len(question) + 10}\r\n\r\n"

@@ -11,7 +11,7 @@ from airflow_team_authz.model import Subject
 
 
 class Identity:
-    """Reads what a login manager's user object offers. Also a base of the built manager: subclasses may hook into login.
+    """Reads what a login manager's user object offers. A base of the built manager, so subclasses may hook into login.
 
     This one knows Airflow's ``SimpleAuthManagerUser``, and any class that names things as it does.
     """

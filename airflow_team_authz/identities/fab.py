@@ -14,8 +14,9 @@ from airflow_team_authz.model import Subject
 class FabIdentity(Identity):
     """Adds the groups to what FAB loads of a user, and the roles that follow from them.
 
-    FAB loads ``user.roles`` with the user and keeps it for ``[fab] cache_ttl`` seconds; ``user.groups`` is not loaded and
-    raises ``DetachedInstanceError`` later. So groups are read once, when FAB itself reads the user, and kept with it.
+    FAB loads ``user.roles`` with the user and keeps it for ``[fab] cache_ttl`` seconds; ``user.groups`` is not loaded
+    and raises ``DetachedInstanceError`` later. So groups are read once, when FAB itself reads the user, and kept with
+    it.
     """
 
     def deserialize_user(self, token: dict[str, Any]) -> Any:
