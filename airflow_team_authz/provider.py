@@ -16,6 +16,7 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Authorization for teams, decided by Rego policies in Open Policy Agent.",
         "versions": [__version__],
         "auth-managers": ["airflow_team_authz.TeamAuthManager"],
+        "cli": ["airflow_team_authz.provider.get_cli_commands"],
         "config": {
             SECTION: {
                 "description": "Team authorization by Open Policy Agent.",
@@ -32,3 +33,8 @@ def get_provider_info() -> dict[str, Any]:
             }
         },
     }
+
+
+def get_cli_commands() -> list[Any]:
+    """No commands under ``airflow``; saying so keeps Airflow from building the auth manager for every command."""
+    return []

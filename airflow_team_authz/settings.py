@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -97,7 +98,37 @@ def read_settings() -> Settings:
     """Settings of the running Airflow: file, environment, commands and secrets, as Airflow resolves them."""
     from airflow.configuration import conf
 
-    return parse_settings({key: str(value) for key, value in (conf.getsection(SECTION) or {}).items()})
+    # `getsection` knows nothing of the environment as long as nobody has declared the section.
+    prefix = f"AIRFLOW__{SECTION.upper()}__"
+    from_environment = {
+        name.removeprefix(prefix).removesuffix("_CMD").removesuffix("_SECRET").lower()
+        for name in os.environ
+        if name.startswith(prefix)
+    }
+    keys = from_environment | (conf.getsection(SECTION) or {}).keys()
+    return parse_settings({key: conf.get(SECTION, key, fallback="") for key in sorted(keys)})
+
+
+class Installation(NamedTuple):
+    """What of Airflow's own configuration makes ours count, and where each of our settings that is set comes from."""
+
+    auth_manager: str
+    multi_team: bool
+    sources: dict[str, str]
+
+
+def read_installation() -> Installation:
+    """See ``Installation``; values are left out, so that it can be shown to anybody."""
+    from airflow.configuration import conf
+
+    # What commands and secret back ends say is not needed to know where it comes from.
+    told = conf.as_dict(display_source=True, display_sensitive=True, include_cmds=False, include_secret=False)
+    sources = {key: said[1] for key, said in (told.get(SECTION) or {}).items() if isinstance(said, tuple) and said[0]}
+    return Installation(
+        conf.get("core", "auth_manager"),
+        conf.getboolean("core", "multi_team", fallback=False),
+        {key: source for key, source in sources.items() if source != "default"},
+    )
 
 
 def _explain(problem: Any) -> str:
