@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from airflow_team_authz.engines.outages import Outages
 from airflow_team_authz.model import Decision, EngineError, Evaluations, Malformed, PolicyBroken, Resource
-
-log = logging.getLogger(__name__)
 
 # Above this a list is asked in parts: it bounds the memory of a question in process, and its size on the wire.
 CHUNK = 5_000
 
-T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+Value = bytes | msgspec.Raw
 
 
 class Reply(NamedTuple):
     """What an engine says: the JSON of the entrypoint's value, and the revision of the policy that said it."""
 
-    value: bytes | msgspec.Raw
+    value: Value
     revision: str
 
 
@@ -55,21 +54,15 @@ class DecisionPoint:
         # strict: a bool is a bool. "yes", 1 and null are no decisions.
         self._decode_decisions = msgspec.json.Decoder(list[Decision], strict=True).decode
         self._decode_indices = msgspec.json.Decoder(list[int], strict=True).decode
-        self._failing = False
+        self._outages = Outages()
 
     def decide(self, question: Evaluations) -> Answer:
         """Decision and reasons for each resource. All or an ``EngineError``, never a part."""
         decisions: list[Decision] = []
         revision = ""
         for part in _chunks(question):
-            reply = self._query("decisions", part)
-            answered = self._read(self._decode_decisions, reply)
-            if len(answered) != len(part.resources):
-                raise self._fail(
-                    Malformed(f"asked about {len(part.resources)} resources, the engine answered about {len(answered)}")
-                )
+            answered, revision = self._ask("decisions", self._read_decisions, part)
             decisions += answered
-            revision = reply.revision
         return Answer(decisions, revision)
 
     def allowed(self, question: Evaluations) -> list[Resource]:
@@ -92,54 +85,52 @@ class DecisionPoint:
             broken = error
         allowed: set[Resource] = set()
         failed = 0
-        for team_id, resources in by_team.items():
+        for resources in by_team.values():
             try:
                 allowed.update(self._ask_allowed(msgspec.structs.replace(question, resources=resources)))
-            except PolicyBroken as error:
+            except PolicyBroken:
                 failed += 1
-                log.error("left what team %s owns out of a list, because its policy fails: %s", team_id, error)
         if failed == len(by_team):
             raise broken
         return [resource for resource in question.resources if resource in allowed]
 
     def _ask_allowed(self, question: Evaluations) -> list[Resource]:
-        indices = self._read(self._decode_indices, self._query("allowed", question))
-        if any(not 0 <= index < len(question.resources) for index in indices) or len(set(indices)) != len(indices):
-            raise self._fail(Malformed("the engine allows resources that it was not asked about"))
-        return [question.resources[index] for index in indices]
+        return self._ask("allowed", self._read_allowed, question)[0]
 
-    def _query(self, entrypoint: str, question: Evaluations) -> Reply:
+    def _ask(self, entrypoint: str, read: Callable[[Value, Evaluations], T], question: Evaluations) -> tuple[T, str]:
         try:
             reply = self._engine.query(entrypoint, self._encode(question), len(question.resources))
+            answer = read(reply.value, question)
         except EngineError as error:
-            raise self._fail(error) from None
-        if self._failing:
-            self._failing = False
-            log.warning("decisions can be had again, from policy revision %s", reply.revision or "(unnamed)")
-        return reply
-
-    def _read(self, decode: Decode[T_co], reply: Reply) -> T_co:
-        try:
-            return decode(reply.value)
+            self._outages.failed(error, _owners(question))
+            raise
         except msgspec.DecodeError as error:
-            raise self._fail(Malformed(f"the engine's answer is not of the agreed form: {error}")) from None
+            malformed = Malformed(f"the engine's answer is not of the agreed form: {error}")
+            self._outages.failed(malformed, _owners(question))
+            raise malformed from None
+        if self._outages:
+            self._outages.answered(_owners(question))
+        return answer, reply.revision
 
-    def _fail(self, error: EngineError) -> EngineError:
-        """Log a change of state, not every request."""
-        if not self._failing:
-            self._failing = True
-            log.error("no decision can be had (%s), requests are answered 503: %s", type(error).__name__, error)
-        return error
+    def _read_decisions(self, value: Value, question: Evaluations) -> list[Decision]:
+        decisions = self._decode_decisions(value)
+        if len(decisions) != len(question.resources):
+            raise Malformed(f"the engine answered {len(decisions)} of {len(question.resources)} questions")
+        return decisions
+
+    def _read_allowed(self, value: Value, question: Evaluations) -> list[Resource]:
+        indices = self._decode_indices(value)
+        if any(not 0 <= index < len(question.resources) for index in indices) or len(set(indices)) != len(indices):
+            raise Malformed("the engine allows resources that it was not asked about")
+        return [question.resources[index] for index in indices]
 
     def close(self) -> None:
         """Close the engine."""
         self._engine.close()
 
 
-class Decode(Protocol[T_co]):
-    """A decoder of an engine's value."""
-
-    def __call__(self, value: bytes | msgspec.Raw, /) -> T_co: ...
+def _owners(question: Evaluations) -> set[str | None]:
+    return {resource.team_id for resource in question.resources}
 
 
 def _chunks(question: Evaluations) -> Iterator[Evaluations]:

@@ -101,13 +101,7 @@ class OpaServer:
     def query(self, entrypoint: str, question: bytes, size: int) -> Reply:
         """See ``Engine``. Answers only from HTTP 200 with a ``result``."""
         allowance = self._deadline + (size - 1) * _SECONDS_PER_RESOURCE
-        status, body = self._exchange(entrypoint, question, time.monotonic() + allowance)
-        if status != 200:
-            raise self._refused(status, body)
-        try:
-            answer = _decode_body(body)
-        except msgspec.DecodeError as error:
-            raise Malformed(f"what answers at {self._url} does not speak OPA's Data API: {error}") from None
+        answer = self._ask(entrypoint, question, allowance)
         if answer.result is msgspec.UNSET:
             raise Undefined(
                 f"OPA at {self._url} has no data.airflow.authz.{entrypoint}: "
@@ -115,9 +109,22 @@ class OpaServer:
             )
         return Reply(answer.result, _revision(answer.provenance))
 
+    def version(self) -> str:
+        """Version of the OPA that answers, even if no policy is loaded there; empty if it does not tell."""
+        return self._ask("decisions", b'{"resources":[]}', self._deadline).provenance.version
+
     def close(self) -> None:
         """Close the connection of this thread; those of others close with their threads."""
         self._drop()
+
+    def _ask(self, entrypoint: str, question: bytes, allowance: float) -> _Body:
+        status, body = self._exchange(entrypoint, question, time.monotonic() + allowance)
+        if status != 200:
+            raise self._refused(status, body)
+        try:
+            return _decode_body(body)
+        except msgspec.DecodeError as error:
+            raise Malformed(f"what answers at {self._url} does not speak OPA's Data API: {error}") from None
 
     def _exchange(self, entrypoint: str, question: bytes, until: float) -> tuple[int, bytes]:
         connection: _Connection | None = getattr(self._local, "connection", None)

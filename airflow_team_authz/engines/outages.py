@@ -1,0 +1,46 @@
+"""What fails at the moment, so that the log tells changes of state and not requests."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+
+from airflow_team_authz.model import EngineError, PolicyBroken
+
+log = logging.getLogger(__name__)
+
+_ENGINE = "the engine"
+
+
+class Outages:
+    """Remembers what fails: a team's rules each on their own, everything else together."""
+
+    def __init__(self) -> None:
+        self._failing: set[str] = set()
+
+    def failed(self, error: EngineError, team_ids: Collection[str | None]) -> None:
+        """Note a failed question about what these teams own; logged if it is news.
+
+        A policy that breaks in a question about several teams is not noted: whose rules do is asked next.
+        """
+        if isinstance(error, PolicyBroken) and len(team_ids) > 1:
+            return
+        what = _part(next(iter(team_ids))) if isinstance(error, PolicyBroken) and team_ids else _ENGINE
+        if what not in self._failing:
+            self._failing.add(what)
+            log.error("no decision can be had from %s (%s): %s", what, type(error).__name__, error)
+
+    def answered(self, team_ids: Collection[str | None]) -> None:
+        """Note an answered question about what these teams own; logged if something failed before."""
+        for what in self._failing & {_ENGINE, *map(_part, team_ids)}:
+            self._failing.discard(what)
+            log.warning("decisions can be had again from %s", what)
+
+    def __bool__(self) -> bool:
+        return bool(self._failing)
+
+
+def _part(team_id: str | None) -> str:
+    return (
+        "the policy for what is common to all teams" if team_id is None else f"the policy for what team {team_id} owns"
+    )
