@@ -76,7 +76,8 @@ class Settings(BaseModel):
     @classmethod
     def _exists(cls, value: Path | None) -> Path | None:
         if value is not None and not value.exists():
-            raise ValueError(f"there is no {value}")
+            # Not the value: who has put a token instead of its file there must not find it in a log.
+            raise ValueError("there is no such file")
         return value
 
     @model_validator(mode="after")
@@ -127,7 +128,7 @@ def read_installation() -> Installation:
     return Installation(
         conf.get("core", "auth_manager"),
         conf.getboolean("core", "multi_team", fallback=False),
-        {key: source for key, source in sources.items() if source != "default"},
+        {key: source for key, source in sources.items() if "default" not in source},
     )
 
 

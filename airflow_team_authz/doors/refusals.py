@@ -41,13 +41,21 @@ class RefusalReasons:
                 held.append(message)
                 return
             if held and message["type"] == "http.response.body":
-                start = held.pop()
-                if refusals and message.get("body") == _SAID_BY_AIRFLOW and not message.get("more_body"):
+                held.append(message)
+                body = b"".join(part.get("body", b"") for part in held[1:])
+                # Airflow's own middlewares send a body on in pieces, an empty one at the end.
+                if message.get("more_body") and _SAID_BY_AIRFLOW.startswith(body):
+                    return
+                start, *parts = held
+                held.clear()
+                if refusals and body == _SAID_BY_AIRFLOW and not message.get("more_body"):
                     body = json.dumps({"detail": f"Forbidden: {'; '.join(refusals)}"}).encode()
                     headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
                     start = {**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
-                    message = {**message, "body": body}
-                await send(start)
+                    parts = [{"type": "http.response.body", "body": body}]
+                for part in (start, *parts):
+                    await send(part)
+                return
             await send(message)
 
         try:

@@ -8,6 +8,7 @@ https://www.openpolicyagent.org/docs/rest-api#get-a-document-with-input
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import threading
@@ -159,25 +160,37 @@ class OpaServer:
 
     def _connect(self, until: float) -> _Connection:
         address = self._address
-        if address.scheme == "unix":
-            plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        head = f"Host: {address.host or 'localhost'}\r\nContent-Type: application/json\r\n{self._authorization()}"
+        unix = address.scheme == "unix"
+        plain = (
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            if unix
+            else socket.create_connection((address.host, address.port), timeout=_remaining(until))
+        )
+        try:
             plain.settimeout(_remaining(until))
-            try:
+            if unix:
                 plain.connect(address.path)
-            except BaseException:
-                plain.close()
-                raise
-        else:
-            plain = socket.create_connection((address.host, address.port), timeout=_remaining(until))
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._tls is not None:
-            plain.settimeout(_remaining(until))
-            plain = self._tls.wrap_socket(plain, server_hostname=address.host)
-        host = address.host or "localhost"
-        head = f"Host: {host}\r\nContent-Type: application/json\r\n"
-        if self._token_file is not None:
-            head += f"Authorization: Bearer {self._token_file.read_text().strip()}\r\n"
+            else:
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                plain = self._tls.wrap_socket(plain, server_hostname=address.host)
+        except BaseException:
+            plain.close()
+            raise
         return _Connection(plain, head, address.path if address.scheme != "unix" else "")
+
+    def _authorization(self) -> str:
+        """The header line of the token, empty without one."""
+        if self._token_file is None:
+            return ""
+        token = self._token_file.read_bytes().strip()
+        # Whatever else is in the file would be sent as well: a line break in it even as a header of its own.
+        if re.fullmatch(rb"[!-~]+", token) is None:
+            raise Unreachable(
+                f"{self._token_file} ([team_authz] opa_token_file) holds no token: one word of plain ASCII"
+            )
+        return f"Authorization: Bearer {token.decode()}\r\n"
 
     def _drop(self) -> None:
         connection: _Connection | None = getattr(self._local, "connection", None)
@@ -302,6 +315,7 @@ def parse_url(url: str) -> _Address:
     parts = urlsplit(url)
     if parts.scheme == "unix" and parts.path and not parts.netloc:
         return _Address("unix", "", 0, unquote(parts.path))
-    if parts.scheme in {"http", "https"} and parts.hostname and not parts.username:
+    # Credentials and a query would be left out, and shown in messages: they belong into a token file.
+    if parts.scheme in {"http", "https"} and parts.hostname and not (parts.username or parts.query or parts.fragment):
         return _Address(parts.scheme, parts.hostname, parts.port or 8181, parts.path.rstrip("/"))
     raise ValueError("opa_url is unix:///path/to/socket, http://host:port or https://host:port")

@@ -1,0 +1,52 @@
+"""The ``team-authz`` command. One file per command; Airflow is imported only where its configuration is needed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from airflow_team_authz.cli import decide, doctor, init
+from airflow_team_authz.cli.console import UserError, complain
+
+CANNOT = 2
+
+
+class _Group(TyperGroup):
+    """Turns what a person can put right into one sentence instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """See the base class."""
+        from airflow_team_authz.compile import CompileError
+        from airflow_team_authz.model import EngineError
+
+        try:
+            return super().invoke(ctx)
+        except (UserError, EngineError, CompileError) as error:
+            complain(str(error))
+            raise typer.Exit(CANNOT) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Authorization for teams in Airflow: ask for decisions, check an installation, start a policy directory.",
+)
+app.command("decide")(decide.decide)
+app.command("doctor")(doctor.doctor)
+app.command("init")(init.init)
+
+
+def main() -> None:
+    """Entry point of ``team-authz``. Exit code 2 means that the command could not do what it was asked."""
+    # What goes wrong is told in one sentence; the package's log says the same for a server's administrator.
+    log = logging.getLogger("airflow_team_authz")
+    log.addHandler(logging.NullHandler())
+    log.propagate = False
+    app(prog_name="team-authz")

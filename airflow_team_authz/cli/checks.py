@@ -1,0 +1,21 @@
+"""What ``team-authz doctor`` finds out, one entry a check."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. ``help`` says what to do about it; ``microseconds`` is the time of a decision."""
+
+    check: str
+    ok: bool
+    detail: str
+    help: str = ""
+    microseconds: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry as ``--output json`` prints it."""
+        return asdict(self)

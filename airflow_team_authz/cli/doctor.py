@@ -1,0 +1,183 @@
+"""``team-authz doctor``: does an installation decide, and does it decide what it should?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from airflow_team_authz.cli.checks import Check
+from airflow_team_authz.cli.console import Output, OutputOption, UserError, one_line, print_columns, print_json
+from airflow_team_authz.cli.engine import (
+    BadSettingsError,
+    PolicyOption,
+    UrlOption,
+    configured_engine,
+    named_engine,
+    opened,
+)
+from airflow_team_authz.cli.words import resource_words
+
+if TYPE_CHECKING:
+    from airflow_team_authz.engines import DecisionPoint, Engine
+    from airflow_team_authz.engines.choice import EngineSettings
+    from airflow_team_authz.model import Evaluations
+
+WRONG = 1
+MANAGER = "airflow_team_authz.TeamAuthManager"
+_NAME = "team-authz-doctor"
+
+
+def doctor(
+    policy: PolicyOption = None,
+    opa_url: UrlOption = None,
+    role: Annotated[
+        str, typer.Option(help="The role of your platform's admins, if the role table calls it otherwise.")
+    ] = "admin",
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Check settings, engine and policy, and ask for one decision about each type of resource.
+
+    Exit code 0: all is well. 1: something is wrong. 2: the checks could not be made.
+    """
+    found = list(examine(policy, opa_url, role))
+    if output is Output.JSON:
+        print_json([check.as_json() for check in found])
+    else:
+        _print(found)
+    if not all(check.ok for check in found):
+        raise typer.Exit(WRONG)
+
+
+def examine(policy: Path | None, opa_url: str | None, role: str) -> Iterator[Check]:
+    """All checks, in an order in which a failure explains those after it."""
+    settings: EngineSettings | None = named_engine(policy, opa_url)
+    if settings is not None:
+        yield Check("settings", True, "the command line names the engine, Airflow's configuration is not read")
+    else:
+        try:
+            settings = configured_engine()
+        except BadSettingsError as error:
+            yield Check("settings", False, str(error), "correct it in airflow.cfg or in the environment")
+        yield from _airflow_checks(readable=settings is not None)
+    if settings is not None:
+        yield from _engine_checks(settings, role)
+
+
+def _airflow_checks(readable: bool) -> Iterator[Check]:
+    from airflow_team_authz.settings import read_installation
+
+    airflow = read_installation()
+    if readable:
+        told = ", ".join(f"{name} ({source})" for name, source in sorted(airflow.sources.items()))
+        yield Check("settings", True, f"[team_authz] sets {told}" if told else "[team_authz] sets nothing: defaults")
+    yield Check(
+        "auth manager",
+        airflow.auth_manager == MANAGER,
+        f"[core] auth_manager is {airflow.auth_manager}",
+        "" if airflow.auth_manager == MANAGER else f"set [core] auth_manager = {MANAGER}, or nothing here is asked",
+    )
+    yield Check(
+        "multi team",
+        airflow.multi_team,
+        f"[core] multi_team is {'on' if airflow.multi_team else 'off'}",
+        "" if airflow.multi_team else "set [core] multi_team = True, or Airflow knows no teams",
+    )
+
+
+def _engine_checks(settings: EngineSettings, role: str) -> Iterator[Check]:
+    from airflow_team_authz.model import EngineError
+
+    if settings.policy is not None and settings.policy.is_dir():
+        from airflow_team_authz.cli.directory import directory_checks
+
+        yield from directory_checks(settings.policy)
+    try:
+        with opened(settings) as engine:
+            yield Check("engine", True, _where(settings))
+            yield from _server_checks(settings, engine)
+            yield from _decision_checks(engine, role)
+    except (EngineError, UserError) as error:
+        yield Check("engine", False, str(error))
+
+
+def _where(settings: EngineSettings) -> str:
+    if settings.opa_url:
+        return f"the OPA server at {settings.opa_url}, {settings.deadline_ms} ms for a question"
+    return f"in this process, {settings.policy or 'the packaged baseline'}"
+
+
+def _server_checks(settings: EngineSettings, engine: Engine) -> Iterator[Check]:
+    from airflow_team_authz.engines.opa_server import OpaServer
+
+    if isinstance(engine, OpaServer):
+        from airflow_team_authz.cli.opa_admin import server_checks
+
+        yield from server_checks(settings, engine)
+
+
+def _decision_checks(engine: Engine, role: str) -> Iterator[Check]:
+    from airflow_team_authz.engines import DecisionPoint
+    from airflow_team_authz.model import EngineError
+
+    point = DecisionPoint(engine)
+    questions = {type_: _question(type_, role) for type_ in resource_words("type")}
+    try:
+        # Also the first one, which pays for what the others find ready.
+        revision = point.decide(next(iter(questions.values()))).revision
+    except EngineError as error:
+        yield Check("policy", False, str(error))
+        return
+    yield Check("policy", True, f"revision {revision or 'unnamed'}", "" if revision else _NAME_IT)
+    for type_, question in questions.items():
+        yield _decide(point, type_, question)
+
+
+_NAME_IT = "build the bundle with --revision, so that logs say which policy has decided"
+
+
+def _decide(point: DecisionPoint, type_: str, question: Evaluations) -> Check:
+    from airflow_team_authz.model import EngineError
+
+    name = f"decision {type_}"
+    start = time.perf_counter_ns()
+    try:
+        (decision,), _ = point.decide(question)
+    except EngineError as error:
+        return Check(name, False, str(error))
+    took = round((time.perf_counter_ns() - start) / 1000)
+    reasons = one_line("; ".join(decision.reasons))
+    if decision.allow:
+        return Check(name, True, f"{question.action} is allowed: {reasons}", microseconds=took)
+    return Check(name, False, f"{question.action} is denied: {reasons}", _DENIED.format(type_), took)
+
+
+_DENIED = (
+    "a platform admin should be allowed this: see {!r} in airflow/roles/data.json and airflow/site, "
+    "or name your platform's admin role by --role"
+)
+
+
+def _question(type_: str, role: str) -> Evaluations:
+    """What a platform admin can be expected to do with a resource of this type."""
+    from airflow_team_authz.model import Context, Evaluations, Resource, Subject
+
+    subject = Subject("user", _NAME, roles=(role,))
+    if type_ == "hitl_task":
+        return Evaluations(subject, "update", [Resource(type_)], Context(_NAME, (_NAME,)))
+    if type_ in {"view", "custom_view"}:
+        return Evaluations(subject, "read", [Resource(type_, id="website")])
+    return Evaluations(subject, "list", [Resource(type_)])
+
+
+def _print(found: list[Check]) -> None:
+    rows = []
+    for check in found:
+        took = "" if check.microseconds is None else f"{check.microseconds} µs"
+        rows.append(["ok" if check.ok else "wrong", check.check, took, one_line(check.detail)])
+        if check.help:
+            rows.append(["", "", "", f"-> {check.help}"])
+    print_columns(rows)

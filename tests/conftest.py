@@ -1,0 +1,147 @@
+"""Both engines over the same policies: in this process, and a real OPA server on a unix socket."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# Before anything imports Airflow, which writes its configuration into its home.
+_AIRFLOW_HOME = tempfile.mkdtemp(prefix="team-authz-tests-")
+atexit.register(shutil.rmtree, _AIRFLOW_HOME, ignore_errors=True)
+os.environ["AIRFLOW_HOME"] = os.environ.get("AIRFLOW_HOME", _AIRFLOW_HOME)
+
+from airflow_team_authz.compile import compile_directory, find_opa, shipped_policies  # noqa: E402
+from airflow_team_authz.engines import DecisionPoint  # noqa: E402
+from airflow_team_authz.engines.in_process import InProcess  # noqa: E402
+from airflow_team_authz.engines.opa_server import OpaServer  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Two cores under load are no reason for a failing test; tests about deadlines set their own.
+PATIENT_MS = 20_000
+
+
+@dataclass
+class Opa:
+    """A real OPA server on a unix socket, with the policies of a directory or with none."""
+
+    socket: Path
+    policies: Path | None = None
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+    def start(self) -> None:
+        """Start it and wait until it listens; with ``policies`` changed, it comes up with other ones."""
+        self.socket.unlink(missing_ok=True)
+        bundle = [] if self.policies is None else ["--bundle", str(self.policies)]
+        command = [find_opa(), "run", "--server", "--addr", self.url, "--skip-version-check", "--log-level", "error"]
+        self.process = subprocess.Popen([*command, *bundle], stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 20
+        while True:
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(str(self.socket)) == 0:
+                    return
+            assert time.monotonic() < end, "OPA does not come up"
+            assert self.process.poll() is None, "OPA ended at once"
+            time.sleep(0.02)
+
+    def send(self, number: int) -> None:
+        assert self.process is not None
+        os.kill(self.process.pid, number)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.send(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@dataclass(frozen=True)
+class Engines:
+    """The same policy behind both engines."""
+
+    in_process: DecisionPoint
+    server: DecisionPoint
+
+    def both(self) -> tuple[DecisionPoint, DecisionPoint]:
+        return self.in_process, self.server
+
+
+def merge(source: Path, staged: Path) -> Path:
+    """What ``compile_directory`` compiles of a site's policy directory, as a directory for an OPA server."""
+    shutil.copytree(source, staged, ignore=shutil.ignore_patterns("*_test.rego", "schemas", "capabilities.json"))
+    shutil.rmtree(staged / "airflow" / "authz", ignore_errors=True)
+    for part in ("airflow/authz", "airflow/roles"):
+        if not (staged / part).exists():
+            shutil.copytree(shipped_policies() / part, staged / part, ignore=shutil.ignore_patterns("*_test.rego"))
+    return staged
+
+
+@pytest.fixture(scope="session")
+def open_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Engines]]:
+    """Both engines over a policy directory; closed at the end of the session."""
+    opened: list[tuple[Engines, Opa]] = []
+
+    def open_(source: Path) -> Engines:
+        place = tmp_path_factory.mktemp("engines")
+        compile_directory(source, place / "bundle.tar.gz")
+        opa = Opa(place / "opa.sock", merge(source, place / "merged"))
+        opa.start()
+        server = DecisionPoint(OpaServer(opa.url, PATIENT_MS))
+        engines = Engines(DecisionPoint(InProcess(place / "bundle.tar.gz")), server)
+        opened.append((engines, opa))
+        return engines
+
+    yield open_
+    for engines, opa in opened:
+        for engine in engines.both():
+            engine.close()
+        opa.stop()
+
+
+@pytest.fixture(scope="session")
+def example(open_engines: Callable[[Path], Engines]) -> Engines:
+    """Both engines over the repository's policies, with the example site and teams."""
+    return open_engines(REPOSITORY / "policies")
+
+
+@pytest.fixture(params=["in process", "server"])
+def engine(request: pytest.FixtureRequest, example: Engines) -> DecisionPoint:
+    """Each of the two engines over the repository's policies."""
+    return example.in_process if request.param == "in process" else example.server
+
+
+@pytest.fixture
+def opa(tmp_path: Path) -> Iterator[Opa]:
+    """A real OPA server, not started yet."""
+    server = Opa(tmp_path / "opa.sock")
+    yield server
+    server.stop()
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    """A directory with these files."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
+    """Makes a site's policy directory of these files; called again, it changes some of them."""
+    return lambda files: write(tmp_path / "policy", files)
