@@ -34,9 +34,9 @@ def opa_with_bundle(tmp_path: Path) -> Iterator[str]:
         threading.Thread(target=files.serve_forever, daemon=True).start()
         environment = os.environ | {"BUNDLE_SERVER_URL": f"http://127.0.0.1:{files.server_port}"}
         configuration = ["--config-file", str(REPOSITORY / "bundles" / "opa.yaml")]
+        quiet = ["--skip-version-check", "--log-level-request", "debug"]
         opa = subprocess.Popen(
-            [find_opa(), "run", "--server", *configuration, "--addr", f"unix://{tmp_path}/opa.sock"]
-            + ["--skip-version-check", "--log-level-request", "debug"],
+            [find_opa(), "run", "--server", *configuration, "--addr", f"unix://{tmp_path}/opa.sock", *quiet],
             cwd=tmp_path,
             env=environment,
             stderr=subprocess.DEVNULL,

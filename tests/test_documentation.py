@@ -72,7 +72,8 @@ def test_the_readme_question_is_answered_as_it_says(tmp_path: Path) -> None:
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| ?(.*?) ?\|", (REPOSITORY / "docs" / "settings.md").read_text(), re.MULTILINE))
+    page = (REPOSITORY / "docs" / "settings.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| ?(.*?) ?\|", page, re.MULTILINE))
     defaults = {
         name: "" if field.default is None else f"`{field.default}`" for name, field in Settings.model_fields.items()
     }
