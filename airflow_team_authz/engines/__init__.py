@@ -13,6 +13,8 @@ from airflow_team_authz.model import Decision, EngineError, Evaluations, Malform
 
 # Above this a list is asked in parts: it bounds the memory of a question in process, and its size on the wire.
 CHUNK = 5_000
+# What reading a text as JSON of an agreed form may raise.
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 T = TypeVar("T")
 Value = bytes | msgspec.Raw
@@ -99,12 +101,17 @@ class DecisionPoint:
 
     def _ask(self, entrypoint: str, read: Callable[[Value, Evaluations], T], question: Evaluations) -> tuple[T, str]:
         try:
-            reply = self._engine.query(entrypoint, self._encode(question), len(question.resources))
+            encoded = self._encode(question)
+        except UnicodeEncodeError:
+            # Half a surrogate pair: no JSON can hold it. Not the engine's fault, so no outage.
+            raise Malformed("the question holds text that is not Unicode") from None
+        try:
+            reply = self._engine.query(entrypoint, encoded, len(question.resources))
             answer = read(reply.value, question)
         except EngineError as error:
             self._outages.failed(error, _owners(question))
             raise
-        except msgspec.DecodeError as error:
+        except NOT_JSON as error:
             malformed = Malformed(f"the engine's answer is not of the agreed form: {error}")
             self._outages.failed(malformed, _owners(question))
             raise malformed from None

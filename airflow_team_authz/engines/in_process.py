@@ -154,8 +154,8 @@ class InProcess:
         while not self._stop.wait(pause):
             began = time.thread_time()
             now = self._fingerprint()
-            # Looking takes a twentieth of the time at most, however many files there are.
-            pause = max(POLL_SECONDS, 19 * (time.thread_time() - began))
+            # Looking takes a tenth of the time at most, however many files there are.
+            pause = max(POLL_SECONDS, 9 * (time.thread_time() - began))
             if now == self._seen:
                 continue
             # Somebody may be writing still: load what two looks in a row agree on.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import socket
 import ssl
 import threading
@@ -19,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from airflow_team_authz.engines import Reply
+from airflow_team_authz.engines import NOT_JSON, Reply
 from airflow_team_authz.model import DeadlineExceeded, EngineError, Malformed, PolicyBroken, Undefined, Unreachable
 
 _QUERY = "?strict-builtin-errors=true&provenance=true"
@@ -116,7 +117,10 @@ class OpaServer:
 
     def close(self) -> None:
         """Close the connection of this thread; those of others close with their threads."""
-        self._drop()
+        connection: _Connection | None = getattr(self._local, "connection", None)
+        self._local.connection = None
+        if connection is not None:
+            connection.close()
 
     def _ask(self, entrypoint: str, question: bytes, allowance: float) -> _Body:
         status, body = self._exchange(entrypoint, question, time.monotonic() + allowance)
@@ -124,49 +128,43 @@ class OpaServer:
             raise self._refused(status, body)
         try:
             return _decode_body(body)
-        except msgspec.DecodeError as error:
+        except NOT_JSON as error:
             raise Malformed(f"what answers at {self._url} does not speak OPA's Data API: {error}") from None
 
     def _exchange(self, entrypoint: str, question: bytes, until: float) -> tuple[int, bytes]:
+        # Not kept while in use: whatever interrupts an exchange (a task's timeout, an interrupt from the keyboard), its
+        # answer must not be there to be read as the answer to the next question.
         connection: _Connection | None = getattr(self._local, "connection", None)
+        self._local.connection = None
         try:
-            # A connection that a fork has copied belongs to the parent.
-            if connection is not None and connection.pid == os.getpid():
+            while True:
+                if connection is None:
+                    connection = self._connect(until)
                 try:
-                    return connection.post(entrypoint, question, until)
+                    answer = connection.post(entrypoint, question, until)
+                    break
                 except _StaleError:
                     connection.close()
-            self._local.connection = connection = self._connect(until)
-            return connection.post(entrypoint, question, until)
+                    connection = None
+            if not connection.closing:
+                self._local.connection = connection
+            return answer
         except TimeoutError:
-            self._drop()
             raise DeadlineExceeded(
                 f"OPA at {self._url} did not answer within {self._deadline * 1000:.0f} ms: "
                 "look at its load, or raise [team_authz] deadline_ms"
             ) from None
-        except _StaleError:
-            self._drop()
-            raise Unreachable(f"OPA at {self._url} closes the connection without an answer") from None
-        except OSError as error:
-            self._drop()
+        except (OSError, UnicodeError) as error:  # what is no host name to DNS is a UnicodeError
             raise Unreachable(f"OPA at {self._url} cannot be reached ({error}): is it running?") from None
-        except EngineError:
-            self._drop()
-            raise
         finally:
-            kept = getattr(self._local, "connection", None)
-            if kept is not None and kept.closing:
-                self._drop()
+            if connection is not None and self._local.connection is not connection:
+                connection.close()
 
     def _connect(self, until: float) -> _Connection:
         address = self._address
         head = f"Host: {address.host or 'localhost'}\r\nContent-Type: application/json\r\n{self._authorization()}"
         unix = address.scheme == "unix"
-        plain = (
-            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            if unix
-            else socket.create_connection((address.host, address.port), timeout=_remaining(until))
-        )
+        plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) if unix else _open(address.host, address.port, until)
         try:
             plain.settimeout(_remaining(until))
             if unix:
@@ -192,12 +190,6 @@ class OpaServer:
             )
         return f"Authorization: Bearer {token.decode()}\r\n"
 
-    def _drop(self) -> None:
-        connection: _Connection | None = getattr(self._local, "connection", None)
-        self._local.connection = None
-        if connection is not None:
-            connection.close()
-
     def _refused(self, status: int, body: bytes) -> EngineError:
         if status in {401, 403}:
             return Unreachable(
@@ -205,7 +197,7 @@ class OpaServer:
             )
         try:
             told = _decode_error(body)
-        except msgspec.DecodeError:
+        except NOT_JSON:
             return Malformed(f"what answers at {self._url} is no OPA: HTTP {status}")
         detail = "; ".join(error.message for error in told.errors) or told.message or "no reason given"
         if status == 500:
@@ -223,9 +215,17 @@ class _Connection:
         self._head = head
         self._prefix = prefix
         self._used = False
+        self._unasked = select.poll()
+        self._unasked.register(plain, select.POLLIN)
 
     def post(self, entrypoint: str, question: bytes, until: float) -> tuple[int, bytes]:
-        """Status and body. ``_StaleError`` if a kept connection breaks unanswered, ``TimeoutError`` at ``until``."""
+        """Status and body. ``_StaleError`` if a kept connection is of no use, ``TimeoutError`` at ``until``.
+
+        Of no use: copied by a fork, so that it belongs to the parent; broken before anything was answered; or with
+        something to read in it already, which is the end of the connection or an answer to nobody's question.
+        """
+        if self._used and (self.pid != os.getpid() or self._unasked.poll(0)):
+            raise _StaleError
         head = (
             f"POST {self._prefix}/v1/data/airflow/authz/{entrypoint}{_QUERY} HTTP/1.1\r\n"
             f"{self._head}Content-Length: {len(question) + 10}\r\n\r\n"
@@ -233,8 +233,7 @@ class _Connection:
         kept, self._used = self._used, True
         received = bytearray()
         try:
-            self._socket.settimeout(_remaining(until))
-            self._socket.sendall(b'%s{"input":%s}' % (head.encode("latin-1"), question))
+            self._send(b'%s{"input":%s}' % (head.encode("ascii"), question), until)
             self._receive(received, until)
         except (ConnectionError, ssl.SSLError, EOFError) as error:
             if kept and not received:
@@ -261,8 +260,8 @@ class _Connection:
         del received[: end + 4]
         if headers.get("transfer-encoding", "").lower() == "chunked":
             return int(status), self._read_chunks(received, until)
-        length = int(headers["content-length"]) if "content-length" in headers else -1
-        if not 0 <= length <= _MAX_BODY:
+        told = headers.get("content-length", "")
+        if not (told.isascii() and told.isdigit()) or (length := int(told)) > _MAX_BODY:
             raise ValueError("it does not tell its length, or is too long")
         while len(received) < length:
             self._receive(received, until)
@@ -274,16 +273,30 @@ class _Connection:
         body = bytearray()
         while True:
             while (end := received.find(b"\r\n")) < 0:
+                if len(received) > _MAX_HEADER:
+                    raise ValueError("a chunk does not tell its length")
                 self._receive(received, until)
             size = int(bytes(received[:end]).partition(b";")[0], 16)
             if size < 0 or len(body) + size > _MAX_BODY:
                 raise ValueError("it is too long")
-            while len(received) < end + 2 + size + 2:
+            start, stop = end + 2, end + 2 + size
+            while len(received) < stop + 2:
                 self._receive(received, until)
-            body += received[end + 2 : end + 2 + size]
-            del received[: end + 2 + size + 2]
+            if received[stop : stop + 2] != b"\r\n":
+                raise ValueError("a chunk is longer than it says")
+            body += received[start:stop]
+            del received[: stop + 2]
             if size == 0:
+                if received:
+                    raise ValueError("it is longer than it says")
                 return bytes(body)
+
+    def _send(self, message: bytes, until: float) -> None:
+        # Not `sendall`, which over TLS allows the whole time again for each piece.
+        rest = memoryview(message)
+        while rest:
+            self._socket.settimeout(_remaining(until))
+            rest = rest[self._socket.send(rest) :]
 
     def _receive(self, received: bytearray, until: float) -> None:
         self._socket.settimeout(_remaining(until))
@@ -303,6 +316,23 @@ def _remaining(until: float) -> float:
     return remaining
 
 
+def _open(host: str, port: int, until: float) -> socket.socket:
+    """A connection to the first address of the host that takes one; all of them together have until ``until``."""
+    failed: OSError = OSError(f"{host} has no address")
+    for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        plain = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            plain.settimeout(_remaining(until))
+            plain.connect(address)
+        except OSError as error:
+            plain.close()
+            failed = error
+        else:
+            return plain
+    _remaining(until)
+    raise failed
+
+
 def _revision(provenance: _Provenance) -> str:
     bundles = provenance.bundles
     if len(bundles) <= 1:
@@ -315,7 +345,8 @@ def parse_url(url: str) -> _Address:
     parts = urlsplit(url)
     if parts.scheme == "unix" and parts.path and not parts.netloc:
         return _Address("unix", "", 0, unquote(parts.path))
+    plain = url.isascii() and url.isprintable() and " " not in url and "@" not in parts.netloc
     # Credentials and a query would be left out, and shown in messages: they belong into a token file.
-    if parts.scheme in {"http", "https"} and parts.hostname and not (parts.username or parts.query or parts.fragment):
+    if parts.scheme in {"http", "https"} and parts.hostname and not (parts.query or parts.fragment) and plain:
         return _Address(parts.scheme, parts.hostname, parts.port or 8181, parts.path.rstrip("/"))
     raise ValueError("opa_url is unix:///path/to/socket, http://host:port or https://host:port")
