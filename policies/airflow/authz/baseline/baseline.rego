@@ -14,9 +14,9 @@ import data.airflow.authz.standing
 # METADATA
 # title: Whether a role allows the action on a resource
 allows(resource) if {
+	not reserved(resource)
 	some role in enough(resource)
 	role in roles(resource)
-	not reserved(resource)
 }
 
 # METADATA
@@ -37,31 +37,32 @@ refusal(resource) := concat("", [asked, name(resource), ": it is assigned to oth
 # A task that waits for certain people is answered by them, whatever roles others hold.
 reserved(resource) if {
 	resource.type == "hitl_task"
-	not input.context.user_id in input.context.assigned_users
+	not assigned
 }
+
+# A rule of its own: `not … in` of a context that is not there would be undefined, and nothing reserved.
+assigned if input.context.user_id in input.context.assigned_users
 
 roles(resource) := standing.common_roles if {
 	resource.team_id == null
-} else := standing.team_roles[resource.team_id] if {
-	true
-} else := standing.platform_roles
+} else := object.get(standing.team_roles, resource.team_id, standing.platform_roles)
 
 enough(resource) := data.airflow.roles.common[resource.type][input.action] if {
 	resource.team_id == null
 } else := data.airflow.roles.permissions[concat(".", [resource.type, resource.entity])][input.action] if {
-	true
+	resource.entity
 } else := data.airflow.roles.permissions[resource.type][input.action] if {
-	true
+	resource.type
 } else := data.airflow.roles.permissions[resource.type]["*"]
 
 asked := concat("", [input.subject.type, " ", input.subject.id, " may not ", input.action, " "])
 
-name(resource) := concat("", [resource.type, " ", resource.id, owner(resource)]) if {
-	not resource.entity
-} else := concat("", [resource.type, " ", resource.id, " (", resource.entity, ")", owner(resource)]) if {
-	true
+name(resource) := concat("", [resource.type, " ", resource.id, " (", resource.entity, ")", owner(resource)]) if {
+	resource.entity
 } else := concat("", [resource.type, " (", resource.entity, ")", owner(resource)]) if {
-	true
+	resource.entity
+} else := concat("", [resource.type, " ", resource.id, owner(resource)]) if {
+	resource.type
 } else := concat("", [resource.type, owner(resource)])
 
 owner(resource) := concat("", [" of team ", resource.team_id]) if {

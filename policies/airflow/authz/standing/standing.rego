@@ -26,7 +26,7 @@ platform_roles := included(held_for_platform)
 # METADATA
 # title: Roles in each of the subject's teams, with every role that they include
 # description: "`{team_id: {role}}`; what is held for the platform counts in every team."
-team_roles := {team_id: included(held_for_platform | held_for(team_id)) | some team_id in team_ids}
+team_roles[team_id] := included(held_for_platform | held_for(team_id)) if some team_id in team_ids
 
 # METADATA
 # title: Roles that count for what is common to all teams
@@ -37,18 +37,27 @@ common_roles := platform_roles | (included(held_anywhere) - {role | some role in
 
 included(roles) := graph.reachable(data.airflow.roles.includes, roles)
 
-held_for_platform := {role | some role in own_roles; role in data.airflow.roles.platform} |
-	{entry.role | some entry in entries; entry.team_id == null}
+held_for_platform contains role if {
+	some role in own_roles
+	role in data.airflow.roles.platform
+}
+
+held_for_platform contains entry.role if {
+	some entry in entries
+	entry.team_id == null
+}
 
 # An identity's own roles hold for the teams that it belongs to, unless the directory names a role
 # for the team: then that one is meant.
-held_for(team_id) := {role | team_id in own_team_ids; some role in own_roles} |
-	{entry.role | some entry in entries; entry.team_id == team_id}
+held_for(team_id) := own | named if {
+	own := {role | team_id in own_team_ids; some role in own_roles}
+	named := {entry.role | some entry in entries; entry.team_id == team_id}
+}
 
 held_anywhere := own_roles | {entry.role | some entry in entries}
 
 # Airflow's managers write the same role as `Op`, `OP` and `op`.
-own_roles := {lower(role) | some role in input.subject.roles}
+own_roles contains lower(role) if some role in input.subject.roles
 
 own_team_ids contains team_id if some team_id in input.subject.team_ids
 
