@@ -98,13 +98,14 @@ def compile_directory(source: Path, out: Path, opa: str | None = None) -> None:
 def fingerprint(source: Path) -> str:
     """What changes when a policy file or directory changes; cheap enough to ask several times a second."""
     if source.is_file():
-        status = source.stat()
-        return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
-    seen = [
-        f"{path}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
-        for path, status in sorted(_policy_entries(source))
-    ]
+        return _state(source.stat())
+    seen = [f"{path}:{_state(status)}" for path, status in sorted(_policy_entries(source))]
     return hashlib.sha256("\n".join(seen).encode(errors="surrogateescape")).hexdigest()
+
+
+def _state(status: os.stat_result) -> str:
+    # Modification times are set back to what they were (`cp -p`, reproducible archives), those of change cannot be.
+    return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
 
 
 def _policy_files(root: Path) -> list[Path]:
@@ -157,24 +158,30 @@ def _build(staged: Path, out: Path, opa: str) -> None:
 
 
 def _check_ownership(staged: Path, opa: str) -> None:
-    """A team's files may declare the team's packages only: nothing else keeps it from deciding for others."""
-    if not (staged / "teams").is_dir():
-        return
+    """Who declares which package: nothing else keeps a team from deciding for others, and a site from the shipped."""
     namespaces = json.loads(_run([opa, "inspect", "--format", "json", "."], cwd=staged)).get("namespaces", {})
     for namespace, files in namespaces.items():
         for file in files:
             parts = Path(file.lstrip("/")).parts
-            if parts[0] != "teams" or not file.endswith(".rego"):
+            if not file.endswith(".rego"):
                 continue
-            team = parts[1]
-            own = (f"data.teams.{team}", f'data.teams["{team}"]')
-            if len(parts) < 3 or not any(
-                namespace == name or namespace.startswith((name + ".", name + "[")) for name in own
-            ):
-                raise CompileError(
-                    f"{file.lstrip('/')} declares package {namespace.removeprefix('data.')}: "
-                    f"files under teams/<id> may only declare that team's package, such as teams.{team}"
-                )
+            declares = f"{file.lstrip('/')} declares package {namespace.removeprefix('data.')}"
+            if parts[0] == "teams":
+                # Of other names it cannot be told from the text of a package whose it is: a team `b.allow` would be
+                # a part of team b's package.
+                if len(parts) < 3 or not re.fullmatch(r"[\w-]+", parts[1]):
+                    raise CompileError(f"{declares}: a team's files are in teams/<id>, and <id> is a word")
+                if not any(_within(namespace, own) for own in (f"data.teams.{parts[1]}", f'data.teams["{parts[1]}"]')):
+                    raise CompileError(
+                        f"{declares}: files under teams/<id> may only declare that team's package, "
+                        f"such as teams.{parts[1]}"
+                    )
+            elif _within(namespace, "data.airflow.authz") and parts[:2] != ("airflow", "authz"):
+                raise CompileError(f"{declares}, which is part of the shipped policy: use package airflow.site")
+
+
+def _within(namespace: str, package: str) -> bool:
+    return namespace == package or namespace.startswith((package + ".", package + "["))
 
 
 def _run(command: list[str], cwd: Path | None = None) -> str:

@@ -1,9 +1,10 @@
 """What a request's body says of teams, as far as Airflow 3.3 does not tell its auth manager.
 
-Airflow asks about the team that a changed connection, variable or pool would go to, with two gaps:
+Airflow asks about the team that a changed connection, variable or pool would go to, with three gaps:
 
 - In a single PATCH it cannot be seen whether ``team_name`` is left out (the team stays) or null (it becomes common).
 - In a bulk PATCH ``"team_name": null`` is not asked about, though it takes the resource away from its team.
+- A variable that a bulk PATCH creates becomes common, whatever ``team_name`` says: Airflow drops it.
 
 So this middleware reads the bodies of these PATCH requests, and the auth manager asks what is really going to happen.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -21,10 +22,14 @@ _ID = {"connections": ("connection_id",), "variables": ("key",), "pools": ("name
 
 
 class TeamChange(NamedTuple):
-    """``keeps_team``: a PATCH of one leaves ``team_name`` out. ``to_common``: ids that a bulk one takes from teams."""
+    """``keeps_team``: a PATCH of one leaves ``team_name`` out. ``to_common``: ids that a bulk one takes from teams.
+
+    ``new_to_common``: ids that a bulk one creates as common, if there is no such thing yet, although it names a team.
+    """
 
     keeps_team: bool = False
     to_common: frozenset[str] = frozenset()
+    new_to_common: frozenset[str] = frozenset()
 
 
 _NOTHING = TeamChange()
@@ -75,13 +80,20 @@ def _read(match: re.Match[str], body: bytes) -> TeamChange:
         return _NOTHING
     if match["one"]:
         return TeamChange(keeps_team="team_name" not in document)
-    return TeamChange(to_common=frozenset(_made_common(document, _ID[match["collection"]])))
+    names = _ID[match["collection"]]
+    created = _ids(_entities(document, "create"), names) if match["collection"] == "variables" else ()
+    made_common = (entity for entity in _entities(document) if "team_name" in entity and entity["team_name"] is None)
+    return TeamChange(to_common=frozenset(_ids(made_common, names)), new_to_common=frozenset(created))
 
 
-def _made_common(document: dict[str, Any], names: tuple[str, ...]) -> Iterator[str]:
+def _entities(document: dict[str, Any], only: str | None = None) -> Iterator[dict[str, Any]]:
     actions = document.get("actions")
     for action in actions if isinstance(actions, list) else ():
-        entities = action.get("entities") if isinstance(action, dict) else None
-        for entity in entities if isinstance(entities, list) else ():
-            if isinstance(entity, dict) and "team_name" in entity and entity["team_name"] is None:
-                yield from (str(entity[name]) for name in names if name in entity)
+        if not isinstance(action, dict) or only not in (None, action.get("action")):
+            continue
+        entities = action.get("entities")
+        yield from (entity for entity in (entities if isinstance(entities, list) else ()) if isinstance(entity, dict))
+
+
+def _ids(entities: Iterable[dict[str, Any]], names: tuple[str, ...]) -> Iterator[str]:
+    return (str(entity[name]) for entity in entities for name in names if name in entity)

@@ -309,7 +309,11 @@ def _with_destinations(action: str, resources: list[Resource]) -> list[Resource]
         ]
     if action == "create":
         # In bulk, Airflow asks about what is to be created for a team as if it were common as well, once for each.
-        placed = Counter(resource.id for resource in resources if resource.team_id is not None)
+        placed = Counter(
+            resource.id
+            for resource in resources
+            if resource.team_id is not None and resource.id not in change.new_to_common
+        )
         asked = [resource for resource in resources if resource.team_id is not None]
         for resource in resources:
             if resource.team_id is None and placed[resource.id] > 0:

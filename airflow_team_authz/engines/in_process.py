@@ -6,6 +6,8 @@ Speaks OPA's Wasm ABI 1.x (https://www.openpolicyagent.org/docs/wasm).
 from __future__ import annotations
 
 import ctypes
+import gzip
+import io
 import json
 import logging
 import os
@@ -15,6 +17,7 @@ import tempfile
 import threading
 import time
 import weakref
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +25,7 @@ import msgspec
 import wasmtime
 
 from airflow_team_authz.compile import ENTRYPOINTS, CompileError, compile_directory, fingerprint
-from airflow_team_authz.engines import Reply
+from airflow_team_authz.engines import NOT_JSON, Reply
 from airflow_team_authz.model import PolicyBroken, Undefined
 
 log = logging.getLogger(__name__)
@@ -104,7 +107,7 @@ class InProcess:
         policy = self._policy
         machine: _Machine | None = getattr(self._local, "machine", None)
         if machine is None or machine.policy is not policy:
-            machine = _Machine(policy)
+            machine = _start(policy)
         self._local.machine = None
         value = machine.evaluate(entrypoint, question, FUEL_BASE + size * FUEL_PER_RESOURCE)
         if machine.pages <= _KEEP_PAGES:
@@ -181,7 +184,7 @@ def load_bundle(path: Path) -> Policy:
             raise PolicyBroken(f"the bundle {path} is larger than {MAX_BUNDLE_BYTES >> 20} MiB")
         wasm, data, manifest = _read_members(path, ("policy.wasm", "data.json", ".manifest"))
         revision = json.loads(manifest or b"{}").get("revision", "")
-    except (OSError, EOFError, tarfile.TarError, ValueError, AttributeError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, AttributeError, RecursionError) as error:
         raise PolicyBroken(f"the bundle {path} cannot be read: {error}") from None
     if wasm is None:
         raise PolicyBroken(f"the bundle {path} holds no policy.wasm: build it with `opa build --target wasm`")
@@ -192,21 +195,32 @@ def load_bundle(path: Path) -> Policy:
     try:
         engine = wasmtime.Engine(config)
         policy = Policy(engine, wasmtime.Module(engine, wasm), data or b"{}", str(revision))
-        _Machine(policy)
-    except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
+    except wasmtime.WasmtimeError as error:
         raise PolicyBroken(f"the policy.wasm of {path} cannot be run: {error}") from None
+    _start(policy)
     return policy
+
+
+def _start(policy: Policy) -> _Machine:
+    try:
+        return _Machine(policy)
+    except (wasmtime.WasmtimeError, wasmtime.Trap, LookupError, ValueError, TypeError) as error:
+        # Lookups and values: a module that exports other things than OPA's compiler does, or says other things.
+        raise PolicyBroken(f"the compiled policy cannot be started: {error!r}") from None
 
 
 def _read_members(path: Path, names: tuple[str, ...]) -> list[bytes | None]:
     """The named files of a bundle, ``None`` for what is not there. Bounded, as a small archive may unpack to a lot."""
     found: dict[str, bytes] = {}
-    with tarfile.open(path, "r:gz") as archive:
-        total = 0
+    with gzip.open(path) as packed:
+        # All at once, and not member by member: headers, too, may unpack to a lot.
+        content = packed.read(MAX_BUNDLE_BYTES + 1)
+    if len(content) > MAX_BUNDLE_BYTES:
+        raise ValueError(f"it unpacks to more than {MAX_BUNDLE_BYTES >> 20} MiB")
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
         for member in archive:
-            total += member.size
-            if total > MAX_BUNDLE_BYTES:
-                raise ValueError(f"it unpacks to more than {MAX_BUNDLE_BYTES >> 20} MiB")
+            if member.issparse():
+                raise ValueError(f"{member.name} is a sparse file, which may unpack to a lot")
             name = member.name.lstrip("./") if member.name.lstrip("./") in names else member.name.lstrip("/")
             if name in names and (file := archive.extractfile(member)) is not None:
                 found[name] = file.read()
@@ -280,7 +294,7 @@ class _Machine:
             raise PolicyBroken(
                 f"the policy fails while it is evaluated: {str(trap).splitlines()[-1].strip()}"
             ) from None
-        except (wasmtime.WasmtimeError, msgspec.DecodeError) as error:
+        except (wasmtime.WasmtimeError, *NOT_JSON) as error:
             raise PolicyBroken(f"the policy fails while it is evaluated: {error}") from None
         if not results:
             raise Undefined(f"the compiled policy defines no data.airflow.authz.{entrypoint}")

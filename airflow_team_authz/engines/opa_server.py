@@ -146,7 +146,8 @@ class OpaServer:
                 except _StaleError:
                     connection.close()
                     connection = None
-            if not connection.closing:
+            # After a refusal a new one, which reads the token anew.
+            if answer[0] == 200 and not connection.closing:
                 self._local.connection = connection
             return answer
         except TimeoutError:

@@ -1,0 +1,1 @@
+"""A multi-team Airflow at work: ``python -m demo``."""
