@@ -7,6 +7,7 @@
 # scope: package
 # schemas:
 #   - input: schema.input
+#   - data.airflow.roles: schema.roles
 package airflow.authz.baseline
 
 import data.airflow.authz.standing

@@ -7,6 +7,8 @@
 # scope: package
 # schemas:
 #   - input: schema.input
+#   - data.airflow.directory: schema.directory
+#   - data.airflow.roles: schema.roles
 package airflow.authz.standing
 
 # METADATA
