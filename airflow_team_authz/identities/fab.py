@@ -42,7 +42,8 @@ def _groups(user_id: int) -> dict[str, list[str]]:
     from airflow.providers.fab.auth_manager.models import Group, Role, User
 
     groups: dict[str, list[str]] = {}
-    with create_session() as session:
+    # Not the thread's own session: closing that one would take its objects away from a page that is being rendered.
+    with create_session(scoped=False) as session:
         rows = session.execute(
             select(Group.name, Role.name)
             .select_from(User)
