@@ -84,7 +84,7 @@ def test_the_packaged_baseline_allows_and_denies(airflow: Airflow) -> None:
 
 
 def test_airflow_lists_our_settings_with_their_defaults(airflow: Airflow) -> None:
-    listed = airflow.run("config", "list", "--section", "team_authz")
+    listed = airflow.run("config", "list", "--section", "team_authz", "--show-values")
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else str(field.default)
         assert f"{name} = {default}".strip() in listed, name
