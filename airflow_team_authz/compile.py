@@ -122,6 +122,9 @@ def _policy_entries(folder: str | Path) -> Iterator[tuple[str, os.stat_result]]:
                     yield from _policy_entries(entry.path)
             elif entry.name in _DATA_FILES or (entry.name.endswith(".rego") and not entry.name.endswith("_test.rego")):
                 yield entry.path, entry.stat()
+            elif entry.is_symlink() and not entry.name.startswith(".") and entry.is_dir():
+                # Following it may never end, and leaving it out, as OPA does, loses a `deny` without a word.
+                raise OSError(f"{entry.path} is a link to a directory: put the files themselves there")
 
 
 def _copy_policy(source: Path, target: Path) -> None:
@@ -136,7 +139,7 @@ def _build(staged: Path, out: Path, opa: str) -> None:
     _check_ownership(staged, opa)
     digest = hashlib.sha256()
     for path in _policy_files(staged):
-        digest.update(f"{path.relative_to(staged)}\0".encode())
+        digest.update(os.fsencode(path.relative_to(staged)) + b"\0")
         digest.update(path.read_bytes() + b"\0")
     capabilities = shipped_policies() / "capabilities.json"
     entrypoints = [argument for entrypoint in ENTRYPOINTS for argument in ("--entrypoint", entrypoint)]
@@ -176,8 +179,11 @@ def _check_ownership(staged: Path, opa: str) -> None:
                         f"{declares}: files under teams/<id> may only declare that team's package, "
                         f"such as teams.{parts[1]}"
                     )
-            elif _within(namespace, "data.airflow.authz") and parts[:2] != ("airflow", "authz"):
-                raise CompileError(f"{declares}, which is part of the shipped policy: use package airflow.site")
+            # A package `airflow` could hold the rule `authz.guardrails.deny`.
+            elif parts[:2] != ("airflow", "authz") and (
+                _within(namespace, "data.airflow.authz") or namespace == "data.airflow"
+            ):
+                raise CompileError(f"{declares}, which the shipped policy is in: use package airflow.site")
 
 
 def _within(namespace: str, package: str) -> bool:
@@ -188,7 +194,14 @@ def _run(command: list[str], cwd: Path | None = None) -> str:
     """Output of a command; ``CompileError`` with what it printed if it fails."""
     try:
         done = subprocess.run(  # noqa: S603 - the program is the administrator's choice, no shell
-            command, cwd=cwd, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+            command,
+            cwd=cwd,
+            capture_output=True,
+            # It quotes what it was given, whatever that is.
+            encoding="utf-8",
+            errors="replace",
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompileError(f"cannot run {command[0]}: {error}") from error

@@ -75,7 +75,8 @@ class Settings(BaseModel):
     @field_validator("policy", "opa_ca_file", "opa_client_cert_file", "opa_client_key_file", "opa_token_file")
     @classmethod
     def _exists(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.exists():
+        # Not `Path.exists`: it raises, and shows, what is too long for a name.
+        if value is not None and not os.path.exists(value):
             # Not the value: who has put a token instead of its file there must not find it in a log.
             raise ValueError("there is no such file")
         return value
@@ -96,17 +97,15 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
 
 
 def read_settings() -> Settings:
-    """Settings of the running Airflow: file, environment, commands and secrets, as Airflow resolves them."""
+    """Settings of the running Airflow, from file and environment as Airflow resolves them."""
     from airflow.configuration import conf
 
     # `getsection` knows nothing of the environment as long as nobody has declared the section.
     prefix = f"AIRFLOW__{SECTION.upper()}__"
-    from_environment = {
-        name.removeprefix(prefix).removesuffix("_CMD").removesuffix("_SECRET").lower()
-        for name in os.environ
-        if name.startswith(prefix)
-    }
-    keys = from_environment | (conf.getsection(SECTION) or {}).keys()
+    keys = {name.removeprefix(prefix).lower() for name in os.environ if name.startswith(prefix)}
+    if keys <= Settings.model_fields.keys():
+        # With others, such as `policy_cmd`, it would fail in words of its own.
+        keys |= (conf.getsection(SECTION) or {}).keys()
     return parse_settings({key: conf.get(SECTION, key, fallback="") for key in sorted(keys)})
 
 

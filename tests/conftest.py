@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import io
+import logging
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +25,7 @@ _AIRFLOW_HOME = tempfile.mkdtemp(prefix="team-authz-tests-")
 atexit.register(shutil.rmtree, _AIRFLOW_HOME, ignore_errors=True)
 os.environ["AIRFLOW_HOME"] = os.environ.get("AIRFLOW_HOME", _AIRFLOW_HOME)
 
-from airflow_team_authz.compile import compile_directory, find_opa, shipped_policies  # noqa: E402
+from airflow_team_authz.compile import ENTRYPOINTS, compile_directory, find_opa, shipped_policies  # noqa: E402
 from airflow_team_authz.engines import DecisionPoint  # noqa: E402
 from airflow_team_authz.engines.in_process import InProcess  # noqa: E402
 from airflow_team_authz.engines.opa_server import OpaServer  # noqa: E402
@@ -145,3 +149,58 @@ def write(root: Path, files: dict[str, str]) -> Path:
 def policy(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
     """Makes a site's policy directory of these files; called again, it changes some of them."""
     return lambda files: write(tmp_path / "policy", files)
+
+
+@contextmanager
+def opened(source: Path) -> Iterator[DecisionPoint]:
+    """The in-process engine over a bundle or a policy directory."""
+    decisions = DecisionPoint(InProcess(source))
+    try:
+        yield decisions
+    finally:
+        decisions.close()
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end, "it does not come to be"
+        time.sleep(0.02)
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def build(rego: str, entrypoints: tuple[str, ...] = ENTRYPOINTS) -> bytes:
+    """The Wasm bundle of a policy that has nothing to do with the shipped one."""
+    with tempfile.TemporaryDirectory() as place:
+        write(Path(place), {"policy.rego": rego})
+        named = [argument for entrypoint in entrypoints for argument in ("--entrypoint", entrypoint)]
+        subprocess.run([find_opa(), "build", "--target", "wasm", *named, "policy.rego"], cwd=place, check=True)
+        return (Path(place) / "bundle.tar.gz").read_bytes()
+
+
+def unpack(bundle: Path) -> dict[str, bytes]:
+    with tarfile.open(bundle) as archive:
+        files = {member.name.lstrip("/"): archive.extractfile(member) for member in archive}
+        return {name: file.read() for name, file in files.items() if file is not None}
+
+
+def pack(files: dict[str, bytes], **header: object) -> bytes:
+    """A bundle of these files, with these values in the header of policy.wasm."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            for attribute, value in {"size": len(content), **(header if name == "policy.wasm" else {})}.items():
+                setattr(member, attribute, value)
+            archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def restore(path: Path, content: bytes, older: int = 0) -> None:
+    """Replaces a file's content and sets its time back to what it was or before, as `cp -p` does."""
+    before = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns - older))

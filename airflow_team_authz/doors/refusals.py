@@ -56,6 +56,10 @@ class RefusalReasons:
                 for part in (start, *parts):
                     await send(part)
                 return
+            # A server may be told to send a file itself.
+            for part in held:
+                await send(part)
+            held.clear()
             await send(message)
 
         try:

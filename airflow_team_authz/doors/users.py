@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Decision methods of Airflow that only call others, which are ours, or decide nothing.
-REVIEWED = {"get_authorized_menu_items"}
 _OWNERS: dict[str, Any] = {
     "connection": Connection.get_team_name,
     "pool": Pool.get_team_name,
@@ -199,6 +197,10 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         ids = set(session.scalars(select(AssetModel.id)))
         return self.filter_authorized_assets(asset_ids=ids, user=user, method=method)
 
+    def get_authorized_menu_items(self, *, user: Any, **_: Any) -> list[Any]:
+        """Airflow's way, whatever the login manager's is."""
+        return BaseAuthManager.get_authorized_menu_items(self, user=user)
+
     def get_extra_menu_items(self, *, user: Any, **_: Any) -> list[Any]:
         """The login manager's own pages, as far as policy lets the user see them."""
         items = super().get_extra_menu_items(user=user)
@@ -272,8 +274,9 @@ def build_manager() -> type[TeamAuthorization]:
     name = read_settings().authn_manager
     module, _, attribute = name.rpartition(".")
     try:
-        login = getattr(import_module(module), attribute)
-    except (ImportError, ValueError, AttributeError) as error:
+        # Our own is made here: to ask the package for it would never end.
+        login = TeamAuthorization if module == "airflow_team_authz" else getattr(import_module(module), attribute)
+    except (ImportError, ValueError, TypeError, AttributeError) as error:
         raise SettingsError(f"[team_authz] authn_manager: {name} cannot be imported: {error}") from error
     if not (isinstance(login, type) and issubclass(login, BaseAuthManager)) or issubclass(login, TeamAuthorization):
         raise SettingsError(f"[team_authz] authn_manager: {name} is not an auth manager that logs people in")
@@ -289,11 +292,11 @@ def build_manager() -> type[TeamAuthorization]:
 
 def refuse_foreign_decisions(manager: type) -> None:
     """``TypeError`` if a decision method of the class is not ours: it would let the login manager decide."""
-    ours = vars(TeamAuthorization).keys() | REVIEWED
+    ours = vars(TeamAuthorization)
     foreign = sorted(name for name in dir(manager) if name.startswith(_DECISION_PREFIXES) and name not in ours)
     if foreign:
         raise TypeError(
-            f"{', '.join(foreign)} of {manager.__mro__[3].__name__} would decide without the policy: "
+            f"{', '.join(foreign)} of {manager.__bases__[-1].__name__} would decide without the policy: "
             "this version of airflow-team-authz does not know it, so it does not start"
         )
 

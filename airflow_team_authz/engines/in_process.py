@@ -41,6 +41,8 @@ _MIN_PAGES = 16
 _MAX_PAGES = 4096
 # Linear memory never shrinks: a store that a long list has blown up is given back.
 _KEEP_PAGES = 512
+# What reading a broken archive may raise; a lookup is of a link to nowhere.
+_UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, AttributeError, LookupError, RecursionError)
 
 # One call without arguments instead of one with seven: converting an argument costs as much as a rule.
 # The slot holds entrypoint, length of the input, and afterwards the address of the result.
@@ -184,7 +186,7 @@ def load_bundle(path: Path) -> Policy:
             raise PolicyBroken(f"the bundle {path} is larger than {MAX_BUNDLE_BYTES >> 20} MiB")
         wasm, data, manifest = _read_members(path, ("policy.wasm", "data.json", ".manifest"))
         revision = json.loads(manifest or b"{}").get("revision", "")
-    except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, AttributeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise PolicyBroken(f"the bundle {path} cannot be read: {error}") from None
     if wasm is None:
         raise PolicyBroken(f"the bundle {path} holds no policy.wasm: build it with `opa build --target wasm`")
@@ -194,7 +196,7 @@ def load_bundle(path: Path) -> Policy:
     config.parallel_compilation = False
     try:
         engine = wasmtime.Engine(config)
-        policy = Policy(engine, wasmtime.Module(engine, wasm), data or b"{}", str(revision))
+        policy = Policy(engine, wasmtime.Module(engine, wasm), b"{}" if data is None else data, str(revision))
     except wasmtime.WasmtimeError as error:
         raise PolicyBroken(f"the policy.wasm of {path} cannot be run: {error}") from None
     _start(policy)

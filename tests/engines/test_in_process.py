@@ -1,0 +1,300 @@
+"""The policy as Wasm in this process: what breaks is an error and never an allow, and what changes is noticed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import shutil
+import tarfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_team_authz.compile import ENTRYPOINTS, compile_directory
+from airflow_team_authz.engines import CHUNK, DecisionPoint, in_process
+from airflow_team_authz.engines.in_process import MAX_BUNDLE_BYTES, InProcess
+from airflow_team_authz.model import EngineError, Evaluations, Malformed, PolicyBroken, Resource, Subject, Undefined
+from tests.conftest import Engines, build, errors, eventually, opened, pack, restore, unpack, write
+
+Policy = Callable[[dict[str, str]], Path]
+Patch = pytest.MonkeyPatch
+Log = pytest.LogCaptureFixture
+EVE = Subject("user", "eve")
+ANN = Subject("user", "ann", ("alpha", "broken", "costly"), ("op",))
+DIGITS = "digits := [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n"
+COSTLY = f"count([1 | {'; '.join(f'some {name} in digits' for name in 'abcdefgh')}]) > 0"
+OBEDIENT = f"""package airflow.authz
+yes := {{"allow": true, "reasons": ["told to"], "layer": "team"}}
+decision := yes if input.action == "read"
+allowed := [0] if input.action == "read"
+decisions := [yes] if input.action == "read"
+decisions := "yes" if input.action == "answer with a text"
+decisions := [yes, yes] if input.action == "conflict"
+decisions := [] if input.action == "conflict"
+decisions := [yes | {COSTLY}] if input.action == "use up the fuel"
+decisions := [yes | count(split(long, "")) > 0] if input.action == "use up the memory"
+{DIGITS}
+long := concat("", [input.subject.id | some _ in digits; some _ in digits; some _ in digits])
+"""
+TOLD_TO = (True, ("told to",))
+ALPHA = "package teams.alpha\nallow contains word if some word in data.teams.alpha.words\n"
+SITE = {
+    ".manifest": '{"revision": "r7"}',
+    "teams/alpha/data.json": '{"words": ["one"]}',
+    "teams/alpha/alpha.rego": ALPHA + 'deny contains $"für {input.resource.id}" if endswith(input.resource.id, "7")',
+    "teams/broken/b.rego": 'package teams.broken\ndeny contains "x" if n > 0\nn := 1\nn := 2 if input.action == "read"',
+    "teams/costly/c.rego": f'package teams.costly\ndeny contains "x" if {COSTLY}\n{DIGITS}',
+}
+ONE, TWO = (True, ("one",)), (True, ("two",))
+SECOND = {"teams/alpha/data.json": '{"words": ["two"]}'}
+
+
+def about(subject: Subject, team: str, *ids: str, action: str = "read") -> Evaluations:
+    return Evaluations(subject, action, [Resource("connection", team, name) for name in ids or ("pg",)])
+
+
+def verdict(decisions: DecisionPoint) -> tuple[bool, tuple[str, ...]]:
+    decision = decisions.decide(about(EVE, "alpha")).decisions[0]
+    return decision.allow, decision.reasons
+
+
+@pytest.fixture(scope="module")
+def obedient(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = tmp_path_factory.mktemp("obedient") / "bundle.tar.gz"
+    bundle.write_bytes(build(OBEDIENT))
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def site(open_engines: Callable[[Path], Engines], tmp_path_factory: pytest.TempPathFactory) -> Engines:
+    return open_engines(write(tmp_path_factory.mktemp("site"), SITE))
+
+
+@pytest.fixture(params=[0, 1], ids=["in process", "server"])
+def either(request: pytest.FixtureRequest, site: Engines) -> DecisionPoint:
+    return site.both()[request.param]
+
+
+@pytest.fixture
+def users(monkeypatch: Patch) -> dict[object, set[int]]:
+    """The threads in which each instance of a policy is used."""
+    seen: dict[object, set[int]] = defaultdict(set)
+
+    class Noted(in_process._Machine):
+        def evaluate(self, *question: Any) -> Any:
+            seen[self].add(threading.get_ident())
+            return super().evaluate(*question)
+
+    monkeypatch.setattr(in_process, "_Machine", Noted)
+    return seen
+
+
+@pytest.mark.parametrize(("action", "size", "error", "told"), [
+    ("answer with a text", 1, Malformed, "agreed form"),
+    ("do nothing", 1, Undefined, "airflow.authz.decisions"),
+    ("conflict", 1, PolicyBroken, "conflict"),
+    ("use up the fuel", 1, PolicyBroken, "fuel"),
+    ("use up the memory", 5_000, PolicyBroken, "malloc"),
+])  # fmt: skip
+def test_a_failed_evaluation_is_an_error_and_is_not_kept(
+    action: str, size: int, error: type[EngineError], told: str, obedient: Path
+) -> None:
+    with opened(obedient) as decisions:
+        for _ in range(2):
+            with pytest.raises(EngineError, match=told) as raised:
+                decisions.decide(about(Subject("user", "x" * 3_000), "alpha", *["pg"] * size, action=action))
+            assert type(raised.value) is error
+            assert verdict(decisions) == TOLD_TO
+
+
+def test_a_trap_is_an_error_and_its_store_is_not_used_again(obedient: Path, users: dict[object, set[int]]) -> None:
+    engine = InProcess(obedient)
+    with pytest.raises(PolicyBroken, match="call stack exhausted"):
+        engine.query("decisions", b"[" * 100_000, 1)
+    for _ in range(2):
+        assert b"told to" in bytes(engine.query("decisions", b'{"action": "read"}', 1).value)
+    assert len(users) == 2
+    engine.close()
+
+
+TOO_MUCH = b"\0" * (MAX_BUNDLE_BYTES + 1)
+SPARSE = {"GNU.sparse.size": str(1 << 40), "GNU.sparse.map": "0,1"}
+OTHER = "package airflow.authz\ndecision := 1\ndecisions := []\nallowed := []\n"
+BAD_BUNDLES: dict[str, tuple[Callable[[dict[str, bytes]], bytes], str]] = {
+    "empty": (lambda _: b"", "empty"),
+    "not gzip": (lambda _: b"Welcome", "gzip"),
+    "truncated": (lambda good: pack(good)[:20_000], "ended before"),
+    "corrupt": (lambda good: pack(good)[:-8] + b"\0" * 8, "CRC"),
+    "a bomb": (lambda good: pack({"x": TOO_MUCH} | good), "unpacks to more than 64 MiB"),
+    "a huge header": (lambda good: pack(good, pax_headers={"x": "x" * len(TOO_MUCH)}), "unpacks to more than 64 MiB"),
+    "larger than allowed": (lambda _: TOO_MUCH, "is larger than 64 MiB"),
+    "a sparse file": (lambda good: pack(good, pax_headers=SPARSE), "sparse"),
+    "a link to nowhere": (lambda good: pack(good, type=tarfile.SYMTYPE, linkname="nowhere", size=0), "nowhere"),
+    "no policy": (lambda good: pack({"data.json": good["data.json"]}), "no policy.wasm"),
+    "half a policy": (lambda good: pack(good | {"policy.wasm": good["policy.wasm"][:9_000]}), "cannot be run"),
+    "another module": (lambda good: pack(good | {"policy.wasm": b"\0asm\1\0\0\0"}), "cannot be started"),
+    "data that is no JSON": (lambda good: pack(good | {"data.json": b"{nope"}), "data.json does not parse"),
+    "no bytes of data": (lambda good: pack(good | {"data.json": b""}), "data.json does not parse"),
+    "deep data": (lambda good: pack(good | {"data.json": b"[" * 100_000}), "cannot be started"),
+    "an entrypoint is missing": (lambda _: build(OTHER, entrypoints=ENTRYPOINTS[:1]), "lacks the entrypoint airflow/a"),
+    "an unknown built-in": (lambda _: build(OTHER.replace("1", 'sprintf("%v", [input])')), "calls sprintf, which"),
+    "a manifest that is a list": (lambda good: pack(good | {".manifest": b"[]"}), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BUNDLES)
+def test_a_bad_bundle_is_not_in_force(case: str, obedient: Path, tmp_path: Path, caplog: Log) -> None:
+    make, told = BAD_BUNDLES[case]
+    (tmp_path / "bad").write_bytes(make(unpack(obedient)))
+    with pytest.raises(PolicyBroken, match=told):
+        InProcess(tmp_path / "bad")
+    with opened(Path(shutil.copy(obedient, tmp_path / "bundle"))) as decisions:
+        assert verdict(decisions) == TOLD_TO
+        (tmp_path / "bad").replace(tmp_path / "bundle")
+        eventually(lambda: bool(errors(caplog)))
+        assert re.search(told, errors(caplog)[0])
+        assert verdict(decisions) == TOLD_TO
+
+
+# What is done to team alpha's directory, and either the decision that comes of it or the error that is told.
+CHANGES: dict[str, tuple[Callable[[Path], object], bool | None, str]] = {
+    "a rule is edited": (lambda alpha: write(alpha, {"alpha.rego": f'{ALPHA}deny contains "no"'}), False, "no"),
+    "a file is added": (lambda alpha: write(alpha, {"a.rego": 'package teams.alpha\ndeny contains "no"'}), False, "no"),
+    "the team is removed": (shutil.rmtree, False, "user eve may not read"),
+    "data of equal size and time": (lambda alpha: restore(alpha / "data.json", b'{"words": ["two"]}'), True, "two"),
+    "it does not parse": (lambda alpha: write(alpha, {"x.rego": "package"}), None, "x.rego:1: rego_parse_error"),
+    "it is not UTF-8": (lambda alpha: (alpha / "x.rego").write_bytes(b"package teams.\xe4"), None, "x.rego:1"),
+    "it is another team's": (lambda alpha: write(alpha, {"x.rego": "package teams.b"}), None, "may only declare"),
+    "a link leads nowhere": (lambda alpha: (alpha / "x.rego").symlink_to("nowhere"), None, "cannot be read"),
+    "it is gone": (lambda alpha: shutil.rmtree(alpha.parents[1]), None, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_changed_policy_is_in_force_and_a_broken_one_is_told_once(case: str, policy: Policy, caplog: Log) -> None:
+    change, allow, told = CHANGES[case]
+    with opened(policy(SITE)) as decisions:
+        assert verdict(decisions) == ONE
+        before = decisions.decide(about(EVE, "alpha")).revision
+        change(policy({}) / "teams" / "alpha")
+        if allow is not None:
+            eventually(lambda: decisions.decide(about(EVE, "alpha")).revision != before)
+            assert verdict(decisions)[0] is allow
+            assert told in verdict(decisions)[1][0]
+            return
+        eventually(lambda: bool(errors(caplog)))
+        time.sleep(0.8)  # several looks
+        assert [told in error and f"revision {before} stays in force" in error for error in errors(caplog)] == [True]
+        assert verdict(decisions) == ONE
+        with pytest.raises(PolicyBroken, match=told):
+            InProcess(policy({}))
+        (policy({}) / "teams" / "alpha" / "x.rego").unlink(missing_ok=True)
+        policy(SITE | SECOND)
+        eventually(lambda: verdict(decisions) == TWO)
+
+
+def test_a_replaced_bundle_is_in_force_and_a_deleted_one_stays(policy: Policy, tmp_path: Path, caplog: Log) -> None:
+    bundle = tmp_path / "bundle.tar.gz"
+    compile_directory(policy(SITE), bundle)
+    first = bundle.read_bytes()
+    with opened(bundle) as decisions:
+        assert verdict(decisions) == ONE
+        compile_directory(policy(SECOND), bundle)
+        eventually(lambda: verdict(decisions) == TWO)
+        restore(bundle, first, older=10**12)
+        eventually(lambda: verdict(decisions) == ONE)
+        bundle.unlink()
+        eventually(lambda: bool(errors(caplog)))
+        assert "No such file" in errors(caplog)[0]
+        assert verdict(decisions) == ONE
+
+
+def test_each_thread_has_its_own_store_and_right_answers(policy: Policy, users: dict[object, set[int]]) -> None:
+    together = threading.Barrier(8, timeout=30)
+
+    def ask(number: int) -> set[tuple[str, tuple[str, ...]]]:
+        together.wait()
+        seen = set()
+        for question in range(60):
+            name = f"{number}.{question}.7"
+            answer = decisions.decide(about(EVE, "alpha", name, "pg"))
+            assert answer.decisions[0].reasons == (f"für {name}",)
+            seen.add((answer.revision, answer.decisions[1].reasons))
+            if number == 0 and question == 30:
+                policy(SECOND)
+                eventually(lambda: verdict(decisions) == TWO)
+        together.wait()
+        answer = decisions.decide(about(EVE, "alpha"))
+        return seen | {(answer.revision, answer.decisions[0].reasons)}
+
+    with opened(policy(SITE)) as decisions, ThreadPoolExecutor(8) as pool:
+        seen = set.union(*pool.map(ask, range(8)))
+    assert sorted(reasons for _, reasons in seen) == [("one",), ("two",)]
+    assert len({revision for revision, _ in seen}) == 2
+    assert 8 <= len(users) <= 16
+    assert all(len(threads) == 1 for threads in users.values())
+
+
+def test_a_forked_child_answers_and_notices_changes(policy: Policy) -> None:
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+
+    def child() -> None:
+        there.send(verdict(decisions))
+        eventually(lambda: verdict(decisions) != ONE)
+        there.send(verdict(decisions))
+
+    with opened(policy(SITE)) as decisions:
+        assert verdict(decisions) == ONE
+        process = context.Process(target=child, daemon=True)
+        process.start()
+        assert here.poll(30)
+        assert here.recv() == ONE
+        policy(SECOND)
+        assert here.poll(30)
+        assert here.recv() == TWO
+        process.join(30)
+        assert process.exitcode == 0
+
+
+def test_the_revision_is_named_and_reasons_are_unicode(either: DecisionPoint, site: Engines) -> None:
+    assert re.fullmatch("[0-9a-f]{12}" if either is site.in_process else "r7", either.decide(about(EVE, "b")).revision)
+    names = [f"{chr(code)}7" for code in (0, 7, 0x22, 0x5C, 0x7F, 0xDF, 0x2028, 0xFFFE, 0x1D11E)]
+    reasons = [decision.reasons for decision in either.decide(about(EVE, "alpha", *names)).decisions]
+    assert reasons == [(f"für {name}",) for name in names]
+    with pytest.raises(Malformed, match="not Unicode"):
+        either.decide(about(EVE, "alpha", "\ud800"))
+    assert verdict(either) == ONE
+
+
+@pytest.mark.parametrize("parts", [[CHUNK], [CHUNK, CHUNK, 3]], ids=str)
+def test_large_questions_are_asked_in_parts(parts: list[int], either: DecisionPoint, monkeypatch: Patch) -> None:
+    asked: list[int] = []
+    query = either._engine.query
+    monkeypatch.setattr(either._engine, "query", lambda *question: (asked.append(question[2]), query(*question))[1])
+    question = about(EVE, "alpha", *(f"Größe {number}" for number in range(sum(parts))))
+    expected = [number % 10 != 7 for number in range(sum(parts))]
+    assert [decision.allow for decision in either.decide(question).decisions] == expected
+    allowed = [resource for resource, allow in zip(question.resources, expected, strict=True) if allow]
+    assert either.allowed(question) == allowed
+    assert asked == parts * 2
+
+
+def test_a_team_whose_rules_fail_loses_its_lists_only(either: DecisionPoint, site: Engines, caplog: Log) -> None:
+    failing = ["broken", "costly"] if either is site.in_process else ["broken"]
+    teams = ("alpha", *failing, None)
+    mixed = Evaluations(ANN, "read", [Resource("connection", team, name) for name in "ab" for team in teams])
+    for _ in range(2):
+        assert either.allowed(mixed) == [resource for resource in mixed.resources if resource.team_id not in failing]
+    assert [re.findall("what team (.*) owns", error) for error in errors(caplog)] == [[team] for team in failing]
+    for team in failing:
+        for ask in (either.allowed, either.decide):
+            with pytest.raises(PolicyBroken):
+                ask(about(ANN, team))
+    assert verdict(either) == ONE
