@@ -67,7 +67,12 @@ def through(messages: Sequence[Message], path: str = ONE, method: str = "PATCH",
         seen.append(Seen(team_change(), body, got))
 
     scope = {"type": kind, "path": path} | ({"method": method} if kind == "http" else {})
-    asyncio.run(TeamChanges(app)(scope, receive, None))
+
+    async def request() -> None:
+        await TeamChanges(app)(scope, receive, None)
+        assert team_change() == NOTHING, "it outlives the request"
+
+    asyncio.run(request())
     return seen[0]
 
 
@@ -131,7 +136,6 @@ UNREADABLE = {
     "a number longer than Python reads": b'{"slots": ' + b"9" * 10_000 + b"}",
     "a list": b'[{"connection_id": "pg", "team_name": null}]',
     "a text": b'"team_name"',
-    "null": b"null",
 }
 ODD: dict[str, object] = {
     "no actions": {},
@@ -188,9 +192,6 @@ def test_a_client_that_goes_away_is_seen_to() -> None:
         ("PATCH", "/api/v2/dags/daily"),
         ("PATCH", "/api/v2/connections2/pg"),
         ("PATCH", "/api/v1/connections/pg"),
-        ("PATCH", "/api/v2/connectionsx"),
-        ("PATCH", "/ui/connections/pg"),
-        ("PATCH", "/"),
     ],
 )
 def test_other_requests_are_not_looked_at(method: str, path: str) -> None:
@@ -229,7 +230,6 @@ def test_requests_at_the_same_time_have_their_own_changes() -> None:
             )
 
     assert [answer.json() for answer in asyncio.run(send())] == [["team_name" not in body, body] for body in bodies]
-    assert team_change() == NOTHING
 
 
 class Generous:

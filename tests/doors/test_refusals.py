@@ -11,6 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, HTTPException
 
+from airflow_team_authz.doors import refusals
 from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
 
 Message = dict[str, Any]
@@ -171,6 +172,7 @@ def test_a_reason_does_not_outlive_its_request_even_if_that_fails() -> None:
 
         with pytest.raises(ConnectionError):
             await RefusalReasons(failing)(HTTP, None, send)
+        assert refusals._refusals.get() is None
         remember_refusal("between the requests")
         await RefusalReasons(refused)(HTTP, None, send)
         return body_of(sent)
