@@ -68,8 +68,8 @@ class Site:
         team_ids = self.team_ids(question.subject)
         return [Asked(question.subject, question.action, each, context, team_ids) for each in question.resources]
 
-    def check_without_roles(self, asked: Asked, decision: Decision) -> None:
-        """Asserts that the decision is what rules say, where no role can say anything."""
+    def check(self, asked: Asked, decision: Decision, roles: bool) -> None:
+        """Asserts that the decision is what rules say; with ``roles``, a role may allow what no rule denies."""
         owner = self.teams.get(asked.resource.team_id or "", NOTHING)
         platform_denies, team_denies = self.platform.says("deny", asked), owner.says("deny", asked)
         platform_allows, team_allows = self.platform.says("allow", asked), owner.says("allow", asked)
@@ -78,6 +78,8 @@ class Site:
             assert set(platform_denies) <= set(decision.reasons)
         elif team_denies:
             assert decision == Decision(False, team_denies, "team")
+        elif roles and decision.layer == "baseline":
+            assert decision.allow
         elif platform_allows:
             assert decision == Decision(True, platform_allows, "baseline")
         elif team_allows:

@@ -35,13 +35,13 @@ teams.alpha.allow contains "mine"
 )
 
 
-def check(opened: Opened, question: Evaluations) -> Counter[str]:
-    """Checks the decisions where no role can say anything, in both engines; which layers have decided."""
+def check(opened: Opened, question: Evaluations, roles: bool = False) -> Counter[str]:
+    """Checks the decisions against the rules, in both engines; which layers have decided."""
     layers: Counter[str] = Counter()
     for engine in opened.engines.both():
         decisions = engine.decide(question).decisions
         for asked, decision in zip(opened.site.asked(question), decisions, strict=True):
-            opened.site.check_without_roles(asked, decision)
+            opened.site.check(asked, decision, roles)
         layers.update(decision.layer for decision in decisions)
     return layers
 
@@ -66,6 +66,17 @@ def test_another_teams_resource_is_allowed_by_its_owners_or_the_sites_rules_only
         own = opened.site.team_ids(question.subject)
         foreign = [each for each in question.resources if each.team_id is not None and each.team_id not in own]
         seen.update(check(opened, msgspec.structs.replace(question, resources=foreign)))
+
+    ask()
+    assert all(seen[layer] > 20 for layer in LAYERS), seen
+
+
+def test_what_a_rule_denies_no_role_allows(opened: Opened) -> None:
+    seen: Counter[str] = Counter()
+
+    @given(questions(opened.teams, SIZE, subjects(opened.teams)))
+    def ask(question: Evaluations) -> None:
+        seen.update(check(opened, question, roles=True))
 
     ask()
     assert all(seen[layer] > 20 for layer in LAYERS), seen
