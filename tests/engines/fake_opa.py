@@ -130,6 +130,16 @@ def never(connection: socket.socket) -> None:
     connection.recv(1)
 
 
+def begin(said: bytes, then: Callable[[socket.socket], None]) -> Callable[[socket.socket], None]:
+    """Sends a part of an answer, and then does what comes after it."""
+
+    def begin(connection: socket.socket) -> None:
+        connection.sendall(said)
+        then(connection)
+
+    return begin
+
+
 def result(value: str) -> bytes:
     return answer(b'{"result":' + value.encode() + b"}")
 
@@ -190,14 +200,14 @@ BAD_ANSWERS: dict[str, tuple[Said, type[EngineError]]] = {
     "503 of a proxy": (answer(b"upstream", "503 Service Unavailable"), Malformed),
     "drip": (drip, DeadlineExceeded),
     "never": (never, DeadlineExceeded),
-    "no body": (lambda connection: (connection.sendall(GOOD[:-5]), never(connection)), DeadlineExceeded),
+    "no body": (begin(GOOD[:-5], never), DeadlineExceeded),
     "closed": (close, Unreachable),
     "reset": (reset, Unreachable),
     "reset in the header": (lambda connection: reset(connection, GOOD[:20]), Malformed),
     "reset in the body": (lambda connection: reset(connection, GOOD[:-5]), Malformed),
-    "closed in the body": (lambda connection: (connection.sendall(GOOD[:-5]), close(connection)), Malformed),
-    "truncated chunk": (lambda connection: (connection.sendall(chunked(ALLOW)[:-9]), close(connection)), Malformed),
-    "no last chunk": (lambda connection: (connection.sendall(chunked(ALLOW)[:-5]), close(connection)), Malformed),
+    "closed in the body": (begin(GOOD[:-5], close), Malformed),
+    "truncated chunk": (begin(chunked(ALLOW)[:-9], close), Malformed),
+    "no last chunk": (begin(chunked(ALLOW)[:-5], close), Malformed),
     "chunk longer than it says": (chunked(ALLOW).replace(b"\r\n4", b"\r\n3", 1), Malformed),
     "chunk of no length": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\r\n" + ALLOW, Malformed),
     "negative chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", Malformed),
@@ -214,6 +224,7 @@ BAD_ANSWERS: dict[str, tuple[Said, type[EngineError]]] = {
     "status is no number": (GOOD.replace(b"200 OK", b"2x0 OK"), Malformed),
     "an empty line": (b"\r\n\r\n", Malformed),
     "two answers": (GOOD + GOOD, Malformed),
+    "a blank more than it says": (GOOD + b"\n", Malformed),
     "two chunked answers": (chunked(ALLOW) + chunked(ALLOW), Malformed),
     "100 before the answer": (b"HTTP/1.1 100 Continue\r\n\r\n" + GOOD, Malformed),
 }  # fmt: skip
