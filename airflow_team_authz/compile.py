@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MINIMUM_OPA = (1, 22, 2)
-ENTRYPOINTS = ("airflow/authz/decision", "airflow/authz/decisions", "airflow/authz/allowed")
+ENTRYPOINTS = ("airflow/authz/decision", "airflow/authz/decisions", "airflow/authz/allowed", "airflow/authz/whoami")
 _SHIPPED_ONLY = "airflow/authz"
 _DATA_FILES = {"data.json", "data.yaml", "data.yml"}
 _DEFAULT_DATA = "airflow/roles"

@@ -17,13 +17,22 @@ Layer = Literal["guardrail", "team", "baseline", "default"]
 
 
 class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who asks, as the identity carries it; what follows from it (teams from groups, say) is policy."""
+    """Who asks, as the identity carries it; what follows from it (teams from groups, say) is policy.
+
+    ``unverified`` tells why roles, groups and claims are missing: the login's token could not be verified.
+    """
 
     type: SubjectType
     id: str
     team_ids: tuple[str, ...] | UnsetType = UNSET
     roles: tuple[str, ...] | UnsetType = UNSET
     groups: tuple[str, ...] | UnsetType = UNSET
+    claims: dict[str, tuple[str, ...]] | UnsetType = UNSET
+    unverified: str | UnsetType = UNSET
+
+    def __hash__(self) -> int:
+        # Without the claims: a dictionary has no hash.
+        return hash((self.type, self.id, self.team_ids, self.roles, self.groups))
 
 
 class Resource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +81,30 @@ class Decision(msgspec.Struct, frozen=True):
     layer: Layer
 
 
+class DirectoryEntry(msgspec.Struct, frozen=True):
+    """A team (``None``: the platform) and the role held there; without a role, the subject's own roles count."""
+
+    team_id: str | None
+    role: str | UnsetType = UNSET
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Where the directory says something of a subject: the table in its data, the name or pattern there, the entry."""
+
+    table: str
+    name: str
+    entry: DirectoryEntry
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """Who a subject is to the policy: teams and roles, each with every role that it includes."""
+
+    team_roles: dict[str, tuple[str, ...]]
+    platform_roles: tuple[str, ...]
+    common_roles: tuple[str, ...]
+    entries: tuple[Source, ...]
+
+
 class EngineError(Exception):
     """No decision could be had. Never a denial, never an allow, never kept.
 
@@ -98,3 +131,7 @@ class Malformed(EngineError):
 
 class PolicyBroken(EngineError):
     """The policy cannot be loaded, or fails while it is evaluated: a conflict, a trap, out of fuel or memory."""
+
+
+class KeysUnknown(EngineError):
+    """The keys of whoever issued a login's token cannot be had, so nobody can say whether it is genuine."""

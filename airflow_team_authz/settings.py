@@ -27,6 +27,16 @@ class Settings(BaseModel):
         description="Who logs people in: the import path of any auth manager class. "
         "Only what people may do is taken over from it.",
     )
+    identity: str | None = Field(
+        None,
+        description="The import path of a subclass of airflow_team_authz.identities.Identity, which reads groups and "
+        "roles from the users of a login manager that this package does not know. Unset: by the login manager.",
+    )
+    claims: str | None = Field(
+        None,
+        description="Claims of the login's verified token, by name and separated by commas, that the policy may see "
+        "beside groups and roles: department, cost_center. Unset: none.",
+    )
     opa_url: str | None = Field(
         None,
         description="Address of an OPA server: unix:///path/to/socket, http://host:port or https://host:port. "
@@ -80,6 +90,11 @@ class Settings(BaseModel):
             # Not the value: who has put a token instead of its file there must not find it in a log.
             raise ValueError("there is no such file")
         return value
+
+    @property
+    def claim_names(self) -> tuple[str, ...]:
+        """The names in ``claims``."""
+        return tuple(name for part in (self.claims or "").split(",") if (name := part.strip()))
 
     @model_validator(mode="after")
     def _one_engine(self) -> Settings:

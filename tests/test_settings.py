@@ -22,6 +22,8 @@ PREFIX = "AIRFLOW__TEAM_AUTHZ__"
 SIMPLE = "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
 DEFAULTS = {
     "authn_manager": SIMPLE,
+    "identity": None,
+    "claims": None,
     "opa_url": None,
     "policy": None,
     "opa": None,

@@ -25,7 +25,7 @@ from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.choice import open_engine
 from airflow_team_authz.identities import Identity, identity_for
-from airflow_team_authz.model import Context, EngineError, Evaluations, Resource
+from airflow_team_authz.model import Context, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError, read_settings
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
 
     def is_authorized_backfill(self, *, user: Any, **_: Any) -> bool:
         """Deprecated by Airflow, which asks about the Dag's runs instead; no backfill tells its Dag here."""
-        return self._refuse(f"user {self.subject(user).id}: ask about the runs of the backfill's Dag instead")
+        return self._refuse(f"user {self._subject(user).id}: ask about the runs of the backfill's Dag instead")
 
     def is_authorized_asset(self, *, method: Any, user: Any, details: Any = None, **_: Any) -> bool:
         return self._may("asset", method, user, details)
@@ -213,6 +213,18 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     def _policy(self) -> DecisionPoint:
         return DecisionPoint(open_engine(read_settings()))
 
+    def _subject(self, user: Any) -> Subject:
+        if user is None:
+            # Keycloak's manager makes nobody of a session whose cookies do not belong together.
+            raise HTTPException(401, "Not authenticated")
+        try:
+            subject = self.subject(user)
+        except EngineError as error:
+            raise _no_decision(error) from None
+        if not isinstance(subject, Subject):
+            raise _no_decision(EngineError("[team_authz] identity must make a Subject of a user, and has not"))
+        return subject
+
     def _may(self, type_: str, method: Any, user: Any, details: Any, entity: Any = None) -> bool:
         return self._may_all(type_, [{"method": method, "details": details, "access_entity": entity}], user)
 
@@ -230,7 +242,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         )
 
     def _decide(self, user: Any, action: str, resources: list[Resource], context: Context | UnsetType = UNSET) -> bool:
-        question = Evaluations(self.subject(user), action, resources, context)
+        question = Evaluations(self._subject(user), action, resources, context)
         try:
             decisions, revision = self._policy.decide(question)
         except EngineError as error:
@@ -254,7 +266,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
 
     def _allowed(self, user: Any, action: str, resources: list[Resource]) -> list[Resource]:
         try:
-            return self._policy.allowed(Evaluations(self.subject(user), action, resources)) if resources else []
+            return self._policy.allowed(Evaluations(self._subject(user), action, resources)) if resources else []
         except EngineError as error:
             raise _no_decision(error) from None
 
@@ -271,7 +283,8 @@ def build_manager() -> type[TeamAuthorization]:
     A subclass rather than a wrapper: FAB's pages and Airflow's login routes test ``isinstance``. Raises
     ``SettingsError`` for a bad setting, and ``TypeError`` if a decision would stay with the login manager.
     """
-    name = read_settings().authn_manager
+    settings = read_settings()
+    name = settings.authn_manager
     module, _, attribute = name.rpartition(".")
     try:
         # Our own is made here: to ask the package for it would never end.
@@ -284,7 +297,11 @@ def build_manager() -> type[TeamAuthorization]:
     if login._get_teams is BaseAuthManager._get_teams:
         # Airflow compares the login manager's teams with its own at start; this one has no teams.
         own["_get_teams"] = lambda _: set()
-    bases = (TeamAuthorization, identity_for(login), login)
+    try:
+        identity = identity_for(login, settings.identity)
+    except ValueError as error:
+        raise SettingsError(f"[team_authz] identity: {error}") from error
+    bases = (TeamAuthorization, identity, login)
     manager: type[TeamAuthorization] = type("TeamAuthManager", bases, own)
     refuse_foreign_decisions(manager)
     return manager

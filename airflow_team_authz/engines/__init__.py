@@ -9,7 +9,16 @@ from typing import NamedTuple, Protocol, TypeVar
 import msgspec
 
 from airflow_team_authz.engines.outages import Outages
-from airflow_team_authz.model import Decision, EngineError, Evaluations, Malformed, PolicyBroken, Resource
+from airflow_team_authz.model import (
+    Decision,
+    EngineError,
+    Evaluations,
+    Malformed,
+    PolicyBroken,
+    Resource,
+    Standing,
+    Subject,
+)
 
 # Above this a list is asked in parts: it bounds the memory of a question in process, and its size on the wire.
 CHUNK = 5_000
@@ -56,7 +65,12 @@ class DecisionPoint:
         # strict: a bool is a bool. "yes", 1 and null are no decisions.
         self._decode_decisions = msgspec.json.Decoder(list[Decision], strict=True).decode
         self._decode_indices = msgspec.json.Decoder(list[int], strict=True).decode
+        self._decode_standing = msgspec.json.Decoder(Standing, strict=True).decode
         self._outages = Outages()
+
+    def whoami(self, subject: Subject) -> tuple[Standing, str]:
+        """Who the subject is to the policy, and the policy's revision. For people who ask, not for decisions."""
+        return self._ask("whoami", lambda value, _: self._decode_standing(value), Evaluations(subject, "list", []))
 
     def decide(self, question: Evaluations) -> Answer:
         """Decision and reasons for each resource. All or an ``EngineError``, never a part."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from msgspec import UNSET
@@ -13,30 +14,79 @@ from airflow_team_authz.model import Subject
 class Identity:
     """Reads what a login manager's user object offers. A base of the built manager, so subclasses may hook into login.
 
-    This one knows Airflow's ``SimpleAuthManagerUser``, and any class that names things as it does.
+    This one knows the users of Airflow's ``SimpleAuthManager`` and of the ``AwsAuthManager``, and any class that names
+    things as they do. For another login manager write a subclass with a ``subject`` of its own, and name it in
+    ``[team_authz] identity``.
     """
 
     def subject(self, user: Any) -> Subject:
         """The subject that a user object means, unchanged: no role or team is added or renamed here."""
         role = getattr(user, "role", None)
+        groups = getattr(user, "groups", None)
         return Subject(
             "user",
             str(getattr(user, "username", None) or user.get_name()),
-            _texts(getattr(user, "teams", None) or ()),
-            _texts([role] if role else ()),
-            UNSET,
+            _texts(getattr(user, "teams", None)),
+            _texts([role]),
+            UNSET if groups is None else _texts(groups),
         )
 
+    def find(self, name: str) -> Any:
+        """The user object of somebody who is not here, for questions about them; ``None`` if there is nobody.
 
-def identity_for(manager: type) -> type[Identity]:
-    """The ``Identity`` that knows the users of an auth manager class."""
+        ``LookupError`` if this login manager cannot be asked.
+        """
+        known = getattr(self, "get_users", None)
+        if known is None:
+            raise LookupError("the login manager tells of nobody who does not log in")
+        return next((user for user in known() if user.username == name), None)
+
+
+def _fab() -> type[Identity]:
+    from airflow_team_authz.identities.fab import FabIdentity
+
+    return FabIdentity
+
+
+def _keycloak() -> type[Identity]:
+    from airflow_team_authz.identities.keycloak import KeycloakIdentity
+
+    return KeycloakIdentity
+
+
+# By where the login manager's code is. Each is imported only where its provider is installed.
+_KNOWN: dict[str, Callable[[], type[Identity]]] = {
+    "airflow.providers.fab.": _fab,
+    "airflow.providers.keycloak.": _keycloak,
+}
+
+
+def identity_for(manager: type, named: str | None = None) -> type[Identity]:
+    """The ``Identity`` that knows the users of an auth manager class, or the one that a site has ``named``.
+
+    ``ValueError`` if that cannot be imported or is no ``Identity``.
+    """
+    if named:
+        return _imported(named)
     for parent in manager.__mro__:
-        if parent.__module__.startswith("airflow.providers.fab."):
-            from airflow_team_authz.identities.fab import FabIdentity
-
-            return FabIdentity
+        for where, known in _KNOWN.items():
+            if parent.__module__.startswith(where):
+                return known()
     return Identity
 
 
-def _texts(values: Iterable[Any]) -> tuple[str, ...]:
-    return tuple(str(value) for value in values)
+def _imported(name: str) -> type[Identity]:
+    module, _, attribute = name.rpartition(".")
+    try:
+        identity = getattr(import_module(module), attribute)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ValueError(f"{name} cannot be imported: {error}") from error
+    if not (isinstance(identity, type) and issubclass(identity, Identity)):
+        raise ValueError(f"{name} is no subclass of airflow_team_authz.identities.Identity")
+    return identity
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    """The texts of a list, a set or none at all; Airflow's roles are enumerations of texts."""
+    listed = values if isinstance(values, (list, tuple, set, frozenset)) else ()
+    return tuple(str(value) for value in listed if isinstance(value, str))

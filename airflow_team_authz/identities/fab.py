@@ -36,6 +36,16 @@ class FabIdentity(Identity):
         name = getattr(user, "username", None) or "anonymous"
         return Subject("user", str(name), (), tuple(sorted(roles)), tuple(sorted(groups)))
 
+    def find(self, name: str) -> Any:
+        """See ``Identity``."""
+        from airflow.providers.fab.auth_manager.models import User
+
+        with create_session(scoped=False) as session:
+            user = session.scalars(select(User).where(User.username == name)).unique().one_or_none()
+            if user is not None:
+                user._team_authz_groups = _groups(user.id)
+            return user
+
 
 def _groups(user_id: int) -> dict[str, list[str]]:
     """Names of a user's FAB groups, with the names of each group's roles; one query."""

@@ -170,6 +170,21 @@ def test_a_server_without_policy(run, empty_opa_server):
         ({"groups": {"g": [{"role": "op"}]}}, "missing required field `team_id` - at `$.groups[...][0]`"),
         ({"groups": {"g": [{"team": "alpha"}]}}, "unknown field `team` - at `$.groups[...][0]`"),
         ({"group": {}}, "unknown field `group`"),
+        ({"claims": {"unit": {"x": [{"team_id": "x"}]}}}, "at `$.claims['unit']['x'][0].team_id`"),
+        (
+            {"group_patterns": {"airflow": [{"team_id": "alpha"}]}},
+            "neither <team> nor <role> in it - at `$.group_patterns['airflow']`",
+        ),
+        ({"group_patterns": {"<team>/<team>": [{"team_id": "<team>"}]}}, "twice"),
+        ({"group_patterns": {"<team><role>": [{"team_id": "<team>"}]}}, "nothing is between <team> and <role>"),
+        ({"group_patterns": {"<role>s": [{"team_id": "<team>"}]}}, "the pattern has no <team> in it"),
+        ({"role_patterns": {"<team>": [{"team_id": "<team>", "role": "<role>"}]}}, "the pattern has no <role> in it"),
+        ({"role_patterns": {"<team>": [{"team_id": "all teams", "role": "op"}]}}, "neither <team> nor a team id"),
+        ({"role_patterns": {"<team>": [{"team_id": None, "role": "op"}]}}, "Expected `str`, got `null`"),
+        (
+            {"role_patterns": {"<team>": [{"team_id": "<team>", "role": "Op"}]}},
+            "the role 'Op' is unknown - at `$.role_patterns['<team>'][0].role`: did you mean op?",
+        ),
         ([], "Expected `object`"),
     ],
 )
@@ -181,6 +196,29 @@ def test_mistakes_in_the_directory(run, platform, tmp_path, people, told):
     (check,) = [check for check in wrong(result) if check["check"] == "directory"]
     assert told in check["detail"]
     assert str(policy / "airflow/directory/data.json") in check["help"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "role", "wrong_ones"),
+    [
+        ("airflow-<team>-<role>", "super-op", 1),
+        ("<role>-<team>", "op-chief", 1),
+        ("airflow-<team>-<role>s", "super-op", 1),
+        ("airflow-<team>-<role>", "superop", 0),
+        ("airflow-<team>/<role>", "super-op", 0),
+        ("airflow-<team>-<role>", "great and-op", 0),
+    ],
+)
+def test_a_pattern_that_can_be_read_in_two_ways(run, platform, tmp_path, pattern, role, wrong_ones):
+    policy = copied(platform, tmp_path)
+    table = json.loads((policy / "airflow/roles/data.json").read_text())
+    table["includes"][role] = []
+    (policy / "airflow/roles/data.json").write_text(json.dumps(table))
+    people = {"group_patterns": {pattern: [{"team_id": "<team>", "role": "<role>"}]}}
+    (policy / "airflow/directory/data.json").write_text(json.dumps(people))
+    told = [check["detail"] for check in wrong(run("doctor", "--policy", policy, "-o", "json"))]
+    assert len(told) == wrong_ones
+    assert all("can be read as one with 'op' too" in detail for detail in told)
 
 
 def test_every_mistake_in_the_directory_is_told(run, platform, tmp_path):

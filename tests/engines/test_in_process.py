@@ -33,6 +33,8 @@ OBEDIENT = f"""package airflow.authz
 yes := {{"allow": true, "reasons": ["told to"], "layer": "team"}}
 decision := yes if input.action == "read"
 allowed := [0] if input.action == "read"
+
+whoami := {{}}
 decisions := [yes] if input.action == "read"
 decisions := "yes" if input.action == "answer with a text"
 decisions := [yes, yes] if input.action == "conflict"
@@ -125,7 +127,7 @@ def test_a_trap_is_an_error_and_its_store_is_not_used_again(obedient: Path, user
 
 TOO_MUCH = b"\0" * (MAX_BUNDLE_BYTES + 1)
 SPARSE = {"GNU.sparse.size": str(1 << 40), "GNU.sparse.map": "0,1"}
-OTHER = "package airflow.authz\ndecision := 1\ndecisions := []\nallowed := []\n"
+OTHER = "package airflow.authz\ndecision := 1\ndecisions := []\nallowed := []\nwhoami := {}\n"
 BAD_BUNDLES: dict[str, tuple[Callable[[dict[str, bytes]], bytes], str]] = {
     "empty": (lambda _: b"", "empty"),
     "not gzip": (lambda _: b"Welcome", "gzip"),

@@ -31,9 +31,15 @@ reasons(resource) := sort({concat("", [role, place(resource)]) |
 # title: Why nothing allowed it, and what would
 refusal(resource) := concat("", [asked, name(resource), ": it is assigned to others"]) if {
 	reserved(resource)
-} else := concat("", [asked, name(resource), ": that takes the role ", concat(" or ", needed), place(resource)]) if {
+} else := concat("", [asked, name(resource), ": ", missing(resource), unverified])
+
+missing(resource) := concat("", ["that takes the role ", concat(" or ", needed), place(resource)]) if {
 	needed := enough(resource)
-} else := concat("", [asked, name(resource), ": no role allows that"])
+} else := "no role allows that"
+
+default unverified := ""
+
+unverified := concat("", ["; groups and roles of this login do not count: ", input.subject.unverified])
 
 # A task that waits for certain people is answered by them, whatever roles others hold.
 reserved(resource) if {

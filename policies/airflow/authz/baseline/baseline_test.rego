@@ -183,3 +183,13 @@ test_reasons_name_role_and_place if {
 	reasons := baseline.reasons(question.resource) with input as question
 	reasons == ["op in team alpha"]
 }
+
+test_a_refusal_tells_that_the_login_could_not_be_verified if {
+	subject := {"type": "user", "id": "ann", "unverified": "the access token has expired"}
+	resource := {"type": "pool", "id": "slots", "team_id": "alpha"}
+	text := refusal({"subject": subject, "action": "read", "resource": resource})
+	text == concat("; ", [
+		"user ann may not read pool slots of team alpha: that takes the role viewer in team alpha",
+		"groups and roles of this login do not count: the access token has expired",
+	])
+}

@@ -17,7 +17,7 @@ package airflow.authz.standing
 team_ids contains team_id if some team_id in input.subject.team_ids
 
 team_ids contains entry.team_id if {
-	some entry in entries
+	some [_, _, entry] in entries
 	entry.team_id != null
 }
 
@@ -45,7 +45,7 @@ held_for_platform contains role if {
 }
 
 held_for_platform contains entry.role if {
-	some entry in entries
+	some [_, _, entry] in entries
 	entry.team_id == null
 }
 
@@ -53,10 +53,10 @@ held_for_platform contains entry.role if {
 # for the team: then that one is meant.
 held_for(team_id) := own | named if {
 	own := {role | team_id in own_team_ids; some role in own_roles}
-	named := {entry.role | some entry in entries; entry.team_id == team_id}
+	named := {entry.role | some [_, _, entry] in entries; entry.team_id == team_id}
 }
 
-held_anywhere := own_roles | {entry.role | some entry in entries}
+held_anywhere := own_roles | {entry.role | some [_, _, entry] in entries}
 
 # Airflow's managers write the same role as `Op`, `OP` and `op`. `lower` only sorts out what is no role at all: to it
 # `ADMİN` is `admin`, and the engines know capitals of different Unicode versions. What counts is the case of A to Z.
@@ -76,16 +76,71 @@ small := {
 own_team_ids contains team_id if some team_id in input.subject.team_ids
 
 own_team_ids contains entry.team_id if {
-	some entry in entries
+	some [_, _, entry] in entries
 	not entry.role
 }
 
-entries contains entry if {
+# METADATA
+# title: What the directory says of the subject
+# description: "Each with where it says so: `[\"groups\", \"alpha-ops\", {\"team_id\": \"alpha\", \"role\": \"op\"}]`."
+# scope: document
+entries contains ["groups", group, entry] if {
 	some group in input.subject.groups
 	some entry in data.airflow.directory.groups[group]
 }
 
-entries contains entry if {
+entries contains ["roles", role, entry] if {
 	some role in input.subject.roles
 	some entry in data.airflow.directory.roles[role]
+}
+
+entries contains [$"claims.{claim}", value, entry] if {
+	some claim, values in input.subject.claims
+	some value in values
+	some entry in data.airflow.directory.claims[claim][value]
+}
+
+entries contains ["group_patterns", pattern, entry] if {
+	some pattern, templates in data.airflow.directory.group_patterns
+	some group in input.subject.groups
+	some entry in filled(pattern, templates, group)
+}
+
+entries contains ["role_patterns", pattern, entry] if {
+	some pattern, templates in data.airflow.directory.role_patterns
+	some role in input.subject.roles
+	some entry in filled(pattern, templates, role)
+}
+
+# The entries of a pattern such as `airflow-<team>-<role>` for a name. What can be read in two ways says nothing, and
+# nothing here is the platform's: that takes a name in full.
+filled(pattern, templates, name) := {entry |
+	startswith(name, split(pattern, "<")[0])
+	found := readings(pattern, name)
+	count(found) == 1
+	some reading in found
+	some template in templates
+	template.team_id != null
+	entry := {key: object.get(reading, word, word) | some key, word in template}
+}
+
+readings(pattern, name) := {{"<team>": team, "<role>": role} |
+	some role in possible_roles(pattern)
+	team := between(split(replace(pattern, "<role>", role), "<team>"), name)
+}
+
+possible_roles(pattern) := object.keys(data.airflow.roles.includes) if {
+	contains(pattern, "<role>")
+} else := {""}
+
+between([whole], name) := "" if whole == name
+
+between([before, after], name) := team if {
+	startswith(name, before)
+	endswith(name, after)
+	team := trim_suffix(trim_prefix(name, before), after)
+
+	# As Airflow has it for team names.
+	regex.match(`^[a-zA-Z0-9_-]{3,50}$`, team)
+	name == concat("", [before, team, after])
 }

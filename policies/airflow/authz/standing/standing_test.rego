@@ -10,6 +10,14 @@ directory := {
 		"platform": [{"team_id": null, "role": "op"}],
 	},
 	"roles": {"Beta Users": [{"team_id": "beta", "role": "user"}]},
+	"claims": {"department": {"sales": [{"team_id": "beta", "role": "viewer"}]}},
+	"group_patterns": {
+		"airflow-<team>-<role>": [{"team_id": "<team>", "role": "<role>"}],
+		"team:<team>": [{"team_id": "<team>"}],
+		"gamma/<role>s": [{"team_id": "gamma", "role": "<role>"}],
+		"on call": [{"team_id": "gamma", "role": "op"}],
+	},
+	"role_patterns": {"<team>_developer": [{"team_id": "<team>", "role": "user"}]},
 }
 
 viewer := {"viewer"}
@@ -75,6 +83,46 @@ cases := {
 		"subject": {"roles": ["Beta Users"]},
 		"team_roles": {"beta": user}, "common": user, "platform": set(),
 	},
+	"a claim": {
+		"subject": {"claims": {"department": ["cooking", "sales"], "sales": ["department"]}},
+		"team_roles": {"beta": viewer}, "common": viewer, "platform": set(),
+	},
+	"a group by its pattern": {
+		"subject": {"groups": ["airflow-alpha-op"]},
+		"team_roles": {"alpha": op}, "common": op, "platform": set(),
+	},
+	"a team whose id holds what separates": {
+		"subject": {"groups": ["airflow-a-b-user"]},
+		"team_roles": {"a-b": user}, "common": user, "platform": set(),
+	},
+	"a team's admin by its pattern is no platform admin": {
+		"subject": {"groups": ["airflow-alpha-admin"]},
+		"team_roles": {"alpha": admin}, "common": op, "platform": set(),
+	},
+	"a pattern without a role makes a member whose own roles count": {
+		"subject": {"groups": ["team:alpha"], "roles": ["op"]},
+		"team_roles": {"alpha": op}, "common": op, "platform": set(),
+	},
+	"a pattern of a team's own": {
+		"subject": {"groups": ["gamma/viewers"]},
+		"team_roles": {"gamma": viewer}, "common": viewer, "platform": set(),
+	},
+	"a pattern that stands for nothing is a name": {
+		"subject": {"groups": ["on call"]},
+		"team_roles": {"gamma": op}, "common": op, "platform": set(),
+	},
+	"a role by its pattern": {
+		"subject": {"roles": ["alpha_developer"]},
+		"team_roles": {"alpha": user}, "common": user, "platform": set(),
+	},
+	"what is not of a pattern": {
+		"subject": {"groups": [
+			"airflow-alpha-king", "airflow--op", "airflow-op", "airflow-al-op", "airflow-al pha-op", "airflow-<team>-op",
+			"airflow-alpha-Op", "Airflow-alpha-op", "airflow-alpha-op ", " airflow-alpha-op", "airflow-älpha-op",
+			"airflow-alpha\n-op", "airflow-alpha/beta-op", "airflow-<team>-<role>", "team:", "team:alpha:beta", "gamma/s",
+		]},
+		"team_roles": {}, "common": set(), "platform": set(),
+	},
 	"a group that nobody knows": {
 		"subject": {"groups": ["strangers"]},
 		"team_roles": {}, "common": set(), "platform": set(),
@@ -87,7 +135,7 @@ test_standing[note] if {
 	stands == {"team_roles": case.team_roles, "common": case.common, "platform": case.platform}
 }
 
-test_number_of_cases if count(cases) == 15
+test_number_of_cases if count(cases) == 24
 
 found(subject) := stands if {
 	stands := {
@@ -105,4 +153,20 @@ test_team_ids_come_from_identity_and_directory if {
 test_nobody_is_in_a_directory_that_is_not_there if {
 	standing.team_ids == set() with input as {"subject": {"groups": ["alpha-ops"]}}
 		with data.airflow.directory as {}
+}
+
+test_a_name_that_can_be_read_in_two_ways_says_nothing if {
+	roles := {"op": [], "super-op": [], "viewer": []}
+	ambiguous := {"subject": {"groups": ["airflow-alpha-super-op", "airflow-beta-viewer"]}}
+	stands := standing.team_roles with input as ambiguous
+		with data.airflow.directory as directory
+		with data.airflow.roles.includes as roles
+	stands == {"beta": viewer}
+}
+
+test_a_pattern_never_gives_the_platform if {
+	everywhere := {"group_patterns": {"<role>s": [{"team_id": null, "role": "<role>"}]}}
+	stands := standing.platform_roles with input as {"subject": {"groups": ["admins"]}}
+		with data.airflow.directory as everywhere
+	stands == set()
 }

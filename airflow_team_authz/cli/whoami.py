@@ -1,0 +1,166 @@
+"""``team-authz whoami``: somebody as the policy sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from airflow_team_authz.cli.console import Output, OutputOption, UserError, one_line, print_columns, print_json
+from airflow_team_authz.cli.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
+
+if TYPE_CHECKING:
+    from airflow_team_authz.model import DirectoryEntry, Source, Standing, Subject
+
+_MAX_TOKEN_BYTES = 64 * 1024
+
+
+def whoami(
+    token: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|-", help="Whoever has this token of Airflow's API (what POST /auth/token gives)."),
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The login manager's user of this name, where it can be asked.")
+    ] = None,
+    role: Annotated[list[str] | None, typer.Option(help="Somebody with this role. May be repeated.")] = None,
+    group: Annotated[list[str] | None, typer.Option(help="Somebody in this group. May be repeated.")] = None,
+    team: Annotated[list[str] | None, typer.Option(help="Somebody whom the login puts into this team.")] = None,
+    claim: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Somebody whose token claims this.")
+    ] = None,
+    policy: PolicyOption = None,
+    opa_url: UrlOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Show somebody as the policy sees them: groups, teams and roles, and which entry of the directory says so.
+
+    Name a token, a user, or describe somebody: team-authz whoami --group alpha-engineers --role viewer
+
+    Exit code 0: shown. 1: the login could not be verified. 2: there is nobody, or nobody can say.
+    """
+    from airflow_team_authz.engines import DecisionPoint
+
+    described = bool(role or group or team or claim)
+    if [token is not None, user is not None, described].count(True) != 1:
+        raise UserError("name one of --token and --user, or describe somebody by --role, --group, --team and --claim")
+    if described:
+        said_by, subject = "the command line", _described(role, group, team, claim)
+    else:
+        # Airflow writes warnings of its own to stdout, where only the answer belongs.
+        with redirect_stdout(sys.stderr):
+            said_by, subject = _logged_in(token, user)
+    with opened(named_engine(policy, opa_url) or configured_engine()) as engine:
+        standing, revision = DecisionPoint(engine).whoami(subject)
+    if output is Output.JSON:
+        print_json(_as_json(said_by, subject, standing, revision))
+    else:
+        _print(said_by, subject, standing, revision)
+    if isinstance(subject.unverified, str):
+        raise typer.Exit(1)
+
+
+def _described(
+    roles: list[str] | None, groups: list[str] | None, teams: list[str] | None, claims: list[str] | None
+) -> Subject:
+    from msgspec import UNSET
+
+    from airflow_team_authz.model import Subject
+
+    values: dict[str, list[str]] = {}
+    for claim in claims or ():
+        name, separator, value = claim.partition("=")
+        if not separator:
+            raise UserError(f"--claim: {claim!r} has no value, write it as department=sales")
+        values.setdefault(name, []).append(value)
+    held = {name: tuple(texts) for name, texts in values.items()}
+    return Subject("user", "somebody", tuple(teams or ()), tuple(roles or ()), tuple(groups or ()), held or UNSET)
+
+
+def _logged_in(token: Path | None, name: str | None) -> tuple[str, Subject]:
+    """Who says so, and the subject, by the configured login manager."""
+    from airflow_team_authz.settings import SettingsError
+
+    try:
+        from airflow_team_authz.doors.users import build_manager
+
+        manager = build_manager()()
+    except (SettingsError, ImportError, TypeError) as error:
+        raise UserError(f"the login manager cannot be had: {error}") from None
+    login = type(manager).__bases__[-1].__name__
+    try:
+        if token is not None:
+            somebody = asyncio.run(manager.get_user_from_token(_read(token)))
+        else:
+            somebody = manager.find(str(name))
+    except UserError:
+        raise
+    except LookupError as error:
+        raise UserError(f"{error}: use --token, or describe somebody by --group and --role") from None
+    except Exception as error:  # of the login manager, its token library and its database
+        raise UserError(f"{login} does not take it ({type(error).__name__}: {error})") from None
+    if somebody is None:
+        raise UserError(f"{login} knows nobody called {name}" if name else f"{login} knows nobody with this token")
+    return login, manager.subject(somebody)
+
+
+def _read(file: Path) -> str:
+    try:
+        text = sys.stdin.read(_MAX_TOKEN_BYTES) if str(file) == "-" else file.read_text()[:_MAX_TOKEN_BYTES]
+    except (OSError, ValueError):
+        # Not the name: who has put the token itself there must not find it on the screen.
+        raise UserError("--token: there is no such file, or it is no text; give a file, or - to read it") from None
+    text = text.strip()
+    # The whole answer of Airflow's token route will do as well.
+    if text.startswith("{"):
+        try:
+            text = str(json.loads(text)["access_token"])
+        except (ValueError, LookupError, TypeError):
+            raise UserError("--token: the file holds no token") from None
+    return text
+
+
+def _as_json(said_by: str, subject: Subject, standing: Standing, revision: str) -> dict[str, Any]:
+    import msgspec
+
+    return {
+        "said_by": said_by,
+        "subject": msgspec.to_builtins(subject),
+        **msgspec.to_builtins(standing),
+        "revision": revision,
+    }
+
+
+def _print(said_by: str, subject: Subject, standing: Standing, revision: str) -> None:
+    rows = [["user", subject.id], ["said by", said_by]]
+    if isinstance(subject.unverified, str):
+        rows.append(["not verified", subject.unverified])
+    for word, texts in (("roles", subject.roles), ("groups", subject.groups), ("teams", subject.team_ids)):
+        if isinstance(texts, tuple):
+            rows.append([word, ", ".join(texts) or "none"])
+    if isinstance(subject.claims, dict):
+        rows += [[f"claim {name}", ", ".join(texts)] for name, texts in subject.claims.items()]
+    rows.append(["policy", f"revision {revision or 'unnamed'}"])
+    rows += [[f"in team {team_id}", _held(roles)] for team_id, roles in sorted(standing.team_roles.items())]
+    rows.append(["in common", _held(standing.common_roles)])
+    rows.append(["on the platform", _held(standing.platform_roles)])
+    rows += [["because", _because(source)] for source in standing.entries]
+    print_columns([[word, one_line(text)] for word, text in rows])
+
+
+def _held(roles: tuple[str, ...]) -> str:
+    return ", ".join(roles) or "no role"
+
+
+def _because(source: Source) -> str:
+    return f"{source.table} {source.name!r} of the directory: {_entry(source.entry)}"
+
+
+def _entry(entry: DirectoryEntry) -> str:
+    where = "on the platform" if entry.team_id is None else f"in team {entry.team_id}"
+    return f"{entry.role} {where}" if isinstance(entry.role, str) else f"a member {where}, with the login's own roles"

@@ -1,0 +1,154 @@
+"""An OpenID Connect issuer's public keys: cached, renewed and fetched beside whoever asks.
+
+OpenID Connect Discovery 1.0 (https://openid.net/specs/openid-connect-discovery-1_0.html), RFC 7517 for the keys.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import requests
+from jwt import PyJWK
+from jwt.exceptions import PyJWTError
+
+from airflow_team_authz.model import KeysUnknown
+
+log = logging.getLogger(__name__)
+
+# Only what a public key can verify: with HS256 anybody could sign with the key that is published.
+ALGORITHMS = frozenset(
+    {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+)  # fmt: skip
+RENEW_SECONDS = 300.0
+# Whoever makes up key ids must not make us ask the issuer for each.
+PAUSE_SECONDS = 1.0
+_TIMEOUT_SECONDS = 5.0
+_MAX_DOCUMENT_BYTES = 1024 * 1024
+
+
+class Keys(NamedTuple):
+    """What an issuer has published: its name as tokens carry it, and its keys by their id."""
+
+    issuer: str
+    by_id: Mapping[str, PyJWK]
+
+
+class Issuer:
+    """The keys of the issuer at ``discovery`` (an address that ends in ``/.well-known/openid-configuration``).
+
+    Nothing here waits for the network but the thread that fetches: at most one at a time, at most one fetch a second.
+    When the issuer is gone, the keys that are known stay.
+    """
+
+    def __init__(self, discovery: str, keys_url: str) -> None:
+        self._discovery = discovery
+        self._keys_url = keys_url
+        self._keys: Keys | None = None
+        self._published: object = None
+        self._asked = -RENEW_SECONDS
+        self._failure = "nobody has asked yet"
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._fetching: Future[bool] | None = None
+
+    @property
+    def keys(self) -> Keys | None:
+        """The keys that are known, renewed from time to time: the same object as long as the same are published."""
+        if time.monotonic() - self._asked > RENEW_SECONDS:
+            self.fetch()
+        return self._keys
+
+    def required_keys(self) -> Keys:
+        """``keys``, or ``KeysUnknown`` with what went wrong."""
+        keys = self.keys
+        if keys is None:
+            raise KeysUnknown(
+                f"The keys of {self._discovery} are not known ({self._failure}), so no login of it can be verified: "
+                "is it running, and is the address right?"
+            )
+        return keys
+
+    def fetch(self) -> Future[bool]:
+        """Ask for the keys anew, or join who does already: whether the issuer has answered."""
+        if self._pid != os.getpid():
+            # A forked child has no thread that would ever be done.
+            self._pid, self._lock, self._fetching = os.getpid(), threading.Lock(), None
+        with self._lock:
+            if self._fetching is None:
+                done: Future[bool] = Future()
+                threading.Thread(target=self._fetch, args=(done,), name="team-authz-keys", daemon=True).start()
+                self._fetching = done
+            return self._fetching
+
+    def _fetch(self, done: Future[bool]) -> None:
+        try:
+            time.sleep(max(0.0, self._asked + PAUSE_SECONDS - time.monotonic()))
+            self._asked = time.monotonic()
+            issuer, published = _get(self._discovery).get("issuer"), _get(self._keys_url)
+            if not isinstance(issuer, str) or not issuer:
+                raise ValueError(f"{self._discovery} names no issuer")
+            if (issuer, published) != self._published:
+                self._keys = Keys(issuer, _usable(published))
+                self._published = (issuer, published)
+                log.info("%d keys of %s are known", len(self._keys.by_id), issuer)
+            elif self._failure:
+                log.info("%s answers again", issuer)
+            self._failure = ""
+        except (requests.RequestException, ValueError, RecursionError) as error:
+            told, self._failure = self._failure, _short(error)
+            if told != self._failure:
+                log.warning("the keys of %s cannot be fetched: %s", self._discovery, self._failure)
+        finally:
+            with self._lock:
+                self._fetching = None
+            done.set_result(not self._failure)
+
+
+def _usable(published: Mapping[str, Any]) -> dict[str, PyJWK]:
+    """The keys that may sign a token; ``ValueError`` if there is none."""
+    listed = published.get("keys")
+    usable: dict[str, PyJWK] = {}
+    for entry in listed if isinstance(listed, list) else []:
+        if not isinstance(entry, dict) or entry.get("use", "sig") != "sig" or not isinstance(entry.get("kid"), str):
+            continue
+        try:
+            key = PyJWK(entry)
+        except (PyJWTError, ValueError, TypeError):
+            continue  # of a kind that we cannot use
+        if key.algorithm_name in ALGORITHMS:
+            usable[entry["kid"]] = key
+    if not usable:
+        raise ValueError("there is no key among them that can verify a signature")
+    return usable
+
+
+def _get(url: str) -> dict[str, Any]:
+    """A JSON object over HTTP, in bounded time and of bounded size; redirections are not followed."""
+    until = time.monotonic() + _TIMEOUT_SECONDS
+    # The login manager talks to the issuer by requests too, so proxies and certificates are set for both at once.
+    with requests.get(url, timeout=_TIMEOUT_SECONDS, allow_redirects=False, stream=True) as answer:
+        if answer.status_code != 200:
+            raise ValueError(f"{url} answers HTTP {answer.status_code}")
+        content = bytearray()
+        for piece in answer.iter_content(16 * 1024):
+            content += piece
+            if len(content) > _MAX_DOCUMENT_BYTES or time.monotonic() > until:
+                raise ValueError(f"{url} answers too much or too slowly")
+    try:
+        document = json.loads(content)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise ValueError(f"{url} answers something else than JSON")
+    return document
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]

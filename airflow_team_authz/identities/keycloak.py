@@ -1,0 +1,104 @@
+"""Users of the Keycloak auth manager: groups and roles are in the access token, which is verified first.
+
+In the browser flow that token is a cookie of its own, which Airflow's signature does not cover: anybody who is logged
+in could write groups into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from airflow.configuration import conf
+from msgspec import UNSET
+
+from airflow_team_authz.identities import Identity
+from airflow_team_authz.identities.issuer import Issuer
+from airflow_team_authz.identities.tokens import NotVerified, Tokens
+from airflow_team_authz.model import Subject
+
+_SECTION = "keycloak_auth_manager"
+
+
+class _Content(NamedTuple):
+    roles: tuple[str, ...]
+    groups: tuple[str, ...]
+    claims: dict[str, tuple[str, ...]]
+
+
+class KeycloakIdentity(Identity):
+    """Realm roles and the client's roles, ``groups``, and the claims that ``[team_authz] claims`` names.
+
+    A token that fails gives neither, and the subject says why.
+    """
+
+    @cached_property
+    def _tokens(self) -> Tokens[_Content]:
+        from airflow_team_authz.settings import read_settings
+
+        client_id = conf.get(_SECTION, "client_id")
+        named = read_settings().claim_names
+        realm = f"{conf.get(_SECTION, 'server_url').rstrip('/')}/realms/{conf.get(_SECTION, 'realm')}"
+        issuer = Issuer(f"{realm}/.well-known/openid-configuration", f"{realm}/protocol/openid-connect/certs")
+        return Tokens(issuer, client_id, lambda claims: _content(claims, client_id, named))
+
+    async def get_user_from_token(self, token: str, *keycloaks: Any, **named: Any) -> Any:
+        """See ``BaseAuthManager`` and Keycloak's own; here the issuer's keys can be waited for."""
+        user = await super().get_user_from_token(token, *keycloaks, **named)  # type: ignore[misc]
+        if user is not None:
+            await self.prepare(user)
+        return user
+
+    async def prepare(self, user: Any) -> None:
+        """Wait for a key that verifying this user's token takes, if it is not known."""
+        await self._tokens.prepare(user.access_token)
+
+    def get_fastapi_middlewares(self) -> list[Any]:
+        """Keycloak's own, and inside of it one that sees the tokens that it has renewed."""
+        return [(RenewedTokens, {"identity": self}), *super().get_fastapi_middlewares()]  # type: ignore[misc]
+
+    def find(self, name: str) -> Any:
+        """See ``Identity``."""
+        raise LookupError(f"Keycloak tells of {name} by a token only")
+
+    def subject(self, user: Any) -> Subject:
+        """See ``Identity``."""
+        name = str(user.get_name())
+        try:
+            content = self._tokens.content(user.access_token, user.get_id())
+        except NotVerified as reason:
+            return Subject("user", name, (), (), (), UNSET, str(reason))
+        return Subject("user", name, (), content.roles, content.groups, content.claims or UNSET)
+
+
+class RenewedTokens:
+    """ASGI middleware: Keycloak's own renews an expired token, perhaps with a key that nobody here has seen."""
+
+    def __init__(self, app: Any, identity: KeycloakIdentity) -> None:
+        self._app = app
+        self._identity = identity
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """See the ASGI specification, 3.0."""
+        user = scope.get("state", {}).get("user")
+        if getattr(user, "access_token", None):
+            await self._identity.prepare(user)
+        await self._app(scope, receive, send)
+
+
+def _content(claims: Mapping[str, Any], client_id: str, named: Iterable[str]) -> _Content:
+    of_client = _object(_object(claims.get("resource_access")).get(client_id))
+    roles = [*_texts(_object(claims.get("realm_access")).get("roles")), *_texts(of_client.get("roles"))]
+    wanted = {name: _texts(claims[name]) for name in named if name in claims}
+    return _Content(tuple(dict.fromkeys(roles)), _texts(claims.get("groups")), wanted)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """The texts in a claim, which may be one or a list; what is something else means nothing to a policy."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(one for one in values if isinstance(one, str))

@@ -1,0 +1,16 @@
+package airflow.authz
+
+import data.airflow.authz.standing
+
+# METADATA
+# title: Who the subject is to the policy
+# description: Teams, roles and the directory entries that they follow from; for people who ask, not for decisions.
+# entrypoint: true
+# schemas:
+#   - input: schema.evaluations
+whoami := {
+	"team_roles": {team_id: sort(roles) | some team_id, roles in standing.team_roles},
+	"platform_roles": sort(standing.platform_roles),
+	"common_roles": sort(standing.common_roles),
+	"entries": [{"table": table, "name": name, "entry": entry} | some [table, name, entry] in standing.entries],
+}
