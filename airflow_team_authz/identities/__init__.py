@@ -42,6 +42,12 @@ class Identity:
         return next((user for user in known() if user.username == name), None)
 
 
+def _amazon() -> type[Identity]:
+    from airflow_team_authz.identities.amazon import AmazonIdentity
+
+    return AmazonIdentity
+
+
 def _fab() -> type[Identity]:
     from airflow_team_authz.identities.fab import FabIdentity
 
@@ -56,6 +62,7 @@ def _keycloak() -> type[Identity]:
 
 # By where the login manager's code is. Each is imported only where its provider is installed.
 _KNOWN: dict[str, Callable[[], type[Identity]]] = {
+    "airflow.providers.amazon.": _amazon,
     "airflow.providers.fab.": _fab,
     "airflow.providers.keycloak.": _keycloak,
 }
