@@ -146,6 +146,15 @@ def read_installation() -> Installation:
     )
 
 
+def read_database() -> tuple[str, str | None]:
+    """Address of Airflow's database, with the password if it has one, and the schema of its tables if it is not the
+    user's own.
+    """
+    from airflow.configuration import conf
+
+    return conf.get("database", "sql_alchemy_conn"), conf.get("database", "sql_alchemy_schema", fallback="") or None
+
+
 def _explain(problem: Any) -> str:
     key = str(problem["loc"][0]) if problem["loc"] else ""
     name = f"[{SECTION}] {key}".strip()

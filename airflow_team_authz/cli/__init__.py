@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from airflow_team_authz.cli import decide, doctor, init, whoami
+from airflow_team_authz.cli import decide, doctor, imports, init, whoami
 from airflow_team_authz.cli.console import UserError, complain
 
 CANNOT = 2
@@ -41,6 +41,7 @@ app = typer.Typer(
 app.command("decide")(decide.decide)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
+app.add_typer(imports.app, name="import")
 app.command("whoami")(whoami.whoami)
 
 

@@ -52,5 +52,6 @@ def one_line(text: str) -> str:
 
 _COLOURS = {
     "allow": "green", "ok": "green", "wrote": "green", "renewed": "green",
+    "replaced": "green", "removed": "green",
     "deny": "red", "wrong": "red",
 }  # fmt: skip

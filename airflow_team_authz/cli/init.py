@@ -68,8 +68,8 @@ def _write(directory: Path, team: str | None) -> Iterator[Done]:
     if team is None and _is_teams(directory):
         raise UserError(f"{directory} is a team's repository: name another directory for the platform's policy")
     is_teams = team is not None and not (directory / _ROLES).exists()
-    files = _template("shared") | _ours(is_teams)
-    files |= _platform() if team is None else _team(team)
+    files = template("shared") | _ours(is_teams)
+    files |= platform_files() if team is None else _team(team)
     for name, content in sorted(files.items()):
         yield Done("wrote" if _write_new(directory / name, content) else "kept", str(name))
 
@@ -115,7 +115,7 @@ def _write_new(path: Path, content: bytes) -> bool:
 Files = dict[PurePosixPath, bytes]
 
 
-def _template(kind: str) -> Files:
+def template(kind: str) -> Files:
     """Files of a template; ``dot-`` stands for the dot of hidden ones, which packaging tools like to leave out."""
     root = Path(__file__).resolve().parents[1] / "templates" / kind
     return {
@@ -125,15 +125,16 @@ def _template(kind: str) -> Files:
     }
 
 
-def _platform() -> Files:
+def platform_files() -> Files:
+    """What is written for a platform besides what platforms and teams share."""
     from airflow_team_authz.compile import shipped_policies
 
     roles = _ROLES / "data.json"
-    return _template("platform") | {roles: (shipped_policies() / roles).read_bytes()}
+    return template("platform") | {roles: (shipped_policies() / roles).read_bytes()}
 
 
 def _team(team: str) -> Files:
-    return {_team_file(name, team): for_team(text.decode(), team).encode() for name, text in _template("team").items()}
+    return {_team_file(name, team): for_team(text.decode(), team).encode() for name, text in template("team").items()}
 
 
 def _team_file(name: PurePosixPath, team: str) -> PurePosixPath:
@@ -167,7 +168,7 @@ def _ours(for_a_team: bool) -> Files:
     shipped = shipped_policies()
     sources = [shipped / "capabilities.json", *(shipped / "schemas").rglob("*.json")]
     sources += [path for path in (shipped / "airflow" / "authz").rglob("*.rego") if not path.stem.endswith("_test")]
-    files = {name: content for name, content in _template("shared").items() if name.parts[0] == str(OURS)}
+    files = {name: content for name, content in template("shared").items() if name.parts[0] == str(OURS)}
     files |= {OURS / path.relative_to(shipped).as_posix(): path.read_bytes() for path in sources}
     if for_a_team:
         files[OURS / _ROLES / "roles.rego"] = _roles_as_rego(json.loads((shipped / _ROLES / "data.json").read_text()))

@@ -1,0 +1,19 @@
+"""``team-authz import``: roles and permissions of other auth managers as a policy. One file per source."""
+
+from __future__ import annotations
+
+import typer
+
+from airflow_team_authz.cli.imports import fab
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Write what another auth manager decides as roles, directory and rules of a policy directory.",
+)
+app.command("fab")(fab.import_fab)
+
+
+@app.callback()
+def _sources() -> None:
+    """Without this, a single source would not have to be named."""

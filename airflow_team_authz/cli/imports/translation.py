@@ -1,0 +1,156 @@
+"""What all sources share: the files that an import writes, and the list of what it could not translate."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+import typer
+
+from airflow_team_authz.cli.console import Output, UserError, one_line, print_columns, print_json
+from airflow_team_authz.cli.init import OURS, Done, Files, for_team, platform_files, template
+
+INCOMPLETE = 1
+
+ROLES = PurePosixPath("airflow/roles/data.json")
+DIRECTORY = PurePosixPath("airflow/directory/data.json")
+SITE_DATA = PurePosixPath("airflow/site/imported/data.json")
+# Where rules and data of an import are, and nobody else's.
+_PLACES = ("airflow/site/imported.rego", "airflow/site/imported/*", "teams/*/imported.rego", "teams/*/imported/*")
+
+DirectoryArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The platform's policy directory, as team-authz init writes it.")
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace files that somebody has changed, and those of an earlier import.")
+]
+
+
+@dataclass(frozen=True)
+class Untranslated:
+    """Something that is not decided as before; ``why`` says what is different, ``help`` what to do about it."""
+
+    what: str
+    why: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A policy that decides as the source does, as files of a policy directory, and where it does not."""
+
+    files: Files
+    untranslated: Sequence[Untranslated] = field(default_factory=list)
+
+
+def data_file(value: Mapping[str, Any]) -> bytes:
+    """A JSON document for people who change it: an object has a line for each of its parts, a list has one line."""
+    return (_document(value, "") + "\n").encode()
+
+
+def rules(source: str) -> Files:
+    """Rules of a source for everyone: the template of its name, without what it has for teams."""
+    return {name: content for name, content in template(source).items() if name.parts[0] != "teams"}
+
+
+def team_files(source: str, team: str, data: Mapping[str, Any]) -> Files:
+    """Rules of a source for a team's resources, with the data that they read."""
+    (text,) = (content for name, content in template(source).items() if name.parts[0] == "teams")
+    place = PurePosixPath("teams", team)
+    return {
+        place / "imported.rego": for_team(text.decode(), team).encode(),
+        place / "imported" / "data.json": data_file(data),
+    }
+
+
+def check_directory(directory: Path) -> None:
+    """``UserError`` unless it is the platform's policy directory."""
+    if (directory / OURS / ROLES.parent).exists():
+        raise UserError(f"{directory} is a team's repository: name the platform's policy directory")
+    if not (directory / ROLES.parent).is_dir():
+        raise UserError(f"{directory} is no policy directory: run team-authz init {directory} first")
+
+
+def finish(directory: Path, translation: Translation, force: bool, output: Output) -> None:
+    """Write the files and tell what was written and what could not be translated; exit code 1 if there is any.
+
+    ``UserError``, and nothing is written, if that would replace what somebody has changed.
+    """
+    try:
+        done = list(_write(directory, translation.files, force))
+    except OSError as error:
+        place = error.filename or directory
+        raise UserError(
+            f"{place} cannot be written ({error.strerror}): see its permissions and what is there"
+        ) from None
+    if output is Output.JSON:
+        left_out = [asdict(entry) for entry in translation.untranslated]
+        print_json({"files": [entry._asdict() for entry in done], "untranslated": left_out})
+    else:
+        print_columns([*done])
+        _tell(directory, translation.untranslated)
+    if translation.untranslated:
+        raise typer.Exit(INCOMPLETE)
+
+
+def _write(directory: Path, files: Files, force: bool) -> Iterator[Done]:
+    left = [name for name in _imported(directory) if name not in files]
+    plan = {name: _what_to_do(directory / name, name, content) for name, content in files.items()}
+    in_the_way = sorted(map(str, [*left, *(name for name, what in plan.items() if what == "in the way")]))
+    if in_the_way and not force:
+        raise UserError(f"already there, and not replaced without --force: {', '.join(in_the_way)}")
+    for name in left:
+        (directory / name).unlink()
+        yield Done("removed", str(name))
+    for name, what in sorted(plan.items()):
+        if what != "kept":
+            _put(directory / name, files[name])
+        yield Done("replaced" if what == "in the way" else what, str(name))
+
+
+def _imported(directory: Path) -> list[PurePosixPath]:
+    found = (path for place in _PLACES for path in directory.glob(place))
+    return sorted(PurePosixPath(path.relative_to(directory).as_posix()) for path in found)
+
+
+def _what_to_do(path: Path, name: PurePosixPath, content: bytes) -> str:
+    if not os.path.lexists(path):
+        return "wrote"
+    there = path.read_bytes() if path.exists() else b""
+    if there == content:
+        return "kept"
+    # Nobody has changed what `team-authz init` wrote.
+    return "replaced" if there == platform_files().get(name) else "in the way"
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Whole or not at all: an Airflow that watches the directory must not compile half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _tell(directory: Path, untranslated: Sequence[Untranslated]) -> None:
+    if untranslated:
+        typer.echo(f"\nNot translated ({len(untranslated)}):")
+        for entry in untranslated:
+            typer.echo(f"- {one_line(entry.what)}: {one_line(entry.why)}; {one_line(entry.help)}")
+    typer.echo(
+        f"\nEvery role counts for all teams. For one team only, put its id for the null in {directory / DIRECTORY}."
+    )
+
+
+def _document(value: Any, indent: str) -> str:
+    if not isinstance(value, Mapping) or not value:
+        return json.dumps(value, ensure_ascii=False)
+    inner = f"{indent}  "
+    parts = [f"{inner}{json.dumps(key, ensure_ascii=False)}: {_document(part, inner)}" for key, part in value.items()]
+    return "{\n" + ",\n".join(parts) + f"\n{indent}}}"
