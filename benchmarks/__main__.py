@@ -30,16 +30,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=2000, help="measurements of one decision (default 2000)")
     parser.add_argument("--output", choices=["text", "json"], default="text")
+    parser.add_argument("--keycloak", action="store_true", help="compare with people out of a real Keycloak instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         os.environ["AIRFLOW_HOME"] = home
         os.environ["AIRFLOW__CORE__MULTI_TEAM"] = "True"
         os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "ERROR"
-        rows = [
-            *one_decision(Path(home), options.rounds),
-            *lists(Path(home)),
-            *team_counts(Path(home), options.rounds // 4),
-        ]
+        if options.keycloak:
+            from benchmarks.keycloak import comparisons
+
+            rows = list(comparisons(Path(home), options.rounds // 4))
+        else:
+            rows = [
+                *one_decision(Path(home), options.rounds),
+                *lists(Path(home)),
+                *team_counts(Path(home), options.rounds // 4),
+            ]
     if options.output == "json":
         print(json.dumps(rows))
     else:
