@@ -168,8 +168,9 @@ def _question(type_: str, role: str) -> Evaluations:
     subject = Subject("user", _NAME, roles=(role,))
     if type_ == "hitl_task":
         return Evaluations(subject, "update", [Resource(type_)], Context(_NAME, (_NAME,)))
-    if type_ in {"view", "custom_view"}:
-        return Evaluations(subject, "read", [Resource(type_, id="website")])
+    # By the names that they have in Airflow and in FAB: a site may allow some views and pages only.
+    if named := {"view": "website", "custom_view": "Users"}.get(type_):
+        return Evaluations(subject, "read", [Resource(type_, id=named)])
     return Evaluations(subject, "list", [Resource(type_)])
 
 

@@ -76,7 +76,8 @@ def standard_roles() -> dict[str, Collection[Permission]]:
     configured = FabAirflowSecurityManagerOverride.ROLE_CONFIGS
     roles = {config["role"]: list(dict.fromkeys(config["perms"])) for config in configured}
     admin = {permission for permissions in roles.values() for permission in permissions}
-    return {**roles, "Admin": admin | {("menu_access", name) for name in (*LINKS.values(), "Actions", "Resources")}}
+    pages = {("menu_access", name) for name in (*LINKS.values(), "Actions", "Resources")} | {("can_read", "Users")}
+    return {**roles, "Admin": admin | pages}
 
 
 def random_roles(seed: int, count: int) -> dict[str, Collection[Permission]]:

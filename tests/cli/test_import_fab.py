@@ -193,7 +193,8 @@ def other_questions() -> Iterator[Question]:
     yield Question("get_authorized_teams", {}, "team")
     for view in AccessView:
         yield Question("is_authorized_view", {"access_view": view}, "view")
-    for method, name in product((*METHODS, "MENU", *VERBS, "unheard_of"), (*NAMES, "Nowhere", "Actions")):
+    pages = [name for name in NAMES if ":" not in name or "alpha_etl" in name or "gone" in name]
+    for method, name in product((*METHODS, "MENU", *VERBS[-4:], "unheard_of"), (*pages, "Nowhere", "Actions")):
         about = {"method": method, "resource_name": name}
         yield Question("is_authorized_custom_view", about, "custom_view", method)
     for people in ({"1", "2", "3"}, {"nobody"}):
@@ -307,7 +308,7 @@ def silent(it: Comparison, items: set[str]) -> bool:
 def test_every_decision_is_the_same_but_for_what_is_listed(custom: World, compared: list[Comparison]) -> None:
     items = custom.listed("menu item")
     assert [it for it in compared if silent(it, items)] == []
-    assert len(compared) > 100_000
+    assert len(compared) > 90_000, len(compared)
 
 
 def test_every_decision_method_is_compared(compared: list[Comparison]) -> None:
@@ -422,7 +423,6 @@ def test_the_directory_passes_its_checks(custom: World) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert invoke("doctor", "--policy", custom.directory).stdout.count("roles lead somewhere") == 1
 
 
 def test_names_are_data(custom: World) -> None:
@@ -454,6 +454,16 @@ def test_a_role_can_be_narrowed_to_one_team(custom: World, tmp_path: Path) -> No
     point.close()
 
 
+def test_a_permission_on_one_dag_does_not_move_with_it(custom: World) -> None:
+    """What was common, or another team's, when it was imported."""
+    roles = (name for name, has in custom_site().roles.items() if ("can_create", "DAGs") not in has)
+    subject = Subject("user", "ann", (), tuple(roles))
+    point = vars(custom.ours)["_policy"]
+    for team, dag in (("alpha", "alpha_etl"), (None, "common_etl")):
+        here, elsewhere = Resource("dag", team, dag), Resource("dag", "quiet", dag)
+        assert [it.allow for it in point.decide(Evaluations(subject, "create", [here, elsewhere]))[0]] == [True, False]
+
+
 @pytest.fixture(scope="module")
 def standard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """FAB as it comes, and people with one or two of its roles; two roles that list the audit log together only."""
@@ -480,6 +490,12 @@ def test_standard_roles_are_translated_but_for_menu_items(standard: World) -> No
     assert pools.endswith('now shown to "user", "viewer"')
     assert log.endswith("now shown to people with several roles that allow it together")
     assert {entry["what"].partition(' "')[0] for entry in standard.report["untranslated"]} == {"menu item"}
+
+
+def test_the_doctor_finds_nothing_wrong(standard: World) -> None:
+    result = invoke("doctor", "--policy", standard.directory, "--role", "Admin")
+    assert result.exit_code == 0, result.output
+    assert "0 groups and 7 roles lead somewhere" in result.stdout
 
 
 def test_what_fab_looks_at_is_what_the_provider_says() -> None:
@@ -572,7 +588,7 @@ def test_all_is_translated_and_written_and_told(site: tuple[Path, str]) -> None:
     assert all(f"wrote     {name}" in result.stdout for name in NEW)
     assert all(f"replaced  {name}" in result.stdout for name in REPLACED)
     assert "Not translated" not in result.stdout
-    assert f"put its id for the null in {directory / 'airflow/directory/data.json'}" in " ".join(result.stdout.split())
+    assert "put its id for the null in airflow/directory/data.json" in result.stdout
     again = invoke("import", "fab", directory, "--database", url, "-o", "json")
     assert {entry["did"] for entry in json.loads(again.stdout)["files"]} == {"kept"}
     assert contents(directory) == after

@@ -132,7 +132,8 @@ def translate(database: FabDatabase) -> Translation:
     }
     for team in sorted(fab.teams):
         files |= team_files("fab", team, {"dags": fab.dags(team)})
-    return Translation(files, [*fab.untranslated()])
+    advice = f"Every role counts for all teams. For one team only, put its id for the null in {DIRECTORY}."
+    return Translation(files, [*fab.untranslated()], advice)
 
 
 def _configured() -> tuple[str, str | None]:

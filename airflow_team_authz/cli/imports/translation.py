@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -41,10 +41,14 @@ class Untranslated:
 
 @dataclass(frozen=True)
 class Translation:
-    """A policy that decides as the source does, as files of a policy directory, and where it does not."""
+    """A policy that decides as the source does, as files of a policy directory, and where it does not.
+
+    ``advice`` is what the administrator may want to do next, in a sentence.
+    """
 
     files: Files
-    untranslated: Sequence[Untranslated] = field(default_factory=list)
+    untranslated: Sequence[Untranslated] = ()
+    advice: str = ""
 
 
 def data_file(value: Mapping[str, Any]) -> bytes:
@@ -92,7 +96,7 @@ def finish(directory: Path, translation: Translation, force: bool, output: Outpu
         print_json({"files": [entry._asdict() for entry in done], "untranslated": left_out})
     else:
         print_columns([*done])
-        _tell(directory, translation.untranslated)
+        _tell(translation)
     if translation.untranslated:
         raise typer.Exit(INCOMPLETE)
 
@@ -138,14 +142,13 @@ def _put(path: Path, content: bytes) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def _tell(directory: Path, untranslated: Sequence[Untranslated]) -> None:
-    if untranslated:
-        typer.echo(f"\nNot translated ({len(untranslated)}):")
-        for entry in untranslated:
+def _tell(translation: Translation) -> None:
+    if translation.untranslated:
+        typer.echo(f"\nNot translated ({len(translation.untranslated)}):")
+        for entry in translation.untranslated:
             typer.echo(f"- {one_line(entry.what)}: {one_line(entry.why)}; {one_line(entry.help)}")
-    typer.echo(
-        f"\nEvery role counts for all teams. For one team only, put its id for the null in {directory / DIRECTORY}."
-    )
+    if translation.advice:
+        typer.echo(f"\n{translation.advice}")
 
 
 def _document(value: Any, indent: str) -> str:
