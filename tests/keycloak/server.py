@@ -108,7 +108,12 @@ class Realm:
             "name": "groups",
             "protocol": "openid-connect",
             "protocolMapper": "oidc-group-membership-mapper",
-            "config": {"claim.name": "groups", "full.path": "false", "access.token.claim": "true"},
+            "config": {
+                "claim.name": "groups",
+                "full.path": "false",
+                "access.token.claim": "true",
+                "userinfo.token.claim": "true",
+            },
         }
         self.secrets[client_id] = f"secret of {client_id}"
         described = {
