@@ -20,19 +20,20 @@ setup: $(DONE)/project $(DONE)/regal ## Make .venv with the locked dependencies,
 demo: setup ## Run the demonstration
 	@$(BIN)/python -m demo $(ARGS)
 
-test: setup ## Run the tests, for example: make test ARGS='-k teams -x'
-	@$(BIN)/python -m pytest $(ARGS)
+# Two at a time, and what shares a server in one of them: tests/conftest.py.
+test: setup $(DONE)/keycloak ## Run the tests, for example: make test ARGS='-k teams -x'
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup $(ARGS)
 
 # What needs no running Airflow: the interface is what differs between versions.
 test-oldest: setup ## Run the tests against the oldest Airflow and dependencies that pyproject.toml allows
 	@test requirements/oldest.txt -ot .venv-oldest/ready || { $(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-oldest && \
 	  $(BIN)/uv pip sync --quiet --python .venv-oldest/bin/python --require-hashes requirements/oldest.txt && touch .venv-oldest/ready; }
-	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" .venv-oldest/bin/python -m pytest tests/doors tests/engines tests/test_questions.py tests/test_settings.py $(ARGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" .venv-oldest/bin/python -m pytest tests/doors tests/engines tests/identities tests/test_questions.py tests/test_settings.py $(ARGS)
 
 check: setup ## Run every static check and the policy tests
 	@tools/check.sh
 
-bench: setup ## Measure how long decisions take
+bench: setup $(if $(findstring keycloak,$(ARGS)),$(DONE)/keycloak) ## Measure how long decisions take
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 wheel: setup ## Build the wheel, with the compiled policy in it, into dist/
@@ -80,6 +81,11 @@ $(DONE)/project: pyproject.toml hatch_build.py airflow_team_authz/compile.py pol
 	@echo "[4/5] Installing the project and compiling the shipped policy (5 seconds)"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# For some of the tests only, so not a part of the setup; without Java nothing happens, and is tried again.
+$(DONE)/keycloak: tools/keycloak/pom.xml tools/install_keycloak.sh | $(DONE)/dependencies
+	@echo "Getting Keycloak, for the tests, from Maven's registry (180 MB, 10 seconds)"
+	@tools/install_keycloak.sh && { test ! -d .venv/keycloak || touch $@; }
 
 $(DONE)/regal: tools/regal/go.mod tools/regal/go.sum tools/install_tool.sh requirements/go.txt | $(DONE)/opa
 	@echo "[5/5] Installing regal: the machine's own, or built from its Go module (1 to 2 minutes)"

@@ -31,6 +31,17 @@ from airflow_team_authz.engines.in_process import InProcess  # noqa: E402
 from airflow_team_authz.engines.opa_server import OpaServer  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one directory run in one process, where they share their servers."""
+    if not items or not items[0].config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        directory = item.path.relative_to(REPOSITORY / "tests").parent
+        item.add_marker(pytest.mark.xdist_group(str(directory)))
+
+
 # Two cores under load are no reason for a failing test; tests about deadlines set their own.
 PATIENT_MS = 20_000
 

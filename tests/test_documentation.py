@@ -7,8 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jsonschema
 
 from airflow_team_authz.compile import find_opa
+from airflow_team_authz.model import Subject
 from airflow_team_authz.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -69,6 +74,36 @@ def test_the_readme_question_is_answered_as_it_says(tmp_path: Path) -> None:
     )
     assert example("text").strip() in " ".join(decided.stdout.split())
     assert decided.returncode == 1
+
+
+def on_page(page: str, language: str) -> list[str]:
+    text = (REPOSITORY / "docs" / page).read_text()
+    return [str(found) for found in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
+
+
+def test_the_directory_of_the_documentation_says_what_whoami_shows(tmp_path: Path) -> None:
+    (directory,) = on_page("logins.md", "json")
+    schema = json.loads((REPOSITORY / "policies/schemas/directory.json").read_text())
+    jsonschema.Draft7Validator(schema).validate(json.loads(directory))
+    file = tmp_path / "policy" / "airflow" / "directory" / "data.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(directory)
+    (shown,) = [text for text in on_page("logins.md", "console") if "whoami" in text]
+    command, _, expected = shown.partition("\n")
+    arguments = command.removeprefix("$ team-authz ").split()
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow_team_authz.cli", *arguments],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert re.sub(r"revision \w+", "revision …", done.stdout) == expected
+
+
+def test_the_identity_of_the_documentation_reads_its_users() -> None:
+    (code,) = on_page("logins.md", "python")
+    names: dict[str, Any] = {"__name__": "our_login"}
+    exec(code, names)  # noqa: S102 - what the documentation shows
+    user = SimpleNamespace(get_name=lambda: "ann", badges=["blue"])
+    assert names["BadgeIdentity"]().subject(user) == Subject("user", "ann", groups=("badge-blue",))
 
 
 def test_every_setting_is_documented_with_its_default() -> None:

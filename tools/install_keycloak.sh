@@ -21,9 +21,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 if ! mvn --quiet --batch-mode --file tools/keycloak/pom.xml dependency:copy-dependencies \
     -DoutputDirectory="$work" >"$work/log" 2>&1; then
-    echo "Maven cannot get Keycloak:" >&2
     tail -n 20 "$work/log" >&2
-    exit 1
+    echo "      Maven cannot get Keycloak: the tests with Keycloak will be skipped." >&2
+    exit
 fi
 echo "$checksum  $(ls "$work"/keycloak-quarkus-dist-*.zip)" | sha256sum --check --quiet
 .venv/bin/python -m zipfile --extract "$work"/keycloak-quarkus-dist-*.zip "$work/unpacked"
