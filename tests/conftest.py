@@ -33,6 +33,7 @@ from airflow_team_authz.engines.opa_server import OpaServer  # noqa: E402
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one directory run in one process, where they share their servers."""
     if not items or not items[0].config.pluginmanager.hasplugin("xdist"):

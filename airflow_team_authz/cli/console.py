@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -24,6 +27,25 @@ class Output(StrEnum):
 OutputOption = Annotated[
     Output, typer.Option("--output", "-o", help="Text for people, or JSON for programs.", show_choices=True)
 ]
+
+
+@contextmanager
+def talking_to_stderr() -> Iterator[None]:
+    """Airflow logs to stdout, where only the answer belongs; it may have taken hold of it before."""
+    real = sys.__stdout__
+    if real is None:
+        yield
+        return
+    real.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        real.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def complain(message: str) -> None:

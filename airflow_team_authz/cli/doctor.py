@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from airflow_team_authz.cli.checks import Check
-from airflow_team_authz.cli.console import Output, OutputOption, UserError, one_line, print_columns, print_json
+from airflow_team_authz.cli.console import (
+    Output,
+    OutputOption,
+    UserError,
+    one_line,
+    print_columns,
+    print_json,
+    talking_to_stderr,
+)
 from airflow_team_authz.cli.engine import (
     BadSettingsError,
     PolicyOption,
@@ -43,7 +51,8 @@ def doctor(
 
     Exit code 0: all is well. 1: something is wrong. 2: the checks could not be made.
     """
-    found = list(examine(policy, opa_url, role))
+    with talking_to_stderr():
+        found = list(examine(policy, opa_url, role))
     if output is Output.JSON:
         print_json([check.as_json() for check in found])
     else:
@@ -63,6 +72,8 @@ def examine(policy: Path | None, opa_url: str | None, role: str) -> Iterator[Che
         except BadSettingsError as error:
             yield Check("settings", False, str(error), "correct it in airflow.cfg or in the environment")
         yield from _airflow_checks(readable=settings is not None)
+        if settings is not None:
+            yield _login_check()
     if settings is not None:
         yield from _engine_checks(settings, role)
 
@@ -86,6 +97,18 @@ def _airflow_checks(readable: bool) -> Iterator[Check]:
         f"[core] multi_team is {'on' if airflow.multi_team else 'off'}",
         "" if airflow.multi_team else "set [core] multi_team = True, or Airflow knows no teams",
     )
+
+
+def _login_check() -> Check:
+    from airflow_team_authz.cli.login import login_manager, name_of
+    from airflow_team_authz.model import EngineError
+
+    try:
+        manager = login_manager()
+        verifies = manager.verifies()
+        return Check("login", True, f"{name_of(manager)} logs people in {verifies}".strip())
+    except (UserError, EngineError) as error:
+        return Check("login", False, str(error))
 
 
 def _engine_checks(settings: EngineSettings, role: str) -> Iterator[Check]:

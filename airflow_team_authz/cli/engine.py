@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from airflow_team_authz.cli.console import UserError
+from airflow_team_authz.cli.console import UserError, talking_to_stderr
 
 if TYPE_CHECKING:
     from airflow_team_authz.engines import Engine
@@ -68,12 +68,11 @@ def named_engine(policy: Path | None, opa_url: str | None) -> Named | None:
 
 def configured_engine() -> Settings:
     """The engine of Airflow's configuration. ``BadSettingsError`` names the setting that is wrong."""
-    from airflow_team_authz.settings import SettingsError, read_settings
-
     try:
-        return read_settings()
-    except SettingsError as error:
-        raise BadSettingsError(str(error)) from None
+        with talking_to_stderr():
+            return _configured()
+    except BadSettingsError:
+        raise
     except ImportError as error:
         raise UserError(
             f"Airflow's configuration cannot be read, because Airflow cannot be imported ({error}): "
@@ -83,6 +82,15 @@ def configured_engine() -> Settings:
         raise UserError(
             f"Airflow's configuration cannot be read ({error}): correct it, or name the engine by --policy or --opa-url"
         ) from None
+
+
+def _configured() -> Settings:
+    from airflow_team_authz.settings import SettingsError, read_settings
+
+    try:
+        return read_settings()
+    except SettingsError as error:
+        raise BadSettingsError(str(error)) from None
 
 
 @contextmanager

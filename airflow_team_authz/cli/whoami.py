@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.console import Output, OutputOption, UserError, one_line, print_columns, print_json
+from airflow_team_authz.cli.console import (
+    Output,
+    OutputOption,
+    UserError,
+    one_line,
+    print_columns,
+    print_json,
+    talking_to_stderr,
+)
 from airflow_team_authz.cli.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
+from airflow_team_authz.cli.login import login_manager, name_of
 
 if TYPE_CHECKING:
     from airflow_team_authz.model import DirectoryEntry, Source, Standing, Subject
@@ -52,8 +60,7 @@ def whoami(
     if described:
         said_by, subject = "the command line", _described(role, group, team, claim)
     else:
-        # Airflow writes warnings of its own to stdout, where only the answer belongs.
-        with redirect_stdout(sys.stderr):
+        with talking_to_stderr():
             said_by, subject = _logged_in(token, user)
     with opened(named_engine(policy, opa_url) or configured_engine()) as engine:
         standing, revision = DecisionPoint(engine).whoami(subject)
@@ -84,15 +91,8 @@ def _described(
 
 def _logged_in(token: Path | None, name: str | None) -> tuple[str, Subject]:
     """Who says so, and the subject, by the configured login manager."""
-    from airflow_team_authz.settings import SettingsError
-
-    try:
-        from airflow_team_authz.doors.users import build_manager
-
-        manager = build_manager()()
-    except (SettingsError, ImportError, TypeError) as error:
-        raise UserError(f"the login manager cannot be had: {error}") from None
-    login = type(manager).__bases__[-1].__name__
+    manager = login_manager()
+    login = name_of(manager)
     try:
         if token is not None:
             somebody = asyncio.run(manager.get_user_from_token(_read(token)))

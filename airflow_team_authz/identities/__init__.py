@@ -31,6 +31,10 @@ class Identity:
             UNSET if groups is None else _texts(groups),
         )
 
+    def verifies(self) -> str:
+        """The end of a sentence about what is verified here; an ``EngineError`` if that cannot be done."""
+        return ""
+
     def find(self, name: str) -> Any:
         """The user object of somebody who is not here, for questions about them; ``None`` if there is nobody.
 

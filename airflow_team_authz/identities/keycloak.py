@@ -16,7 +16,7 @@ from msgspec import UNSET
 from airflow_team_authz.identities import Identity
 from airflow_team_authz.identities.issuer import Issuer
 from airflow_team_authz.identities.tokens import NotVerified, Tokens
-from airflow_team_authz.model import Subject
+from airflow_team_authz.model import KeysUnknown, Subject
 
 _SECTION = "keycloak_auth_manager"
 
@@ -34,14 +34,17 @@ class KeycloakIdentity(Identity):
     """
 
     @cached_property
+    def _issuer(self) -> Issuer:
+        realm = f"{_setting('server_url').rstrip('/')}/realms/{_setting('realm')}"
+        return Issuer(f"{realm}/.well-known/openid-configuration", f"{realm}/protocol/openid-connect/certs")
+
+    @cached_property
     def _tokens(self) -> Tokens[_Content]:
         from airflow_team_authz.settings import read_settings
 
-        client_id = conf.get(_SECTION, "client_id")
+        client_id = _setting("client_id")
         named = read_settings().claim_names
-        realm = f"{conf.get(_SECTION, 'server_url').rstrip('/')}/realms/{conf.get(_SECTION, 'realm')}"
-        issuer = Issuer(f"{realm}/.well-known/openid-configuration", f"{realm}/protocol/openid-connect/certs")
-        return Tokens(issuer, client_id, lambda claims: _content(claims, client_id, named))
+        return Tokens(self._issuer, client_id, lambda claims: _content(claims, client_id, named))
 
     async def get_user_from_token(self, token: str, *keycloaks: Any, **named: Any) -> Any:
         """See ``BaseAuthManager`` and Keycloak's own; here the issuer's keys can be waited for."""
@@ -57,6 +60,12 @@ class KeycloakIdentity(Identity):
     def get_fastapi_middlewares(self) -> list[Any]:
         """Keycloak's own, and inside of it one that sees the tokens that it has renewed."""
         return [(RenewedTokens, {"identity": self}), *super().get_fastapi_middlewares()]  # type: ignore[misc]
+
+    def verifies(self) -> str:
+        """See ``Identity``; asks for the realm's keys."""
+        self._issuer.fetch().result()
+        keys = self._issuer.required_keys()
+        return f"with {keys.issuer}, whose {len(keys.by_id)} keys are known"
 
     def find(self, name: str) -> Any:
         """See ``Identity``."""
@@ -85,6 +94,13 @@ class RenewedTokens:
         if getattr(user, "access_token", None):
             await self._identity.prepare(user)
         await self._app(scope, receive, send)
+
+
+def _setting(name: str) -> str:
+    value = str(conf.get(_SECTION, name, fallback=""))
+    if not value:
+        raise KeysUnknown(f"[{_SECTION}] {name} is not set, so no login can be verified: set it in airflow.cfg")
+    return value
 
 
 def _content(claims: Mapping[str, Any], client_id: str, named: Iterable[str]) -> _Content:

@@ -300,3 +300,24 @@ def copied(platform, tmp_path):
     import shutil
 
     return shutil.copytree(platform, tmp_path / "copy")
+
+
+_KEYCLOAKS = "airflow.providers.keycloak.auth_manager.keycloak_auth_manager.KeycloakAuthManager"
+KEYCLOAK = {"AIRFLOW__TEAM_AUTHZ__AUTHN_MANAGER": _KEYCLOAKS}
+REALM = {f"AIRFLOW__KEYCLOAK_AUTH_MANAGER__{name}": "company" for name in ("REALM", "CLIENT_ID", "CLIENT_SECRET")}
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        (KEYCLOAK, "is not set, so no login can be verified"),
+        (KEYCLOAK | REALM | {"AIRFLOW__KEYCLOAK_AUTH_MANAGER__SERVER_URL": "http://127.0.0.1:1"}, "are not known"),
+        ({"AIRFLOW__TEAM_AUTHZ__IDENTITY": "no.such.Identity"}, "[team_authz] identity: no.such.Identity cannot be"),
+    ],
+)
+def test_a_login_that_cannot_be_verified(program, environment, told):
+    done = program("doctor", "-o", "json", **environment)
+    assert done.returncode == 1, done.stderr
+    (login,) = [check for check in json.loads(done.stdout) if check["check"] == "login"]
+    assert not login["ok"]
+    assert told in login["detail"]

@@ -198,6 +198,13 @@ def test_the_policy_sees_groups_and_roles_and_nothing_else_of_a_token(site: Keyc
     assert shown["team_roles"] == {"alpha": ["op", "user", "viewer"]}
 
 
+def test_doctor_asks_for_the_keys(site: KeycloakSite) -> None:
+    done = site.airflow.attempt("-m", "airflow_team_authz.cli", "doctor", "-o", "json")
+    (login,) = [check for check in json.loads(done.stdout) if check["check"] == "login"]
+    assert login["ok"], login
+    assert f"KeycloakAuthManager logs people in with {site.realm.url}, whose" in login["detail"]
+
+
 def whoami(site: KeycloakSite, name: str) -> Any:
     with site.airflow.client() as client:
         given = client.post("/auth/token", json={"username": name, "password": site.passwords[name]}).json()
