@@ -96,7 +96,9 @@ class AloneSite(KeycloakSite):
         )
         file.write_text(text.replace("[team_authz]", f"[team_authz]\nauthn_manager = {MANAGER}"))
         (self.policy / "airflow/directory/data.json").write_text(json.dumps(DIRECTORY))
+        # The example's own rules are about other things.
         shutil.rmtree(self.policy / "teams")
+        shutil.rmtree(self.policy / "airflow/site")
         self.airflow.stop()
         self.airflow.start()
         self.log_in_again()
