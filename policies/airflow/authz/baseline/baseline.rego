@@ -35,6 +35,7 @@ refusal(resource) := concat("", [asked, name(resource), ": it is assigned to oth
 
 missing(resource) := concat("", ["that takes the role ", concat(" or ", needed), place(resource)]) if {
 	needed := enough(resource)
+	count(needed) > 0
 } else := "no role allows that"
 
 default unverified := ""

@@ -157,6 +157,10 @@ refusals := {
 		"question": ask(["admin"], "create", {"type": "view", "id": "jobs", "team_id": null}),
 		"text": "user sue may not create view jobs: no role allows that",
 	},
+	"a list of no role": {
+		"question": ask([], "update", {"type": "audit", "id": "x", "team_id": "alpha"}),
+		"text": "user sue may not update audit x of team alpha: no role allows that",
+	},
 	"assigned to others": {
 		"question": assigned(["8"]),
 		"text": "user sue may not update hitl_task: it is assigned to others",
@@ -173,7 +177,7 @@ test_refusals[note] if {
 }
 
 refusal(question) := text if {
-	audit := {"audit": {"read": ["op", "auditor"]}}
+	audit := {"audit": {"read": ["op", "auditor"], "update": []}}
 	text := baseline.refusal(question.resource) with input as question
 		with data.airflow.roles.permissions as object.union(data.airflow.roles.permissions, audit)
 }
