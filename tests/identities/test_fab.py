@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow import settings
 from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagDetails
 from sqlalchemy import Engine, event
 
@@ -38,6 +40,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def manager(database: None) -> Iterator[Any]:  # noqa: ARG001
     made = build(FAB)()
+    # Older versions of the provider read people through Flask's session.
+    made.appbuilder = SimpleNamespace(session=settings.Session())
     engine = InProcess(packaged_baseline())
     vars(made)["_policy"] = DecisionPoint(engine)
     made.cache.clear()

@@ -41,7 +41,9 @@ class Forger(NamedTuple):
         """A token with the realm's own signature, whatever it says."""
         claims = self.claims | changed
         claims.pop(without, None)
-        return jwt.encode(claims, self.key, "RS256", {"kid": self.key_id} | (headers or {}))
+        header = {"typ": "JWT", "kid": self.key_id} | (headers or {})
+        # Not `jwt.encode`, which refuses some of what is tried here.
+        return jwt.PyJWS().encode(json.dumps(claims).encode(), self.key, "RS256", header)
 
     def with_kid(self, kid: Any) -> str:
         header = b64(json.dumps({"alg": "RS256", "kid": kid}).encode())
