@@ -83,11 +83,14 @@ class Issuer:
         with self._lock:
             if self._fetching is None:
                 done: Future[bool] = Future()
+                # Whoever waits may be gone before it is over; the others must not be told that it was given up.
+                done.set_running_or_notify_cancel()
                 threading.Thread(target=self._fetch, args=(done,), name="team-authz-keys", daemon=True).start()
                 self._fetching = done
             return self._fetching
 
     def _fetch(self, done: Future[bool]) -> None:
+        failure = "it was interrupted"
         try:
             time.sleep(max(0.0, self._asked + PAUSE_SECONDS - time.monotonic()))
             self._asked = time.monotonic()
@@ -100,15 +103,16 @@ class Issuer:
                 log.info("%d keys of %s are known", len(self._keys.by_id), issuer)
             elif self._failure:
                 log.info("%s answers again", issuer)
-            self._failure = ""
-        except (requests.RequestException, ValueError, RecursionError) as error:
-            told, self._failure = self._failure, _short(error)
-            if told != self._failure:
-                log.warning("the keys of %s cannot be fetched: %s", self._discovery, self._failure)
+            failure = ""
+        except Exception as error:  # of the network, of TLS, of whatever the answer holds
+            failure = f"{type(error).__name__}: {error}"[:300]
+            if failure != self._failure:
+                log.warning("the keys of %s cannot be fetched: %s", self._discovery, failure)
         finally:
+            self._failure = failure
             with self._lock:
                 self._fetching = None
-            done.set_result(not self._failure)
+            done.set_result(not failure)
 
 
 def _usable(published: Mapping[str, Any]) -> dict[str, PyJWK]:
@@ -148,7 +152,3 @@ def _get(url: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError(f"{url} answers something else than JSON")
     return document
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:300]

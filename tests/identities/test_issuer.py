@@ -185,6 +185,44 @@ def test_keys_are_asked_for_once_for_all_who_wait(fake: FakeIssuer) -> None:
     assert tokens.content(token(), "ann") == ["g"]
 
 
+def test_one_who_gives_up_waiting_does_not_stop_the_others(fake: FakeIssuer) -> None:
+    """A browser that closes its connection takes the request along that was waiting."""
+    tokens = fake.tokens()
+    asked, go_on = threading.Event(), threading.Event()
+    discovery = fake.answers["/discovery"]
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        asked.set()
+        go_on.wait(20)
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(discovery)  # type: ignore[arg-type]
+
+    fake.answers["/discovery"] = slow
+
+    async def two() -> None:
+        gone, stays = (asyncio.create_task(tokens.prepare(token())) for _ in range(2))
+        await asyncio.to_thread(asked.wait, 20)
+        gone.cancel()
+        await asyncio.sleep(0.1)
+        go_on.set()
+        await stays
+
+    asyncio.run(two())
+    assert tokens.content(token(), "ann") == ["g"]
+
+
+def test_a_failure_that_nobody_has_thought_of_is_an_error_and_no_denial(
+    fake: FakeIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
+    tokens = fake.tokens()
+    assert read(tokens, token()) == ["g"]
+    monkeypatch.setattr(module, "_get", lambda _: {}["unthought of"])
+    with pytest.raises(KeysUnknown):
+        read(tokens, token(kid="two"))
+
+
 def test_made_up_key_ids_ask_the_issuer_once_a_second_at_most(
     fake: FakeIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
