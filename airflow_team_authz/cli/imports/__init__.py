@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from airflow_team_authz.cli.imports import fab
+from airflow_team_authz.cli.imports import fab, keycloak
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -12,8 +12,4 @@ app = typer.Typer(
     help="Write what another auth manager decides as roles, directory and rules of a policy directory.",
 )
 app.command("fab")(fab.import_fab)
-
-
-@app.callback()
-def _sources() -> None:
-    """Without this, a single source would not have to be named."""
+app.command("keycloak")(keycloak.import_keycloak)
