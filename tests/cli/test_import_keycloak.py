@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -10,6 +11,7 @@ from airflow_team_authz.compile import fingerprint
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import Evaluations, Resource, Subject
+from tests.conftest import REPOSITORY
 
 METHODS = ("GET", "LIST", "POST", "PUT", "DELETE")
 
@@ -258,3 +260,17 @@ def test_nothing_that_somebody_has_changed_is_replaced_without_force(imported):
     result, _ = imported(content, "--force")
     assert result.exit_code == 0
     assert "op" in (directory / "airflow/roles/data.json").read_text()
+
+
+def test_the_documentation_shows_commands_that_work(run, tmp_path, monkeypatch):
+    page = (REPOSITORY / "docs/importing.md").read_text()
+    _, block = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+    commands = [line.removeprefix("$ team-authz ") for line in block.splitlines()]
+    monkeypatch.chdir(tmp_path)
+    content = export(
+        permission("a", ["Connection:alpha"], ["op of alpha"]), permission("all", ["Connection"], ["super"])
+    )
+    (tmp_path / "settings.json").write_text(json.dumps(content))
+    assert [run(*command.split()).exit_code for command in commands[:2]] == [0, 0]
+    told = json.loads(run(*commands[2].split(), "-o", "json").stdout)
+    assert {check["check"]: check["ok"] for check in told}["decision connection"]

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from airflow_team_authz.cli.console import Output, OutputOption
-from airflow_team_authz.cli.imports.keycloak_settings import Holder, KeycloakSettings, read_settings_file
 from airflow_team_authz.cli.imports.translation import (
     DIRECTORY,
     ROLES,
@@ -31,6 +30,9 @@ from airflow_team_authz.cli.imports.translation import (
 )
 from airflow_team_authz.cli.init import Files
 from airflow_team_authz.cli.words import TEAM_ID
+
+if TYPE_CHECKING:
+    from airflow_team_authz.cli.imports.keycloak_settings import Holder, KeycloakSettings
 
 Table = dict[str, dict[str, list[str]]]
 
@@ -68,6 +70,8 @@ def import_keycloak(
 
     Keycloak is not asked. Its permissions are not asked any more either when this policy decides.
     """
+    from airflow_team_authz.cli.imports.keycloak_settings import read_settings_file
+
     check_directory(directory)
     finish(directory, translate(read_settings_file(settings, client_id)), force, output)
 
@@ -142,7 +146,7 @@ class _Import:
         for holder in found:
             if len(holder.roles) == 1 and holder.groups == {team}:
                 roles.update(map(self._role, holder.roles))
-            elif holder == Holder(frozenset({SUPER_ADMIN})):
+            elif holder.roles == {SUPER_ADMIN} and not holder.groups:
                 roles.add(self._role(SUPER_ADMIN))
             elif len(holder.roles) == 1 and not holder.groups:
                 self._reaching.update(holder.roles)
