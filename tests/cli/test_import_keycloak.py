@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 
 import pytest
 
@@ -13,6 +14,7 @@ from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import Evaluations, Resource, Subject
 from tests.conftest import REPOSITORY
 
+DATA = REPOSITORY / "tests/cli/data"
 METHODS = ("GET", "LIST", "POST", "PUT", "DELETE")
 
 
@@ -145,14 +147,26 @@ def test_a_permission_that_is_bound_to_nothing_is_told_and_gives_nothing(importe
     """What `create-all` alone makes: whoever has the role reads every team's resources."""
     result, directory = imported(export(permission("ReadOnly", [], ["op"], scopes=("GET", "LIST"))))
     told = left(result)["role Op"]
-    assert "reaches resources of teams whose group they are not in (by ReadOnly)" in told["why"]
+    assert "reaches every team's resources without being in the team" in told["why"]
+    assert "(by the permission ReadOnly), GET, LIST of Connection;" in told["why"]
     assert '"Op": [{"team_id": null, "role": "op"}]' in told["help"]
     assert not decided(directory, ["Op"], ["alpha"])
     assert decided(directory, ["Op"], [], team_id=None)
-    (directory / "airflow/directory/data.json").write_text(
-        json.dumps({"roles": {"Op": [{"team_id": None, "role": "op"}]}})
-    )
-    assert not decided(directory, ["Op"], ["alpha"], "delete")
+
+
+def test_what_is_told_about_reaching_all_teams_does_it(imported, decided):
+    every = permission("ReadOnly", [], ["op"], scopes=("GET", "LIST"))
+    result, directory = imported(export(every, permission("a", ["Connection:alpha"], ["op of alpha"], scopes=("GET",))))
+    entry = re.search(r"write (.*) into roles of airflow/directory/data.json", left(result)["role Op"]["help"])[1]
+    assert not decided(directory, ["Op"], [], team_id="beta")
+    assert decided(directory, ["Op"], ["alpha"])
+    (directory / "airflow/directory/data.json").write_text(f'{{"roles": {{{entry}}}}}')
+    assert not decided(directory, ["Op"], [], team_id="beta")
+    table = json.loads((directory / "airflow/roles/data.json").read_text())
+    table["permissions"]["connection"]["read"] = ["op"]
+    (directory / "airflow/roles/data.json").write_text(json.dumps(table))
+    assert decided(directory, ["Op"], [], team_id="beta")
+    assert not decided(directory, ["Op"], [], "delete", "beta")
 
 
 UNKNOWN = {
@@ -172,6 +186,12 @@ UNKNOWN = {
     ),
     "no JSON": ({"name": "x", "type": "role", "config": {"roles": "Op"}}, "x cannot be read"),
     "another JSON": ({"name": "x", "type": "role", "config": {"roles": '{"id": "Op"}'}}, "x cannot be read"),
+    "JSON without end": ({"name": "x", "type": "role", "config": {"roles": "[" * 100_000}}, "x cannot be read"),
+    "no name": (role("x", "airflow/"), "x is about a role without a name"),
+    "another claim": (
+        {"name": "x", "type": "group", "config": {"groups": '[{"path": "/alpha"}]', "groupsClaim": "teams"}},
+        "x looks for groups in the claim teams",
+    ),
     "a number": ({"name": "x", "type": "role", "config": {"roles": "[7]"}}, "x cannot be read"),
 }
 
@@ -187,9 +207,56 @@ def test_what_is_not_understood_is_told_and_grants_nothing(imported, decided, ki
 
 
 @pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"resources": "x", "scopes": '["GET"]'}, "odd cannot be read"),
+        ({"resources": '["Connection"]', "scopes": '{"GET": 1}'}, "odd cannot be read"),
+        ({"resources": '["Connection"]', "scopes": "[7]"}, "odd cannot be read"),
+        ({"scopes": '["GET"]', "defaultResourceType": "t"}, "odd is for a type of resources"),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["AFFIRMATIVE", "UNANIMOUS"])
+def test_a_permission_whose_reach_is_not_understood_grants_nothing(imported, decided, config, why, strategy):
+    """Where all have to grant, it may cover what another grants."""
+    odd = {"name": "odd", "type": "scope", "config": config | {"applyPolicies": '["op"]'}}
+    known = permission("known", ["Connection"], ["super"])
+    result, directory = imported(export(odd, known, decisionStrategy=strategy))
+    assert left(result)["permission odd"]["why"] == why
+    assert not decided(directory, ["Op"], ["alpha"], team_id=None)
+    unanimous = strategy == "UNANIMOUS"
+    assert decided(directory, ["SuperAdmin"], [], team_id=None) is not unanimous
+
+
+def test_policies_inside_of_policies(imported, decided):
+    """Each is looked at once, and not once for every way to it."""
+    twice = [both(f"x{i}", f"x{i + 1}", f"x{i + 1}") for i in range(40)]
+    deep = [both(f"y{i}", f"y{i + 1}") for i in range(2_000)]
+    result, directory = imported(
+        export(
+            *twice, role("x40", "Op"), *deep, role("y2000", "Op"),
+            permission("x", ["Connection"], ["x0"], scopes=("GET",)), permission("y", ["Connection"], ["y0"]),
+        )
+    )  # fmt: skip
+    assert set(left(result)) == {"permission y"}
+    assert decided(directory, ["Op"], [], team_id=None)
+    assert not decided(directory, ["Op"], [], "delete", None)
+
+
+def test_too_many_combinations_are_told(imported, decided):
+    """Where all have to grant, two permissions for two hundred roles let forty thousand pairs in."""
+    roles = [role(f"r{i}", f"r{i}") for i in range(200)]
+    some = [f"r{i}" for i in range(200)]
+    both_of = [permission(name, ["Connection"], some, decisionStrategy="AFFIRMATIVE") for name in ("one", "other")]
+    result, directory = imported(export(*roles, *both_of, decisionStrategy="UNANIMOUS"))
+    assert left(result)["GET of Connection"]["why"] == "too many combinations of roles and groups are possible"
+    assert not decided(directory, ["r1"], [], team_id=None)
+
+
+@pytest.mark.parametrize(
     ("policies", "what"),
     [
         (["in alpha"], "GET of Connection:alpha for group alpha"),
+        (["op of alpha", "in beta"], "GET of Connection:alpha for role Op, group alpha and beta"),
         (["op of beta"], "GET of Connection:alpha for role Op, group beta"),
         (["op of alpha", "super"], "GET of Connection:alpha for role Op and SuperAdmin, group alpha"),
     ],
@@ -214,16 +281,100 @@ def test_a_permissive_client_is_told(imported):
     assert "policy enforcement mode PERMISSIVE" in left(result)
 
 
-def test_roles_that_differ_in_case_only_and_odd_teams_are_told(imported):
-    names = ["Connection", "Connection:a team", "Connection:größe"]
-    result, _ = imported(
-        export(
-            role("again", "oP"), permission("all", names, ["op", "again"], decisionStrategy="AFFIRMATIVE"), names=names
-        )
+@pytest.mark.parametrize("other", ["oP", "airflow/Op", "airflow/OP"])
+def test_roles_that_are_the_same_here_allow_nothing(imported, decided, other):
+    """Together they would have what only one of them has."""
+    reading = permission("reading", ["Connection"], ["again"], scopes=("GET",))
+    deleting = permission(
+        "deleting", ["Connection"], ["op", "super"], scopes=("DELETE",), decisionStrategy="AFFIRMATIVE"
     )
-    told = left(result)
-    assert {"team 'a team'", "team 'größe'"} <= set(told)
-    assert "role oP" in told or "role Op" in told
+    result, directory = imported(export(role("again", other), reading, deleting))
+    ((what, told),) = left(result).items()
+    assert {*what.removeprefix("roles ").split(" and ")} == {"Op", other}
+    assert "so they allow nothing" in told["why"]
+    for action in ("read", "delete"):
+        assert not decided(directory, ["Op"], [], action, None)
+        assert not decided(directory, ["oP"], [], action, None)
+    assert decided(directory, ["SuperAdmin"], [], "delete", None)
+
+
+def test_a_role_of_the_client(imported, decided):
+    reading = permission("reading", ["Connection:alpha"], ["mine of alpha"], scopes=("GET",))
+    policies = [role("mine", "airflow/Mine"), both("mine of alpha", "mine", "in alpha"), reading]
+    result, directory = imported(export(*policies))
+    assert left(result) == {}
+    assert decided(directory, ["Mine"], ["alpha"])
+    assert not decided(directory, ["Mine"], [])
+    result, _ = imported(export(*policies), "--client-id", "else", "--force")
+    assert "mine is about a role of the client airflow" in left(result)["permission reading"]["why"]
+
+
+def test_a_superadmin_of_one_team_is_not_let_into_it_from_outside(imported, decided):
+    """The role is the platform's here, so it would count whether somebody is in the team or not."""
+    policies = [both("super of alpha", "super", "in alpha"), permission("a", ["Connection:alpha"], ["super of alpha"])]
+    result, directory = imported(export(*policies))
+    told = left(result)["DELETE, GET, LIST, POST, PUT of Connection:alpha for role SuperAdmin, group alpha"]
+    assert told["why"] == "SuperAdmin is the platform's role here, and not one team's"
+    for groups in ([], ["alpha"]):
+        assert not decided(directory, ["SuperAdmin"], groups)
+    everywhere = permission("all", ["Connection:alpha", "Connection:beta"], ["super"])
+    result, directory = imported(export(*policies, everywhere), "--force")
+    assert left(result) == {}
+    assert decided(directory, ["SuperAdmin"], [])
+
+
+def test_a_role_that_is_written_like_superadmin_is_no_platform_role(imported, decided):
+    policies = [role("like", "superADMIN"), both("like of alpha", "like", "in alpha")]
+    result, directory = imported(export(*policies, permission("a", ["Connection:alpha"], ["like of alpha"])))
+    assert left(result) == {}
+    assert json.loads((directory / "airflow/roles/data.json").read_text())["platform"] == []
+    assert decided(directory, ["superADMIN"], ["alpha"])
+    assert not decided(directory, ["superADMIN"], [])
+
+
+def test_a_superadmin_in_a_team_has_not_what_only_its_admins_have(imported, decided):
+    """The role includes admin only if nothing is an admin's alone."""
+    policies = [role("admin", "Admin"), both("admin of alpha", "admin", "in alpha")]
+    everywhere = permission("all", ["Connection:alpha"], ["super", "admin of alpha"], decisionStrategy="AFFIRMATIVE")
+    common = permission("common", ["Connection"], ["admin of alpha"])
+    result, directory = imported(export(*policies, everywhere, common))
+    assert left(result) == {}
+    assert decided(directory, ["Admin"], ["alpha"], team_id=None)
+    assert not decided(directory, ["SuperAdmin"], ["alpha"], team_id=None)
+    _, directory = imported(export(*policies, everywhere), "--force")
+    assert json.loads((directory / "airflow/roles/data.json").read_text())["includes"]["superadmin"] == ["admin"]
+
+
+def test_odd_teams_are_told(imported):
+    names = ["Connection", "Connection:a team", "Connection:größe"]
+    result, _ = imported(export(permission("all", names, ["op"]), names=names))
+    assert {"team 'a team'", "team 'größe'"} <= set(left(result))
+
+
+def test_resources_that_nothing_asks_about_are_told(imported):
+    names = ["Connection", "AdminView", "Backfill", "Asset:alpha"]
+    result, _ = imported(export(permission("all", ["AdminView", "Asset:alpha"], ["super"]), names=names))
+    assert set(left(result)) == {"resources AdminView, Asset:alpha"}
+
+
+def test_menu_items_that_others_see_now_are_told(imported):
+    names = ["Connection", "Pool", "Connections", "Pools"]
+    shown = permission("shown", ["Connections", "Pools"], ["op"], scopes=("MENU",))
+    listing = permission("listing", ["Connection", "Pool"], ["super"], scopes=("LIST",))
+    result, _ = imported(export(shown, permission("pools", ["Pool"], ["op"]), listing, names=names))
+    told = {what: entry["why"].partition(": ")[2] for what, entry in left(result).items()}
+    assert told == {
+        "menu items Connections": "now shown to some who are superadmin, no longer shown to some who are op",
+        "menu items Pools": "now shown to some who are superadmin",
+    }
+
+
+def test_what_belongs_to_somebody_is_told(imported):
+    content = export({"name": "given", "type": "uma", "config": {}})
+    content["resources"][1]["owner"] = {"name": "ann"}
+    told = left(imported(content)[0])
+    assert told["permission given"]["why"] == "somebody has given it for what they own"
+    assert "it belongs to ann" in told["resource Connection:alpha"]["why"]
 
 
 def test_names_are_data_and_never_rules(imported, decided):
@@ -240,6 +391,15 @@ def test_what_is_no_export_is_refused(imported, content):
     assert result.exit_code == 2
     assert "is no export of a client's authorization settings" in result.stderr
     assert not (directory / "airflow/site/imported.rego").exists()
+
+
+def test_a_file_that_is_too_large(run, tmp_path):
+    assert run("init", tmp_path / "policy").exit_code == 0
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate(40 * 1024 * 1024)
+    result = run("import", "keycloak", tmp_path / "large.json", tmp_path / "policy")
+    assert result.exit_code == 2
+    assert "large.json is larger than 32 MiB" in result.stderr
 
 
 def test_a_file_that_is_not_there(run, tmp_path):
@@ -260,6 +420,40 @@ def test_nothing_that_somebody_has_changed_is_replaced_without_force(imported):
     result, _ = imported(content, "--force")
     assert result.exit_code == 0
     assert "op" in (directory / "airflow/roles/data.json").read_text()
+
+
+# What the commands of Airflow's provider have made for two teams, exported from Keycloak: once with create-all --teams,
+# and once with create-all and then create-team for each.
+REAL = {"keycloak_create_all_teams.json": ["AdminView"], "keycloak_create_team.json": ["AdminView", "Backfill"]}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_export(imported, decided, name):
+    result, directory = imported((DATA / name).read_text())
+    items, resources = sorted(left(result))
+    assert items.startswith("menu items Assets, Audit Log, ")
+    assert resources == f"resources {', '.join(REAL[name])}"
+    table = json.loads((directory / "airflow/roles/data.json").read_text())
+    assert table["platform"] == ["superadmin"]
+    assert table["includes"] == {"admin": [], "op": [], "superadmin": ["admin"], "user": [], "viewer": []}
+    assert table["permissions"]["dag"]["trigger"] == ["admin", "op", "superadmin", "user"]
+    assert table["permissions"]["connection"]["read"] == ["admin", "op", "superadmin"]
+    assert json.loads((directory / "airflow/directory/data.json").read_text()) == {
+        "groups": {"alpha": [{"team_id": "alpha"}], "beta": [{"team_id": "beta"}]}
+    }
+    assert not (directory / "teams").exists()
+    for role_, groups in product(("Viewer", "User", "Op", "Admin", "SuperAdmin"), ([], ["alpha"], ["beta"])):
+        inside = role_ in {"Op", "Admin"} and groups == ["alpha"]
+        for action in ("read", "delete"):
+            assert decided(directory, [role_], groups, action) is (inside or role_ == "SuperAdmin")
+
+
+def test_the_report_says_that_groups_have_to_be_in_the_token(run, tmp_path):
+    assert run("init", tmp_path / "policy").exit_code == 0
+    result = run("import", "keycloak", DATA / "keycloak_create_team.json", tmp_path / "policy")
+    assert result.exit_code == 1
+    assert "Not translated (2):" in result.stdout
+    assert "switch on Add to access token" in result.stdout
 
 
 def test_the_documentation_shows_commands_that_work(run, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ The manager asks Keycloak for a scope (``GET``, ``LIST``, …) of a resource: ``
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from airflow_team_authz.cli.console import Output, OutputOption
+from airflow_team_authz.cli.imports.keycloak_holders import Holder
 from airflow_team_authz.cli.imports.translation import (
     DIRECTORY,
     ROLES,
@@ -32,14 +34,36 @@ from airflow_team_authz.cli.init import Files
 from airflow_team_authz.cli.words import TEAM_ID
 
 if TYPE_CHECKING:
-    from airflow_team_authz.cli.imports.keycloak_settings import Holder, KeycloakSettings
+    from airflow_team_authz.cli.imports.keycloak_settings import KeycloakSettings
 
 Table = dict[str, dict[str, list[str]]]
+# By type, action and team: roles.
+Members = dict[str, dict[str, dict[str, list[str]]]]
 
 SUPER_ADMIN = "SuperAdmin"
 # What the manager asks for, by type; those with a team have resources of each team's.
 OF_TEAMS = {"connection": "Connection", "dag": "Dag", "pool": "Pool", "team": "Team", "variable": "Variable"}
-SHARED = {"asset": "Asset", "asset_alias": "AssetAlias", "configuration": "Configuration", "custom_view": "Custom"}
+COMMON = {
+    **OF_TEAMS, "asset": "Asset", "asset_alias": "AssetAlias", "configuration": "Configuration",
+    "custom_view": "Custom", "view": "View",
+}  # fmt: skip
+# Menu items, and the type that decides here.
+MENU = {
+    "Assets": "asset",
+    "Audit Log": "dag",
+    "Config": "configuration",
+    "Connections": "connection",
+    "Dags": "dag",
+    "Deadlines": "dag",
+    "Docs": "view",
+    "Jobs": "view",
+    "Plugins": "view",
+    "Pools": "pool",
+    "Providers": "view",
+    "Required Actions": "dag",
+    "Variables": "variable",
+    "XComs": "dag",
+}
 _SCOPES = {"list": "LIST", "read": "GET", "create": "POST", "update": "PUT", "delete": "DELETE"}
 _SMALL = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 _ADVICE = (
@@ -82,15 +106,22 @@ def translate(settings: KeycloakSettings) -> Translation:
 
 
 class _Import:
-    """Collects role table and rules; what fits into neither is in ``left``."""
+    """Collects role table and rules; what fits into neither is listed."""
 
     def __init__(self, settings: KeycloakSettings) -> None:
         self._settings = settings
-        self.left: list[Untranslated] = list(settings.problems)
-        self._names: dict[str, str] = {}
-        self._reaching: set[str] = set()
-        self._odd: set[str] = set()
-        self._teams = sorted(self._found_teams())
+        self._same: dict[str, list[str]] = defaultdict(list)
+        for role in sorted(settings.roles):
+            self._same[_small(role.rpartition("/")[2])].append(role)
+        # Ours by Keycloak's: those that can be told from each other.
+        self._names = {roles[0]: name for name, roles in self._same.items() if len(roles) == 1}
+        self._platform = {role for role in self._names if role.rpartition("/")[2] == SUPER_ADMIN}
+        # What is left out: scopes by what they are of, and to whom.
+        self._reaching: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+        self._by: dict[str, set[str]] = defaultdict(set)
+        self._odd: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+        self._found = _found_teams(settings.resources)
+        self._teams = sorted(team for team in self._found if TEAM_ID.fullmatch(team))
 
     def translation(self) -> Translation:
         """Everything at once."""
@@ -98,9 +129,10 @@ class _Import:
         common, members = self._common()
         in_all = _in_all(of_team.values())
         extra = {team: _without(table, in_all) for team, table in of_team.items()}
+        everything = [*of_team.values(), common, *_of_members(members, common)]
         roles: dict[str, Any] = {
-            "includes": {role: self._included(role, [*of_team.values(), common]) for role in sorted(self._names)},
-            "platform": [role for role in self._names if role == _small(SUPER_ADMIN)],
+            "includes": {role: self._included(role, everything) for role in sorted(self._names.values())},
+            "platform": self._platform_roles(),
             "permissions": in_all | {"custom_view": {"*": []}},
             "common": common,
         }
@@ -113,95 +145,187 @@ class _Import:
         for team, table in extra.items():
             if table:
                 files |= team_files("keycloak", team, {"permissions": table})
-        return Translation(files, [*self.left, *self._more()], _ADVICE)
+        return Translation(files, [*self._left(common, members)], _ADVICE)
 
     def _included(self, role: str, tables: Iterable[Table]) -> list[str]:
         """So that rules about platform admins count for who may all that an admin may, in every team."""
         may = [roles for table in tables for actions in table.values() for roles in actions.values()]
-        whole = role == _small(SUPER_ADMIN) and "admin" in self._names
+        whole = role in self._platform_roles() and "admin" in self._names.values()
         return ["admin"] if whole and all(role in roles for roles in may if "admin" in roles) else []
 
-    def _found_teams(self) -> Iterator[str]:
-        names = set(OF_TEAMS.values())
-        teams = {name.partition(":")[2] for name in self._settings.resources if name.partition(":")[0] in names}
-        for team in teams - {""}:
-            if TEAM_ID.fullmatch(team):
-                yield team
-            else:
-                self.left.append(
-                    Untranslated(f"team {team!r}", "Airflow has no teams of such a name", "rename it, and import again")
-                )
+    def _platform_roles(self) -> list[str]:
+        return [self._names[role] for role in self._platform]
 
     def _of_team(self, team: str) -> Table:
         """What roles may in a team, by type and action."""
-        table: Table = {}
-        for type_, resource in OF_TEAMS.items():
-            for action, scope in _actions(type_):
-                found = self._settings.holders(f"{resource}:{team}", scope)
-                table.setdefault(type_, {})[action] = self._held_in(team, f"{scope} of {resource}:{team}", found)
-        return table
+        return {
+            type_: {action: self._held_in(team, f"{resource}:{team}", scope) for action, scope in _actions(type_)}
+            for type_, resource in OF_TEAMS.items()
+        }
 
-    def _held_in(self, team: str, what: str, found: Iterable[Holder]) -> list[str]:
-        roles: set[str] = set()
+    def _held_in(self, team: str, resource: str, scope: str) -> list[str]:
+        """Roles that may do it if somebody who holds one is in the team."""
+        held: set[str] = set()
+        found = self._settings.holders(resource, scope)
         for holder in found:
-            if len(holder.roles) == 1 and holder.groups == {team}:
-                roles.update(map(self._role, holder.roles))
-            elif holder.roles == {SUPER_ADMIN} and not holder.groups:
-                roles.add(self._role(SUPER_ADMIN))
-            elif len(holder.roles) == 1 and not holder.groups:
-                self._reaching.update(holder.roles)
+            if not self._is_one_role(holder):
+                self._leave(holder, resource, scope)
+                continue
+            (role,) = holder.roles
+            everywhere = Holder(holder.roles) in found
+            if role in self._platform and everywhere:
+                held.add(self._names[role])
+            elif not holder.groups:
+                self._reaching[role][resource.partition(":")[0]].add(scope)
+                self._by[role].update(self._settings.granting(resource, scope, holder))
+            elif holder.groups == {team} and role not in self._platform:
+                held.add(self._names[role])
             else:
-                self._odd.add(f"{what} for {_words(holder)}")
-        return sorted(roles)
+                self._leave(holder, resource, scope)
+        return sorted(held)
 
-    def _common(self) -> tuple[Table, dict[str, dict[str, Table]]]:
+    def _common(self) -> tuple[Table, Members]:
         """What roles may with what is common to all teams, and what roles of teams' members may."""
         common: Table = {}
-        members: dict[str, dict[str, Any]] = {}
-        for type_, resource in {**OF_TEAMS, **SHARED, "view": "View"}.items():
+        members: Members = {}
+        for type_, resource in COMMON.items():
             for action, scope in _actions(type_):
-                held, of_members = self._held_by_all(scope, resource)
+                held, of_members = self._held_by_all(resource, scope)
                 common.setdefault(type_, {})[action] = held
                 if of_members:
                     members.setdefault(type_, {})[action] = of_members
         return common, members
 
-    def _held_by_all(self, scope: str, resource: str) -> tuple[list[str], dict[str, list[str]]]:
+    def _held_by_all(self, resource: str, scope: str) -> tuple[list[str], dict[str, list[str]]]:
         held: set[str] = set()
-        members: dict[str, list[str]] = {}
-        for holder in sorted(self._settings.holders(resource, scope), key=_words):
-            if len(holder.roles) == 1 and not holder.groups:
-                held.update(map(self._role, holder.roles))
-            elif len(holder.roles) == 1 and len(holder.groups) == 1 and holder.groups <= set(self._teams):
-                (role,), (team,) = holder
-                members.setdefault(team, []).append(self._role(role))
-            else:
-                self._odd.add(f"{scope} of {resource} for {_words(holder)}")
-        return sorted(held), members
+        members: dict[str, list[str]] = defaultdict(list)
+        for holder in sorted(self._settings.holders(resource, scope), key=str):
+            if not self._is_one_role(holder) or not holder.groups <= {*self._teams} or len(holder.groups) > 1:
+                self._leave(holder, resource, scope)
+                continue
+            (role,) = holder.roles
+            for team in holder.groups:
+                members[team].append(self._names[role])
+            if not holder.groups:
+                held.add(self._names[role])
+        return sorted(held), dict(members)
 
-    def _role(self, name: str) -> str:
-        small = _small(name)
-        if self._names.setdefault(small, name) != name:
-            self.left.append(
-                Untranslated(f"role {name}", f"it is the same here as {self._names[small]}", "rename one of them")
-            )
-        return small
+    def _is_one_role(self, holder: Holder) -> bool:
+        return len(holder.roles) == 1 and holder.roles <= self._names.keys()
 
-    def _more(self) -> Iterator[Untranslated]:
-        unbound = f" (by {', '.join(self._settings.unbound)})" if self._settings.unbound else ""
-        for role in sorted(self._reaching):
-            entry = f'"{role}": [{{"team_id": null, "role": "{_small(role)}"}}]'
+    def _leave(self, holder: Holder, resource: str, scope: str) -> None:
+        """It is listed; roles of which there are several of one name are listed by themselves."""
+        if not holder.roles or holder.roles <= self._names.keys():
+            self._odd[resource, str(holder), self._why(holder)].add(scope)
+
+    def _why(self, holder: Holder) -> str:
+        if len(holder.roles) > 1:
+            return "it takes several roles at once"
+        if not holder.roles:
+            return "it takes a group without a role"
+        if len(holder.groups) > 1:
+            return "it takes several groups at once"
+        if holder.roles <= self._platform:
+            return f"{SUPER_ADMIN} is the platform's role here, and not one team's"
+        return "its group is not the team's: that is called as the team is"
+
+    def _left(self, common: Table, members: Members) -> Iterator[Untranslated]:
+        """Where the policy decides differently."""
+        yield from self._settings.problems
+        yield from self._names_that_do_not_fit()
+        for role, reached in sorted(self._reaching.items()):
+            yield self._reaches(role, reached)
+        for (resource, who, why), scopes in sorted(self._odd.items()):
+            yield Untranslated(f"{', '.join(sorted(scopes))} of {resource} for {who}", why, "write it as a rule")
+        yield from self._never_asked()
+        yield from self._menu(common, members)
+
+    def _names_that_do_not_fit(self) -> Iterator[Untranslated]:
+        for team in sorted(self._found - {*self._teams}):
+            yield Untranslated(f"team {team!r}", "Airflow has no teams of such a name", "rename it, and import again")
+        for roles in self._same.values():
+            if len(roles) > 1:
+                yield Untranslated(
+                    f"roles {' and '.join(roles)}",
+                    "they are the same here, whatever their case and whether the realm's or the client's, "
+                    "so they allow nothing",
+                    "rename all but one of them in Keycloak, and import again",
+                )
+
+    def _reaches(self, role: str, reached: dict[str, set[str]]) -> Untranslated:
+        what = "; ".join(f"{', '.join(sorted(scopes))} of {resource}" for resource, scopes in sorted(reached.items()))
+        by = f" (by the permission {', '.join(sorted(self._by[role]))})" if self._by[role] else ""
+        name = role.rpartition("/")[2]
+        entry = f'"{name}": [{{"team_id": null, "role": "{self._names[role]}"}}]'
+        return Untranslated(
+            f"role {role}",
+            f"whoever has it reaches every team's resources without being in the team{by}, {what}; not so here",
+            f"if that is meant, write {entry} into roles of {DIRECTORY}: it then has in every team what {ROLES} "
+            "lets it do in one, and what is missing there has to be added",
+        )
+
+    def _never_asked(self) -> Iterator[Untranslated]:
+        asked = {*COMMON.values(), *MENU, *(f"{name}:{team}" for team in self._found for name in OF_TEAMS.values())}
+        others = [
+            name
+            for name in self._settings.resources
+            if name not in asked and any(self._settings.holders(name, scope) for scope in self._settings.scopes(name))
+        ]
+        if others:
             yield Untranslated(
-                f"role {role}",
-                f"whoever has it reaches resources of teams whose group they are not in{unbound}; not so here",
-                f"if that is meant, write {entry} into roles of {DIRECTORY}",
+                f"resources {', '.join(sorted(others))}",
+                "nothing that this version of Airflow asks is about them, so what is granted there is left out",
+                "nothing, unless a program of yours asks Keycloak about them",
             )
-        for what in sorted(self._odd):
-            yield Untranslated(what, "it takes more than one role, or a group without one", "write it as a rule")
-        if any(self._settings.holders(name, "MENU") for name in self._settings.resources):
+
+    def _menu(self, common: Table, members: Members) -> Iterator[Untranslated]:
+        items: dict[str, list[str]] = defaultdict(list)
+        for item, type_ in MENU.items():
+            if item not in self._settings.resources:
+                continue
+            theirs = {
+                Holder(frozenset(self._names[role] for role in holder.roles), holder.groups)
+                for holder in self._settings.holders(item, "MENU")
+                if holder.roles <= self._names.keys()
+            }
+            ours = {
+                *(Holder(frozenset({role})) for role in common[type_]["list"]),
+                *(
+                    Holder(frozenset({role}), frozenset({team}))
+                    for team, held in members.get(type_, {}).get("list", {}).items()
+                    for role in held
+                ),
+            }
+            some = (("now shown to", _more(ours, theirs)), ("no longer shown to", _more(theirs, ours)))
+            changes = [f"{word} some who are {', '.join(roles)}" for word, roles in some if roles]
+            if changes:
+                items[", ".join(changes)].append(item)
+        for changed, names in items.items():
             yield Untranslated(
-                "menu items", "an item is shown to whoever may list what it leads to", "nothing, or change those rights"
+                f"menu items {', '.join(names)}",
+                f"an item is shown to whoever may list what it leads to: {changed}",
+                "nothing, unless you miss it: what the page shows is decided by itself",
             )
+
+
+def _found_teams(resources: Iterable[str]) -> set[str]:
+    named = (name.partition(":") for name in resources)
+    return {team for name, _, team in named if name in OF_TEAMS.values()} - {""}
+
+
+def _of_members(members: Members, common: Table) -> Iterator[Table]:
+    """What a team's members may with what is common, those included who may without being members."""
+    for type_, actions in members.items():
+        for action, teams in actions.items():
+            for roles in teams.values():
+                yield {type_: {action: [*roles, *common[type_][action]]}}
+
+
+def _more(some: Iterable[Holder], others: Iterable[Holder]) -> list[str]:
+    """Roles of which some holder is let in by the first and not by the others."""
+    kept = [*others]
+    more = (one for one in some if not any(map(one.includes, kept)))
+    return sorted({" and ".join(sorted(one.roles)) or str(one) for one in more})
 
 
 def _actions(type_: str) -> Iterator[tuple[str, str]]:
@@ -235,11 +359,6 @@ def _without(table: Table, other: Table) -> Table:
         for type_, actions in table.items()
     }
     return {type_: actions for type_, actions in rest.items() if actions}
-
-
-def _words(holder: Holder) -> str:
-    roles, groups = (" and ".join(sorted(names)) for names in holder)
-    return ", ".join(part for part in (roles and f"role {roles}", groups and f"group {groups}") if part) or "everybody"
 
 
 def _small(name: str) -> str:

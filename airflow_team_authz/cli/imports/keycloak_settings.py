@@ -6,39 +6,50 @@ Keycloak's Authorization Services Guide (https://www.keycloak.org/docs/latest/au
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from airflow_team_authz.cli.console import UserError
+from airflow_team_authz.cli.imports.keycloak_holders import Holder, Holders
 from airflow_team_authz.cli.imports.translation import Untranslated
 
+T = TypeVar("T")
+
 _MAX_BYTES = 32 * 1024 * 1024
-_MAX_HOLDERS = 10_000
+_MAX_HOLDERS = 2_000
+_MAX_DEPTH = 50
 _PERMISSIONS = {"resource", "scope"}
 
 
-class Holder(NamedTuple):
-    """Somebody with all of these realm or client roles, and in all of these groups."""
-
-    roles: frozenset[str] = frozenset()
-    groups: frozenset[str] = frozenset()
-
-
-Holders = frozenset[Holder]
+_NOBODY: Holders = frozenset()
 
 
 class _Named(msgspec.Struct):
     name: str
 
 
+class _Role(msgspec.Struct):
+    id: str
+    required: bool | None = None
+
+
+class _Group(msgspec.Struct):
+    path: str
+    extendChildren: bool | None = None  # noqa: N815 - as Keycloak writes it
+
+
 class _Resource(msgspec.Struct):
     name: str
     scopes: list[_Named] = []
+    owner: _Named | None = None
+
+
+class _Unknown(Exception):
+    """A policy that is not understood; the message says why."""
 
 
 class _Policy(msgspec.Struct):
@@ -48,13 +59,6 @@ class _Policy(msgspec.Struct):
     decisionStrategy: str = "UNANIMOUS"  # noqa: N815 - as Keycloak writes it
     config: dict[str, str] = {}
 
-    def listed(self, key: str) -> list[Any]:
-        """A list that the configuration holds as text; ``ValueError`` if it is none."""
-        found = json.loads(self.config.get(key) or "[]")
-        if not isinstance(found, list):
-            raise ValueError(key)
-        return found
-
 
 class _Export(msgspec.Struct):
     resources: list[_Resource]
@@ -63,8 +67,17 @@ class _Export(msgspec.Struct):
     policyEnforcementMode: str = "ENFORCING"  # noqa: N815 - as Keycloak writes it
 
 
-class _Unknown(Exception):
-    """A policy that is not understood; the message says why."""
+class _Permission(NamedTuple):
+    """What a permission covers, where ``None`` is everything, and whom it lets in: ``None`` is not understood."""
+
+    name: str
+    resources: frozenset[str] | None
+    scopes: frozenset[str] | None
+    holders: Holders | None
+
+    def covers(self, resource: str, scope: str) -> bool:
+        """Whether it has a say in this."""
+        return (self.resources is None or resource in self.resources) and (self.scopes is None or scope in self.scopes)
 
 
 class KeycloakSettings:
@@ -78,10 +91,9 @@ class KeycloakSettings:
         self._client = client_id
         self._scopes = {resource.name: {scope.name for scope in resource.scopes} for resource in export.resources}
         self._policies = {policy.name: policy for policy in export.policies}
+        self._evaluated: dict[str, Holders | _Unknown] = {}
         self._unanimous = export.decisionStrategy != "AFFIRMATIVE"
-        self._permissions = [
-            (policy, self._granted(policy)) for policy in export.policies if policy.type in _PERMISSIONS
-        ]
+        self._permissions = [self._permission(policy) for policy in export.policies if policy.type in _PERMISSIONS]
         self.problems += _server_problems(export)
 
     @property
@@ -90,67 +102,106 @@ class KeycloakSettings:
         return list(self._scopes)
 
     @property
-    def unbound(self) -> list[str]:
-        """Permissions that are bound to no resource, so that they count for each."""
-        return [policy.name for policy, _ in self._permissions if policy.type == "scope" and not _names(policy)]
+    def roles(self) -> frozenset[str]:
+        """All roles that something is granted to."""
+        every = (permission.holders or _NOBODY for permission in self._permissions)
+        return frozenset().union(*(holder.roles for holders in every for holder in holders))
+
+    def scopes(self, resource: str) -> set[str]:
+        """What can be asked about a resource."""
+        return self._scopes.get(resource, set())
 
     def holders(self, resource: str, scope: str) -> Holders:
         """Who has a scope of a resource."""
-        if scope not in self._scopes.get(resource, ()):
-            return frozenset()
-        found = [holders for policy, holders in self._permissions if _covers(policy, resource, scope)]
-        known = [holders for holders in found if holders is not None]
+        found = self._covering(resource, scope)
+        known = [permission.holders for permission in found if permission.holders is not None]
         if not self._unanimous:
-            return frozenset().union(*known)
-        return _all_of(known) if known and len(known) == len(found) else frozenset()
-
-    def _granted(self, permission: _Policy) -> Holders | None:
+            return _NOBODY.union(*known)
+        if not known or len(known) < len(found):
+            return _NOBODY
         try:
-            return self._evaluate(permission, ())
+            return _all_of(known)
+        except _Unknown as reason:
+            problem = Untranslated(f"{scope} of {resource}", str(reason), "nothing grants it here: write it as a rule")
+            self.problems += [] if problem in self.problems else [problem]
+            return _NOBODY
+
+    def granting(self, resource: str, scope: str, holder: Holder) -> list[str]:
+        """Names of the permissions that let these holders in."""
+        return [each.name for each in self._covering(resource, scope) if holder in (each.holders or ())]
+
+    def _covering(self, resource: str, scope: str) -> list[_Permission]:
+        if scope not in self.scopes(resource):
+            return []
+        return [permission for permission in self._permissions if permission.covers(resource, scope)]
+
+    def _permission(self, policy: _Policy) -> _Permission:
+        resources: frozenset[str] | None = None
+        scopes: frozenset[str] | None = None
+        try:
+            if policy.config.get("defaultResourceType"):
+                raise _Unknown(f"{policy.name} is for a type of resources")
+            named = _listed(policy, "resources", str)
+            resources = frozenset(named) if named or policy.type == "resource" else None
+            scopes = frozenset(_listed(policy, "scopes", str)) if policy.type == "scope" else None
+            return _Permission(policy.name, resources, scopes, self._evaluate(policy, ()))
         except _Unknown as reason:
             self.problems.append(
-                Untranslated(f"permission {permission.name}", str(reason), "it grants nothing here: write it as a rule")
+                Untranslated(f"permission {policy.name}", str(reason), "it grants nothing here: write it as a rule")
             )
-            return None
+            return _Permission(policy.name, resources, scopes, None)
 
     def _evaluate(self, policy: _Policy, inside: tuple[str, ...]) -> Holders:
-        if policy.logic != "POSITIVE":
-            raise _Unknown(f"{policy.name} has negative logic")
+        """Who satisfies a policy; each is looked at once, however many others apply it."""
         if policy.name in inside:
             raise _Unknown(f"{policy.name} is a part of itself")
-        try:
-            if policy.type == "role":
-                return frozenset(self._roles(policy))
-            if policy.type == "group":
-                return frozenset(_groups(policy))
-            if policy.type == "aggregate" or policy.type in _PERMISSIONS:
-                if policy.config.get("defaultResourceType"):
-                    raise _Unknown(f"{policy.name} is for a type of resources")
-                return self._together(policy, (*inside, policy.name))
-        except (ValueError, TypeError, AttributeError, LookupError):
-            raise _Unknown(f"{policy.name} cannot be read") from None
+        if len(inside) > _MAX_DEPTH:
+            raise _Unknown(f"{inside[0]} has more than {_MAX_DEPTH} policies inside of each other")
+        if policy.name not in self._evaluated:
+            try:
+                self._evaluated[policy.name] = self._satisfying(policy, inside)
+            except _Unknown as reason:
+                self._evaluated[policy.name] = reason
+        found = self._evaluated[policy.name]
+        if isinstance(found, _Unknown):
+            raise _Unknown(*found.args)
+        return found
+
+    def _satisfying(self, policy: _Policy, inside: tuple[str, ...]) -> Holders:
+        if policy.logic != "POSITIVE":
+            raise _Unknown(f"{policy.name} has negative logic")
+        if policy.type == "role":
+            return frozenset(self._roles(policy))
+        if policy.type == "group":
+            return frozenset(_groups(policy))
+        if policy.type == "aggregate" or policy.type in _PERMISSIONS:
+            return self._together(policy, (*inside, policy.name))
         raise _Unknown(f"{policy.name} is a policy of the kind {policy.type!r}")
 
     def _together(self, policy: _Policy, inside: tuple[str, ...]) -> Holders:
-        applied = policy.listed("applyPolicies")
+        applied = _listed(policy, "applyPolicies", str)
         if not applied:
             raise _Unknown(f"{policy.name} has no policy")
+        if not all(name in self._policies for name in applied):
+            raise _Unknown(f"{policy.name} cannot be read")
         parts = [self._evaluate(self._policies[name], inside) for name in applied]
         if policy.decisionStrategy == "AFFIRMATIVE" or len(parts) == 1:
-            return frozenset().union(*parts)
+            return _NOBODY.union(*parts)
         if policy.decisionStrategy == "UNANIMOUS":
             return _all_of(parts)
         raise _Unknown(f"{policy.name} has the decision strategy {policy.decisionStrategy}")
 
     def _roles(self, policy: _Policy) -> Iterator[Holder]:
-        roles = policy.listed("roles")
-        if len(roles) > 1 and any(role.get("required") for role in roles):
+        roles = _listed(policy, "roles", _Role)
+        if len(roles) > 1 and any(role.required for role in roles):
             raise _Unknown(f"{policy.name} requires some of its roles")
         for role in roles:
-            client, _, name = role["id"].rpartition("/")
+            client, _, name = role.id.rpartition("/")
             if client not in {"", self._client}:
                 raise _Unknown(f"{policy.name} is about a role of the client {client}")
-            yield Holder(roles=frozenset({str(name)}))
+            if not name:
+                raise _Unknown(f"{policy.name} is about a role without a name")
+            yield Holder(roles=frozenset({role.id}))
 
 
 def read_settings_file(file: Path, client_id: str) -> KeycloakSettings:
@@ -172,28 +223,26 @@ def read_settings_file(file: Path, client_id: str) -> KeycloakSettings:
     return KeycloakSettings(export, client_id)
 
 
-def _groups(policy: _Policy) -> Iterator[Holder]:
-    for group in policy.listed("groups"):
-        root, *names = group["path"].split("/")
-        if root or len(names) != 1 or not names[0]:
-            raise _Unknown(f"{policy.name} is about the group {group['path']}, which is inside of another")
-        if group.get("extendChildren"):
-            raise _Unknown(f"{policy.name} counts groups inside of {group['path']} too")
-        yield Holder(groups=frozenset({names[0]}))
-
-
-def _names(permission: _Policy) -> list[Any]:
+def _listed(policy: _Policy, key: str, kind: type[T]) -> list[T]:
+    """A list that a policy's configuration holds as text."""
     try:
-        return permission.listed("resources")
-    except ValueError:
-        return []
+        found: list[T] = msgspec.json.decode(policy.config.get(key) or "[]", type=list[kind])  # type: ignore[valid-type]
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise _Unknown(f"{policy.name} cannot be read") from None
+    return found
 
 
-def _covers(permission: _Policy, resource: str, scope: str) -> bool:
-    named = _names(permission)
-    if permission.type == "resource":
-        return resource in named
-    return scope in permission.listed("scopes") and (not named or resource in named)
+def _groups(policy: _Policy) -> Iterator[Holder]:
+    # Without the claim's name Keycloak looks into its own memberships, which are what the claim tells.
+    if policy.config.get("groupsClaim", "") not in {"", "groups"}:
+        raise _Unknown(f"{policy.name} looks for groups in the claim {policy.config['groupsClaim']}")
+    for group in _listed(policy, "groups", _Group):
+        root, *names = group.path.split("/")
+        if root or len(names) != 1 or not names[0]:
+            raise _Unknown(f"{policy.name} is about the group {group.path}, which is inside of another")
+        if group.extendChildren:
+            raise _Unknown(f"{policy.name} counts groups inside of {group.path} too")
+        yield Holder(groups=frozenset({names[0]}))
 
 
 def _all_of(parts: list[Holders]) -> Holders:
@@ -206,15 +255,23 @@ def _all_of(parts: list[Holders]) -> Holders:
             Holder(one.roles | other.roles, one.groups | other.groups) for one, other in product(merged, part)
         )
     return frozenset(
-        holder
-        for holder in merged
-        if not any(
-            other != holder and other.roles <= holder.roles and other.groups <= holder.groups for other in merged
-        )
+        holder for holder in merged if not any(other != holder and holder.includes(other) for other in merged)
     )
 
 
 def _server_problems(export: _Export) -> Iterator[Untranslated]:
+    for policy in export.policies:
+        if policy.type == "uma":
+            yield Untranslated(
+                f"permission {policy.name}", "somebody has given it for what they own", "write it as a rule"
+            )
+    for resource in export.resources:
+        if resource.owner is not None:
+            yield Untranslated(
+                f"resource {resource.name}",
+                f"it belongs to {resource.owner.name}, whom Keycloak lets do everything with it; not so here",
+                "write it as a rule if that is meant",
+            )
     if export.decisionStrategy != "AFFIRMATIVE":
         yield Untranslated(
             f"decision strategy {export.decisionStrategy} of the client",
