@@ -430,7 +430,8 @@ REAL = {"keycloak_create_all_teams.json": ["AdminView"], "keycloak_create_team.j
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_export(imported, decided, name):
     result, directory = imported((DATA / name).read_text())
-    items, resources = sorted(left(result))
+    changing, items, resources = sorted(left(result))
+    assert changing == "POST, PUT, DELETE of Team for admin"
     assert items.startswith("menu items Assets, Audit Log, ")
     assert resources == f"resources {', '.join(REAL[name])}"
     table = json.loads((directory / "airflow/roles/data.json").read_text())
@@ -452,7 +453,7 @@ def test_the_report_says_that_groups_have_to_be_in_the_token(run, tmp_path):
     assert run("init", tmp_path / "policy").exit_code == 0
     result = run("import", "keycloak", DATA / "keycloak_create_team.json", tmp_path / "policy")
     assert result.exit_code == 1
-    assert "Not translated (2):" in result.stdout
+    assert "Not translated (3):" in result.stdout
     assert "switch on Add to access token" in result.stdout
 
 

@@ -69,7 +69,8 @@ _SMALL = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz
 _ADVICE = (
     "The platform's admins have the role superadmin here: where airflow/site names admin, it is a team's.\n"
     "Groups have to be in the access token, or nobody is in a team: in Keycloak, Clients, your client, Client scopes, "
-    "the mapper for groups, switch on Add to access token. The mapper of the manager's own commands has it off."
+    "the mapper for groups, switch on Add to access token. The mapper of the manager's own commands has it off.\n"
+    "No group inside of another may be called as a team is: the token gives its name alone, so it counts as the team's."
 )
 
 
@@ -130,8 +131,9 @@ class _Import:
         in_all = _in_all(of_team.values())
         extra = {team: _without(table, in_all) for team, table in of_team.items()}
         everything = [*of_team.values(), common, *_of_members(members, common)]
+        includes = {role: self._included(role, everything) for role in sorted(self._names.values())}
         roles: dict[str, Any] = {
-            "includes": {role: self._included(role, everything) for role in sorted(self._names.values())},
+            "includes": includes,
             "platform": self._platform_roles(),
             "permissions": in_all | {"custom_view": {"*": []}},
             "common": common,
@@ -145,7 +147,8 @@ class _Import:
         for team, table in extra.items():
             if table:
                 files |= team_files("keycloak", team, {"permissions": table})
-        return Translation(files, [*self._left(common, members)], _ADVICE)
+        left = [*self._left(common, members), *_teams_changed(everything, includes)]
+        return Translation(files, left, _ADVICE)
 
     def _included(self, role: str, tables: Iterable[Table]) -> list[str]:
         """So that rules about platform admins count for who may all that an admin may, in every team."""
@@ -306,6 +309,24 @@ class _Import:
                 f"an item is shown to whoever may list what it leads to: {changed}",
                 "nothing, unless you miss it: what the page shows is decided by itself",
             )
+
+
+def _teams_changed(tables: Iterable[Table], includes: dict[str, list[str]]) -> Iterator[Untranslated]:
+    """A guardrail leaves it to who is an admin for the platform, whatever a role allows."""
+    changing = {
+        role
+        for table in tables
+        for action, roles in table.get("team", {}).items()
+        if action not in {"list", "read"}
+        for role in roles
+        if "admin" not in includes[role]
+    }
+    if changing:
+        yield Untranslated(
+            f"POST, PUT, DELETE of Team for {', '.join(sorted(changing))}",
+            "here the platform's admins alone change teams",
+            "nothing: Airflow never asks about that",
+        )
 
 
 def _found_teams(resources: Iterable[str]) -> set[str]:
