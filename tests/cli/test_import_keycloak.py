@@ -227,6 +227,13 @@ def test_a_permission_whose_reach_is_not_understood_grants_nothing(imported, dec
     assert decided(directory, ["SuperAdmin"], [], team_id=None) is not unanimous
 
 
+def test_a_permission_for_resources_that_names_none_is_for_none(imported, decided):
+    """Unlike one for scopes, which then counts for every resource."""
+    result, directory = imported(export(permission("none", [], ["op"], scopes=None)))
+    assert left(result) == {}
+    assert not decided(directory, ["Op"], [], team_id=None)
+
+
 def test_policies_inside_of_policies(imported, decided):
     """Each is looked at once, and not once for every way to it."""
     twice = [both(f"x{i}", f"x{i + 1}", f"x{i + 1}") for i in range(40)]
