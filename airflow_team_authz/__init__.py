@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from airflow_team_authz.doors.datasets import TeamAssetManager
     from airflow_team_authz.doors.users import TeamAuthorization as TeamAuthManager
 
 __version__ = "0.1.0"
-__all__ = ["TeamAuthManager"]
+__all__ = ["TeamAssetManager", "TeamAuthManager"]
 
 
 def __getattr__(name: str) -> object:
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> object:
         from airflow_team_authz.doors.users import build_manager
 
         return build_manager()
+    if name == "TeamAssetManager":
+        from airflow_team_authz.doors.datasets import TeamAssetManager
+
+        return TeamAssetManager
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

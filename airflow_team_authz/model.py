@@ -12,14 +12,15 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-SubjectType = Literal["user", "task", "dag_processor", "triggerer"]
+SubjectType = Literal["user", "task", "dag_processor", "triggerer", "watcher"]
 Layer = Literal["guardrail", "team", "baseline", "default"]
 
 
 class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who asks, as the identity carries it; what follows from it (teams from groups, say) is policy.
 
-    ``unverified`` tells why roles, groups and claims are missing: the login's token could not be verified.
+    ``dag_id``, ``task_id`` and ``run_id`` are a task's. ``unverified`` tells why roles, groups and claims are missing:
+    the login's token could not be verified.
     """
 
     type: SubjectType
@@ -29,23 +30,56 @@ class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     groups: tuple[str, ...] | UnsetType = UNSET
     claims: dict[str, tuple[str, ...]] | UnsetType = UNSET
     unverified: str | UnsetType = UNSET
+    dag_id: str | UnsetType = UNSET
+    task_id: str | UnsetType = UNSET
+    run_id: str | UnsetType = UNSET
 
     def __hash__(self) -> int:
         # Without the claims: a dictionary has no hash.
         return hash((self.type, self.id, self.team_ids, self.roles, self.groups))
 
 
+class AssetNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an asset is called."""
+
+    name: str
+    uri: str
+    group: str
+
+
+class Delivery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an asset event would start, and what the authors on both sides consent to.
+
+    ``team_id`` is the team of the Dag that would start. ``consumer_teams`` is absent where the producing task's author
+    names none, which means all.
+    """
+
+    dag_id: str
+    team_id: str | None
+    asset: AssetNames
+    global_producers: bool
+    global_consumers: bool
+    airflow_allows: bool
+    producer_teams: tuple[str, ...] = ()
+    consumer_teams: tuple[str, ...] | UnsetType = UNSET
+
+
 class Resource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is asked about. ``team_id`` is the owning team, ``None`` what is common to all teams.
 
-    An absent ``id`` means no resource in particular (list, create); ``entity`` is a part of a Dag.
-    Absent is not null: a null ``id`` would make a rule such as ``startswith(input.resource.id, …)`` fail.
+    An absent ``id`` means no resource in particular (list, create); ``entity`` is a part of a Dag or of an asset;
+    ``name``, ``uri`` and ``group`` are an asset's. Absent is not null: a null ``id`` would make a rule such as
+    ``startswith(input.resource.id, …)`` fail.
     """
 
     type: str
     team_id: str | None = None
     id: str | UnsetType = UNSET
     entity: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    uri: str | UnsetType = UNSET
+    group: str | UnsetType = UNSET
+    delivery: Delivery | UnsetType = UNSET
 
 
 class Context(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -67,6 +67,17 @@ class Settings(BaseModel):
     opa_client_key_file: Path | None = Field(None, description="Key (PEM) of the client certificate.")
     opa_token_file: Path | None = Field(None, description="File with the bearer token for the OPA server.")
 
+    own_dags_without_decision: Literal["hold", "start"] = Field(
+        "hold",
+        description="What an asset event does with Dags of its own team and common Dags while no decision can be had: "
+        "hold (they wait for `team-authz assets replay`) or start. Dags of other teams always wait.",
+    )
+    state: Path | None = Field(
+        None,
+        description="Directory where the Dag processor keeps the last answers about pools, for when no decision can "
+        "be had. Unset: team_authz in AIRFLOW_HOME.",
+    )
+
     @field_validator("*", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any, info: Any) -> Any:
@@ -109,6 +120,18 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
         return Settings.model_validate(dict(values))
     except ValidationError as error:
         raise SettingsError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def is_enabled() -> bool:
+    """Whether this Airflow is ours to guard: the package may be installed where nobody has configured it."""
+    from airflow.configuration import conf
+
+    classes = (conf.get("core", "auth_manager", fallback=""), conf.get("core", "asset_manager_class", fallback=""))
+    return (
+        any(str(name).startswith("airflow_team_authz.") for name in classes)
+        or conf.has_section(SECTION)
+        or any(name.startswith(f"AIRFLOW__{SECTION.upper()}__") for name in os.environ)
+    )
 
 
 def read_settings() -> Settings:

@@ -10,6 +10,8 @@ import json
 from contextvars import ContextVar
 from typing import Any
 
+from airflow_team_authz.identities import requests
+
 _refusals: ContextVar[list[str] | None] = ContextVar("team_authz_refusals", default=None)
 _SAID_BY_AIRFLOW = b'{"detail":"Forbidden"}'
 
@@ -63,6 +65,7 @@ class RefusalReasons:
             await send(message)
 
         try:
-            await self._app(scope, receive, explain)
+            with requests.request():
+                await self._app(scope, receive, explain)
         finally:
             _refusals.reset(token)

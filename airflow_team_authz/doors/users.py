@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
@@ -21,10 +22,10 @@ from sqlalchemy import select
 
 from airflow_team_authz import questions
 from airflow_team_authz.doors.bodies import TeamChanges, team_change
+from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
 from airflow_team_authz.engines import DecisionPoint
-from airflow_team_authz.engines.choice import open_engine
-from airflow_team_authz.identities import Identity, identity_for
+from airflow_team_authz.identities import Identity, identity_for, requests
 from airflow_team_authz.model import Context, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError, read_settings
 
@@ -49,8 +50,12 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     """
 
     def init(self) -> None:
-        """Load the policy when the API server starts, so that a broken one is noticed then."""
+        """Load the policy when the API server starts, so that a broken one is noticed then.
+
+        ``RuntimeError`` if the tasks' door is missing: a server that lets tasks through unasked must not serve.
+        """
         super().init()
+        refuse_unguarded_tasks()
         log.info("decisions are made by %s", self._policy)
 
     def get_fastapi_middlewares(self) -> list[Any]:
@@ -211,7 +216,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
 
     @cached_property
     def _policy(self) -> DecisionPoint:
-        return DecisionPoint(open_engine(read_settings()))
+        return decision_point()
 
     def _subject(self, user: Any) -> Subject:
         if user is None:
@@ -223,6 +228,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
             raise _no_decision(error) from None
         if not isinstance(subject, Subject):
             raise _no_decision(EngineError("[team_authz] identity must make a Subject of a user, and has not"))
+        requests.remember(subject)
         return subject
 
     def _may(self, type_: str, method: Any, user: Any, details: Any, entity: Any = None) -> bool:
@@ -315,6 +321,18 @@ def refuse_foreign_decisions(manager: type) -> None:
         raise TypeError(
             f"{', '.join(foreign)} of {manager.__bases__[-1].__name__} would decide without the policy: "
             "this version of airflow-team-authz does not know it, so it does not start"
+        )
+
+
+def refuse_unguarded_tasks() -> None:
+    """``RuntimeError`` if this process would serve tasks without asking the policy."""
+    execution_api = sys.modules.get("airflow.api_fastapi.execution_api.app")
+    create = getattr(execution_api, "create_task_execution_api_app", None)
+    if create is not None and not create.__module__.startswith("airflow_team_authz."):
+        raise RuntimeError(
+            "the Execution API is not guarded, so tasks would do as they like: the entry point airflow.policy of "
+            "airflow-team-authz has not been loaded. Install the package with its metadata (pip install), in the "
+            "environment that runs `airflow api-server`"
         )
 
 

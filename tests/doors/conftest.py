@@ -150,6 +150,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         rows.commit()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(settings, "Session", session)
+        patch.setattr(settings, "NonScopedSession", session)
         yield
     engine.dispose()
 

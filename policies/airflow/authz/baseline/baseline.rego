@@ -10,37 +10,60 @@
 #   - data.airflow.roles: schema.roles
 package airflow.authz.baseline
 
+import data.airflow.authz.baseline.deliveries
 import data.airflow.authz.standing
 
 # METADATA
-# title: Whether a role allows the action on a resource
+# title: Whether a role or a consent allows the action on a resource
+# scope: document
 allows(resource) if {
 	not reserved(resource)
 	some role in enough(resource)
 	role in roles(resource)
 }
 
+allows(resource) if deliveries.consents(resource)
+
 # METADATA
-# title: The roles that do, and where they are held
-reasons(resource) := sort({concat("", [role, place(resource)]) |
-	some role in enough(resource)
-	role in roles(resource)
-})
+# title: The roles that do, and where they are held, or who has consented
+reasons(resource) := held if {
+	held := sort({concat("", [role, place(resource)]) |
+		some role in enough(resource)
+		role in roles(resource)
+	})
+	count(held) > 0
+} else := [deliveries.reason(resource)]
 
 # METADATA
 # title: Why nothing allowed it, and what would
 refusal(resource) := concat("", [asked, name(resource), ": it is assigned to others"]) if {
 	reserved(resource)
+} else := concat("", [asked, name(resource), ": ", deliveries.missing(resource)]) if {
+	resource.delivery
 } else := concat("", [asked, name(resource), ": ", missing(resource), unverified])
 
-missing(resource) := concat("", ["that takes the role ", concat(" or ", needed), place(resource)]) if {
-	needed := enough(resource)
+missing(resource) := concat("", ["that takes a ", input.subject.type, owner(resource)]) if {
+	some role in data.airflow.roles.machines.in_team[input.subject.type]
+	role in enough(resource)
+} else := concat("", ["that takes a ", input.subject.type, " without a team"]) if {
+	some role in data.airflow.roles.machines.without_team[input.subject.type]
+	role in enough(resource)
+} else := concat("", ["no ", input.subject.type, " may do that"]) if {
+	input.subject.type != "user"
+} else := concat("", ["that takes the role ", concat(" or ", needed), place(resource)]) if {
+	needed := [role | some role in enough(resource); not role in for_machines]
 	count(needed) > 0
 } else := "no role allows that"
 
 default unverified := ""
 
 unverified := concat("", ["; groups and roles of this login do not count: ", input.subject.unverified])
+
+for_machines contains role if {
+	some held in data.airflow.roles.machines
+	some roles in held
+	some role in roles
+}
 
 # A task that waits for certain people is answered by them, whatever roles others hold.
 reserved(resource) if {

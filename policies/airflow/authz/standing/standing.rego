@@ -28,14 +28,23 @@ platform_roles := included(held_for_platform)
 # METADATA
 # title: Roles in each of the subject's teams, with every role that they include
 # description: "`{team_id: {role}}`; what is held for the platform counts in every team."
-team_roles[team_id] := included(held_for_platform | held_for(team_id)) if some team_id in team_ids
+team_roles[team_id] := included(held_for_platform | held_for(team_id)) | machine_roles if some team_id in team_ids
 
 # METADATA
 # title: Roles that count for what is common to all teams
 # description: |
 #   Those held anywhere, but a platform role (`data.airflow.roles.platform`) only if it is held for the platform:
 #   the admin of one team is no admin of what all teams share.
-common_roles := platform_roles | (included(held_anywhere) - {role | some role in data.airflow.roles.platform})
+common_roles := (platform_roles | machine_roles) | (included(held_anywhere) - {role |
+	some role in data.airflow.roles.platform
+})
+
+# A task, a watcher and so on: what it is says what it holds, and nothing that an identity carries does.
+machine_roles := {role | some role in data.airflow.roles.machines[situation][input.subject.type]}
+
+default situation := "without_team"
+
+situation := "in_team" if count(input.subject.team_ids) > 0
 
 included(roles) := graph.reachable(data.airflow.roles.includes, roles)
 
@@ -61,6 +70,7 @@ held_anywhere := own_roles | {entry.role | some [_, _, entry] in entries}
 # Airflow's managers write the same role as `Op`, `OP` and `op`. `lower` only sorts out what is no role at all: to it
 # `ADMİN` is `admin`, and the engines know capitals of different Unicode versions. What counts is the case of A to Z.
 own_roles contains concat("", [object.get(small, letter, letter) | some letter in split(role, "")]) if {
+	count(machine_roles) == 0
 	some role in input.subject.roles
 	lower(role) in known
 }

@@ -1,0 +1,325 @@
+"""The datasets' door: the asset manager. Whose event may start whose Dag is two questions, each to who owns something.
+
+Of each Dag that waits for an asset: may this event start it? Of the event: may it go to that Dag? All of one event are
+asked together, inside the transaction that registers it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from airflow.assets.manager import AssetManager
+from airflow.configuration import conf
+from airflow.models import DagModel
+from airflow.models.asset import AssetEvent, AssetModel
+from airflow.models.log import Log
+from msgspec import UNSET
+from sqlalchemy import select
+
+from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.identities import requests
+from airflow_team_authz.identities.machines import task_of_dag, teams_of_dags
+from airflow_team_authz.model import AssetNames, Decision, Delivery, EngineError, Evaluations, Resource, Subject
+from airflow_team_authz.settings import SettingsError, read_settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+log = logging.getLogger(__name__)
+
+# Rows of Airflow's audit log, each with the Dag that was not started.
+HELD_BACK = "asset event held back"
+REFUSED = "asset event refused"
+REPLAYED = "asset event replayed"
+
+
+class _Change(NamedTuple):
+    """What `register_asset_change` was called with, as far as it says who is the source."""
+
+    source_is_api: bool
+    api_user_teams: Collection[str]
+
+
+class _Consent(NamedTuple):
+    """What Airflow knows of the authors' consent, and what it would do alone."""
+
+    airflow_allows: Collection[str]
+    consumer_teams: list[str] | None
+    global_consumers: bool
+
+
+_change: ContextVar[_Change | None] = ContextVar("team_authz_asset_change", default=None)
+_consent: ContextVar[_Consent | None] = ContextVar("team_authz_asset_consent", default=None)
+_watching: ContextVar[int | None] = ContextVar("team_authz_watching", default=None)
+
+
+class TeamAssetManager(AssetManager):
+    """Airflow's asset manager, with the policy between an event and the Dags that wait for it."""
+
+    @classmethod
+    def register_asset_change(cls, *, session: Session, **named: Any) -> AssetEvent | None:
+        """See ``AssetManager``."""
+        change = _Change(bool(named.get("source_is_api")), named.get("api_user_teams") or ())
+        with _set(_change, change), _set(_consent, None):
+            return super().register_asset_change(session=session, **named)
+
+    @classmethod
+    def _filter_dags_by_team(cls, dags_to_queue: set[DagModel], *arguments: Any, **named: Any) -> set[DagModel]:
+        """Note what Airflow would do, and leave all of them to the policy."""
+        allowed = super()._filter_dags_by_team(dags_to_queue, *arguments, **named)
+        teams, others = named.get("allow_consumer_teams"), named.get("allow_global_consumers", True)
+        _consent.set(_Consent({dag.dag_id for dag in allowed}, teams, others))
+        return dags_to_queue
+
+    @classmethod
+    def _queue_dagruns(
+        cls,
+        *,
+        asset_id: int,
+        dags_to_queue: set[DagModel],
+        event: AssetEvent,
+        task_instance: Any = None,
+        session: Session,
+        **named: Any,
+    ) -> None:
+        source = _source(task_instance, session)
+        question = _question(source, asset_id, dags_to_queue, session)
+        allowed = _allowed(question, event, dags_to_queue, named.get("partition_date"), session)
+        super()._queue_dagruns(
+            asset_id=asset_id,
+            dags_to_queue=allowed,
+            event=event,
+            task_instance=task_instance,
+            session=session,
+            **named,
+        )
+
+
+class _Source(NamedTuple):
+    """Who makes an event, and the team that it counts for where it goes to a Dag of a team."""
+
+    subject: Subject
+    team_for: Callable[[str | None], str | None]
+
+
+def _source(task_instance: Any, session: Session) -> _Source:
+    if task_instance is not None:
+        dag_id = str(task_instance.dag_id)
+        team_id = teams_of_dags([dag_id], session)[dag_id]
+        task = task_of_dag(dag_id, str(task_instance.task_id), str(task_instance.run_id), team_id)
+        return _Source(task, lambda _: team_id)
+    if (trigger_id := _watching.get()) is not None:
+        from airflow.models.trigger import Trigger
+
+        trigger = session.get(Trigger, trigger_id)
+        # Airflow 3.2 does not know whose a trigger is.
+        team_id = getattr(trigger, "team_name", None)
+        names = sorted({watcher.name for watcher in getattr(trigger, "asset_watchers", ())})
+        watcher = Subject("watcher", ", ".join(names) or "unnamed", () if team_id is None else (team_id,))
+        return _Source(watcher, lambda _: team_id)
+    change = _change.get()
+    teams = tuple(sorted(change.api_user_teams)) if change else ()
+    user = requests.remembered() or Subject("user", "unknown", teams)
+    # A person's event is of all teams that the person is in; Airflow knows them.
+    return _Source(user, lambda consumer: consumer if consumer in teams else None)
+
+
+def _question(source: _Source, asset_id: int, dags: Iterable[DagModel], session: Session) -> Evaluations:
+    """Two resources for each Dag, in order: its run, which the event would start, and the event that would go there."""
+    ordered = sorted(dags, key=lambda dag: dag.dag_id)
+    asset = session.get_one(AssetModel, asset_id)
+    names = AssetNames(asset.name, asset.uri, asset.group or "")
+    consent = _consent.get() or _Consent({dag.dag_id for dag in ordered}, None, True)
+    references = {reference.dag_id: reference for reference in asset.scheduled_dags}
+    teams = teams_of_dags([dag.dag_id for dag in ordered], session)
+    resources = []
+    for dag in ordered:
+        # Airflow 3.2 knows no consent; without any, Airflow lets events of common Dags start what they may.
+        reference = references.get(dag.dag_id)
+        delivery = Delivery(
+            dag.dag_id,
+            teams[dag.dag_id],
+            names,
+            bool(getattr(reference, "allow_global_producers", True)),
+            consent.global_consumers,
+            dag.dag_id in consent.airflow_allows,
+            tuple(getattr(reference, "allow_producer_teams", None) or ()),
+            UNSET if consent.consumer_teams is None else tuple(consent.consumer_teams),
+        )
+        resources.append(Resource("dag", delivery.team_id, dag.dag_id, "run", delivery=delivery))
+        producer = source.team_for(delivery.team_id)
+        resources.append(
+            Resource("asset", producer, str(asset.id), "event", names.name, names.uri, names.group, delivery)
+        )
+    return Evaluations(source.subject, "trigger", resources)
+
+
+def _allowed(
+    question: Evaluations,
+    event: AssetEvent,
+    dags: Collection[DagModel],
+    partition_date: datetime | None,
+    session: Session,
+) -> set[DagModel]:
+    """The Dags that the event may start. What it may not is in the audit log of the Dag, with the reason."""
+    if not dags:
+        return set()
+    by_id = {dag.dag_id: dag for dag in dags}
+    try:
+        decisions = decision_point().decide(question).decisions
+    except EngineError as error:
+        return _without_decision(question, event, by_id, partition_date, str(error), session)
+    allowed = set()
+    for delivery, verdict in _pairs(question, decisions):
+        if not verdict:
+            allowed.add(by_id[delivery.dag_id])
+        else:
+            session.add(Log(REFUSED, dag_id=delivery.dag_id, owner=question.subject.id, extra=_told(event, verdict)))
+    return allowed
+
+
+def _pairs(question: Evaluations, decisions: list[Decision]) -> Iterator[tuple[Delivery, list[str]]]:
+    """Each delivery with the reasons against it: none if both its owners allow it."""
+    answered = list(zip(question.resources, decisions, strict=True))
+    for (run, starts), (_, goes) in zip(answered[::2], answered[1::2], strict=True):
+        assert isinstance(run.delivery, Delivery)  # noqa: S101
+        against = [reason for decision in (starts, goes) if decision.allow is not True for reason in decision.reasons]
+        refused = starts.allow is not True or goes.allow is not True
+        yield run.delivery, against or (["no reason given"] if refused else [])
+
+
+def _without_decision(
+    question: Evaluations,
+    event: AssetEvent,
+    dags: dict[str, DagModel],
+    partition_date: datetime | None,
+    error: str,
+    session: Session,
+) -> set[DagModel]:
+    """Hold back what cannot be decided; `team-authz assets replay` asks again."""
+    own_start = read_settings().own_dags_without_decision == "start" and question.subject.type != "user"
+    own = {None, *(question.subject.team_ids or ())}
+    started = set()
+    for run, sent in zip(question.resources[::2], question.resources[1::2], strict=True):
+        dag_id = str(run.id)
+        if own_start and run.team_id in own and run.delivery and run.delivery.airflow_allows:
+            started.add(dags[dag_id])
+            continue
+        held = Held(event.id, event.asset_id, question.subject, (run, sent), partition_date, error)
+        session.add(Log(HELD_BACK, dag_id=dag_id, owner=question.subject.id, extra=_encode(held)))
+    log.error(
+        "an event of asset %s starts %d of %d Dags, because no decision can be had (%s): "
+        "`team-authz assets replay` asks again for the others",
+        event.asset_id, len(started), len(dags), error,
+    )  # fmt: skip
+    return started
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A delivery that waits for a decision, as the audit log keeps it."""
+
+    event_id: int
+    asset_id: int
+    subject: Subject
+    resources: tuple[Resource, Resource]
+    partition_date: datetime | None
+    error: str
+
+
+class Outcome(NamedTuple):
+    """What became of a delivery that was held back; ``state`` is one of the audit log's events."""
+
+    dag_id: str
+    event_id: int
+    state: str
+    reasons: tuple[str, ...]
+
+
+def held_back(session: Session) -> list[tuple[Log, Held]]:
+    """What waits for a decision, the oldest first."""
+    rows = session.scalars(select(Log).where(Log.event == HELD_BACK).order_by(Log.id))
+    return [(row, msgspec.json.decode(row.extra or "", type=Held)) for row in rows]
+
+
+def replay(session: Session) -> Iterator[Outcome]:
+    """Ask again for each delivery that waits, and start the Dag if it is allowed now.
+
+    The first ``EngineError`` ends it. Each is committed by itself: whoever is interrupted goes on where it ended.
+    """
+    for row, held in held_back(session):
+        dag_id = str(row.dag_id)
+        decisions = decision_point().decide(Evaluations(held.subject, "trigger", held.resources)).decisions
+        against = tuple(reason for decision in decisions if decision.allow is not True for reason in decision.reasons)
+        refused = any(decision.allow is not True for decision in decisions)
+        event, dag = session.get(AssetEvent, held.event_id), session.get(DagModel, dag_id)
+        if event is None or dag is None:
+            against, refused = ("the event or the Dag does not exist any more",), True
+        elif not refused:
+            AssetManager._queue_dagruns(
+                asset_id=held.asset_id, dags_to_queue={dag}, event=event, partition_key=event.partition_key,
+                task_instance=None, session=session, **_of_this_airflow(partition_date=held.partition_date),
+            )  # fmt: skip
+        row.event = REFUSED if refused else REPLAYED
+        session.commit()
+        yield Outcome(dag_id, held.event_id, row.event, against)
+
+
+def _of_this_airflow(**named: Any) -> dict[str, Any]:
+    """Those of the arguments that `_queue_dagruns` takes here: Airflow 3.2 knows no partition date."""
+    known = AssetManager._queue_dagruns.__kwdefaults__ or {}
+    names = {*AssetManager._queue_dagruns.__code__.co_varnames, *known}
+    return {name: value for name, value in named.items() if name in names}
+
+
+def _told(event: AssetEvent, reasons: list[str]) -> str:
+    return _encode({"event_id": event.id, "reasons": reasons})
+
+
+def _encode(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+@contextmanager
+def _set(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def guard(module: ModuleType) -> None:
+    """See ``airflow_team_authz.hooks``: our asset manager is the default, and watchers' events reach it too."""
+    {"airflow.assets.manager": _guard_manager, "airflow.models.trigger": _guard_watchers}[module.__name__](module)
+
+
+def _guard_manager(module: Any) -> None:
+    name = conf.get("core", "asset_manager_class", fallback="") or ""
+    if type(module.asset_manager) is AssetManager:
+        module.asset_manager = TeamAssetManager()  # type: ignore[no-untyped-call]
+    elif not isinstance(module.asset_manager, TeamAssetManager):
+        raise SettingsError(
+            f"[core] asset_manager_class: {name} does not ask the policy. Make it a subclass of "
+            "airflow_team_authz.TeamAssetManager, or set that"
+        )
+
+
+def _guard_watchers(module: Any) -> None:
+    """Airflow hands a watcher's event to the base class, which would start Dags of every team."""
+    from airflow.assets.manager import asset_manager
+
+    submit = module.Trigger.submit_event.__func__
+
+    def submit_event(cls: Any, trigger_id: int, *arguments: Any, **named: Any) -> None:
+        with _set(_watching, trigger_id):
+            submit(cls, trigger_id, *arguments, **named)
+
+    module.Trigger.submit_event = classmethod(submit_event)
+    module.AssetManager = type(asset_manager)

@@ -1,0 +1,32 @@
+"""One decision point for all doors of a process."""
+
+from __future__ import annotations
+
+from functools import cache
+from threading import Lock
+
+from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.engines.choice import open_engine
+from airflow_team_authz.settings import read_settings
+
+_opening = Lock()
+
+
+def decision_point() -> DecisionPoint:
+    """The decision point over the configured engine, which the first question opens.
+
+    ``SettingsError`` if ``[team_authz]`` is wrong, ``EngineError`` if the engine cannot be opened: tried again.
+    """
+    with _opening:
+        return _opened()
+
+
+@cache
+def _opened() -> DecisionPoint:
+    # Read once: a policy file that is deleted later must not take the engine along that has it loaded.
+    return DecisionPoint(open_engine(read_settings()))
+
+
+def forget() -> None:
+    """Open the engine anew for the next question; for tests, which change the settings."""
+    _opened.cache_clear()

@@ -1,0 +1,200 @@
+"""The one table of the Execution API: from its routes to actions and resources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from airflow.models import Connection, DagModel, Pool, Variable
+from airflow.models.asset import AssetAliasModel, AssetModel, AssetWatcherModel, TaskOutletAssetReference
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.trigger import Trigger
+from msgspec import UNSET
+from sqlalchemy import select
+
+from airflow_team_authz.identities.machines import teams_of_dags
+from airflow_team_authz.model import Resource, Subject
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+
+class Request(NamedTuple):
+    """What of a request names a resource: parameters of path and query, who asks, and a database session."""
+
+    path: Mapping[str, Any]
+    query: Mapping[str, str]
+    subject: Subject
+    session: Session
+
+
+class Route(NamedTuple):
+    """The action of a route, and the resource of a request to it.
+
+    Without an action it depends on whether the resource is there: update, or else create.
+    """
+
+    action: str | None
+    resource: Callable[[Request], Resource]
+
+
+class Missing(Exception):
+    """What is to be changed does not exist."""
+
+
+def _connection(request: Request) -> Resource:
+    id_ = str(request.path["connection_id"])
+    return Resource("connection", _owner(request.session, Connection.team_name, Connection.conn_id, id_), id_)
+
+
+def variable(request: Request) -> Resource:
+    """A variable with its owner; one that is not in the database may come from a secrets backend, common to all."""
+    key = str(request.path["variable_key"])
+    return Resource("variable", _owner(request.session, Variable.team_name, Variable.key, key), key)
+
+
+def _written_variable(request: Request) -> Resource:
+    key = str(request.path["variable_key"])
+    if variable_exists(request.session, key):
+        return variable(request)
+    # Airflow creates it for the team of the task.
+    team_ids = request.subject.team_ids or (None,)
+    return Resource("variable", team_ids[0], key)
+
+
+def variable_exists(session: Session, key: str) -> bool:
+    """Whether there is such a row."""
+    return session.scalar(select(Variable.key).where(Variable.key == key)) is not None
+
+
+def _dag(entity: str | None = None, written: bool = False) -> Callable[[Request], Resource]:
+    def resource(request: Request) -> Resource:
+        dag_id = str(request.path.get("dag_id") or request.query.get("dag_id", ""))
+        # Who only looks gets Airflow's own answer about what is not there: a sensor waits for a Dag to come.
+        if written and request.session.scalar(select(DagModel.dag_id).where(DagModel.dag_id == dag_id)) is None:
+            raise Missing(f"Dag with dag_id: '{dag_id}' not found")
+        team_id = teams_of_dags([dag_id], request.session)[dag_id]
+        return Resource("dag", team_id, dag_id, UNSET if entity is None else entity)
+
+    return resource
+
+
+def _asset(entity: str | None = None) -> Callable[[Request], Resource]:
+    def resource(request: Request) -> Resource:
+        named = {column: request.query.get(column.key) for column in (AssetModel.name, AssetModel.uri)}
+        wanted = [column == value for column, value in named.items() if value]
+        columns = (AssetModel.id, AssetModel.name, AssetModel.uri, AssetModel.group)
+        row = request.session.execute(select(*columns).where(*wanted).limit(1)).one_or_none() if wanted else None
+        part = UNSET if entity is None else entity
+        if row is None:
+            return Resource(
+                "asset", None, UNSET, part, request.query.get("name", UNSET), request.query.get("uri", UNSET)
+            )
+        # What is kept with an asset belongs to the team that alone produces it; the asset itself is everybody's.
+        team_id = _producing_team(row.id, request.session) if entity == "state" else None
+        return Resource("asset", team_id, str(row.id), part, row.name, row.uri, row.group)
+
+    return resource
+
+
+def _asset_alias(parameter: str, entity: str | None = None) -> Callable[[Request], Resource]:
+    def resource(request: Request) -> Resource:
+        name = request.query.get(parameter, "")
+        id_ = request.session.scalar(select(AssetAliasModel.id).where(AssetAliasModel.name == name))
+        part = UNSET if entity is None else entity
+        return Resource("asset_alias", None, UNSET if id_ is None else str(id_), part, name)
+
+    return resource
+
+
+def _pool_of_task(request: Request) -> Resource:
+    id_ = UUID(str(request.path["task_instance_id"]))
+    pool = request.session.scalar(select(TaskInstance.pool).where(TaskInstance.id == id_))
+    if pool is None:
+        raise Missing(f"Task Instance {id_} not found")
+    return Resource("pool", _owner(request.session, Pool.team_name, Pool.pool, pool), pool)
+
+
+def _owner(session: Session, team: Any, key: Any, id_: str) -> str | None:
+    team_id: str | None = session.scalar(select(team).where(key == id_))
+    return team_id
+
+
+def _producing_team(asset_id: int, session: Session) -> str | None:
+    outlets = select(TaskOutletAssetReference.dag_id).where(TaskOutletAssetReference.asset_id == asset_id).distinct()
+    team_ids = set(teams_of_dags(list(session.scalars(outlets)), session).values())
+    # Airflow 3.2 knows no teams of triggers.
+    if (team_of_trigger := getattr(Trigger, "team_name", None)) is not None:
+        watching = select(team_of_trigger).join(AssetWatcherModel, AssetWatcherModel.trigger_id == Trigger.id)
+        team_ids |= set(session.scalars(watching.where(AssetWatcherModel.asset_id == asset_id)))
+    return team_ids.pop() if len(team_ids) == 1 else None
+
+
+# A task about itself: Airflow sees to it that the token is that task's (`ti:self`), and what a task reports of itself
+# is no decision. The same of a connection test (`ct:self`).
+OWN = None
+
+_STATE = "/store/asset/by-{}/{}"
+_XCOM = "/xcoms/{dag_id}/{run_id}/{task_id}/{key:path}"
+
+ROUTES: dict[tuple[str, str], Route | None] = {
+    ("GET", "/assets/by-name"): Route("read", _asset()),
+    ("GET", "/assets/by-uri"): Route("read", _asset()),
+    ("GET", "/assets/by-alias"): Route("read", _asset_alias("alias_name")),
+    ("GET", "/asset-events/by-asset"): Route("read", _asset("event")),
+    ("GET", "/asset-events/by-asset-alias"): Route("read", _asset_alias("name", "event")),
+    ("GET", "/connection-tests/{connection_test_id}/connection"): OWN,
+    ("PATCH", "/connection-tests/{connection_test_id}"): OWN,
+    ("GET", "/connections/{connection_id}"): Route("read", _connection),
+    ("GET", "/dag-runs/{dag_id}/previous"): Route("read", _dag("run")),
+    ("GET", "/dag-runs/{dag_id}/{run_id}"): Route("read", _dag("run")),
+    ("POST", "/dag-runs/{dag_id}/{run_id}"): Route("trigger", _dag("run", written=True)),
+    ("POST", "/dag-runs/{dag_id}/{run_id}/clear"): Route("update", _dag("run", written=True)),
+    ("GET", "/dag-runs/{dag_id}/{run_id}/state"): Route("read", _dag("run")),
+    ("GET", "/dag-runs/count"): Route("read", _dag("run")),
+    ("GET", "/dag-runs/previous"): Route("read", _dag("run")),
+    ("GET", "/dags/{dag_id}"): Route("read", _dag()),
+    ("GET", "/task-instances/count"): Route("read", _dag("task_instance")),
+    ("GET", "/task-instances/previous/{dag_id}/{task_id}"): Route("read", _dag("task_instance")),
+    ("GET", "/task-instances/states"): Route("read", _dag("task_instance")),
+    ("GET", "/task-instances/breadcrumbs"): Route("read", _dag("task_instance")),
+    # A task that starts takes a slot of its pool, whatever was allowed when its file was parsed.
+    ("PATCH", "/task-instances/{task_instance_id}/run"): Route("use", _pool_of_task),
+    ("PATCH", "/task-instances/{task_instance_id}/state"): OWN,
+    ("PATCH", "/task-instances/{task_instance_id}/skip-downstream"): OWN,
+    ("PUT", "/task-instances/{task_instance_id}/heartbeat"): OWN,
+    ("PUT", "/task-instances/{task_instance_id}/rtif"): OWN,
+    ("PATCH", "/task-instances/{task_instance_id}/rendered-map-index"): OWN,
+    ("GET", "/task-instances/{task_instance_id}/previous-successful-dagrun"): OWN,
+    ("GET", "/task-instances/{task_instance_id}/validate-inlets-and-outlets"): OWN,
+    ("GET", "/task-reschedules/{task_instance_id}/start_date"): OWN,
+    # `doors.tasks` answers this one itself.
+    ("GET", "/variables/keys"): OWN,
+    ("GET", "/variables/{variable_key:path}"): Route("read", variable),
+    ("PUT", "/variables/{variable_key:path}"): Route(None, _written_variable),
+    ("DELETE", "/variables/{variable_key:path}"): Route("delete", _written_variable),
+    ("GET", f"{_XCOM}/item/{{offset}}"): Route("read", _dag("xcom")),
+    ("GET", f"{_XCOM}/slice"): Route("read", _dag("xcom")),
+    ("HEAD", _XCOM): Route("read", _dag("xcom")),
+    ("GET", _XCOM): Route("read", _dag("xcom")),
+    ("POST", _XCOM): Route("create", _dag("xcom", written=True)),
+    ("DELETE", _XCOM): Route("delete", _dag("xcom", written=True)),
+    ("POST", "/hitlDetails/{task_instance_id}"): OWN,
+    ("PATCH", "/hitlDetails/{task_instance_id}"): OWN,
+    ("GET", "/hitlDetails/{task_instance_id}"): OWN,
+    ("GET", "/store/ti/{task_instance_id}/{key:path}"): OWN,
+    ("PUT", "/store/ti/{task_instance_id}/{key:path}"): OWN,
+    ("DELETE", "/store/ti/{task_instance_id}/{key:path}"): OWN,
+    ("DELETE", "/store/ti/{task_instance_id}"): OWN,
+    ("GET", _STATE.format("name", "value")): Route("read", _asset("state")),
+    ("PUT", _STATE.format("name", "value")): Route("update", _asset("state")),
+    ("DELETE", _STATE.format("name", "value")): Route("delete", _asset("state")),
+    ("DELETE", _STATE.format("name", "clear")): Route("delete", _asset("state")),
+    ("GET", _STATE.format("uri", "value")): Route("read", _asset("state")),
+    ("PUT", _STATE.format("uri", "value")): Route("update", _asset("state")),
+    ("DELETE", _STATE.format("uri", "value")): Route("delete", _asset("state")),
+    ("DELETE", _STATE.format("uri", "clear")): Route("delete", _asset("state")),
+}
+# The only ones that need no token.
+PUBLIC = {"/health", "/health/ping"}

@@ -1,0 +1,182 @@
+"""The tasks' door: the Execution API, wherever it runs. What takes a token passes ``require_auth``, and so us."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import ModuleType
+from typing import Annotated, Any
+
+from airflow.api_fastapi.execution_api.datamodels.token import TIToken
+from airflow.api_fastapi.execution_api.routes import execution_api_router
+from airflow.api_fastapi.execution_api.routes.xcoms import has_xcom_access
+from airflow.api_fastapi.execution_api.security import _jwt_bearer, get_team_name_dep, require_auth
+from airflow.models import Variable
+from airflow.utils.session import create_session
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
+from fastapi.security import SecurityScopes
+from pydantic import BaseModel, Field, ValidationError
+from sqlalchemy import select
+
+from airflow_team_authz.doors import routes
+from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.identities.machines import subject_of_token
+from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
+
+log = logging.getLogger(__name__)
+
+_DECIDED = "team_authz_decided"
+_TEAM = "team_authz_team"
+_KEYS = ("GET", "/variables/keys")
+
+
+class NotGuarded(Exception):
+    """The Execution API cannot be guarded: it must not serve."""
+
+
+class _Answered(Exception):
+    """A request that is answered here, in place of Airflow's route."""
+
+    def __init__(self, response: Response) -> None:
+        self.response = response
+
+
+async def decide(scopes: SecurityScopes, request: Request, token: Annotated[TIToken, Depends(_jwt_bearer)]) -> TIToken:
+    """In place of Airflow's ``require_auth``, which it calls: then the policy decides, once per request."""
+    token = await require_auth(scopes, request, token)
+    # Cadwyn resolves dependencies twice, FastAPI once for each router above a route.
+    if _DECIDED not in request.scope:
+        route = request.scope.get("route")
+        about = (request.method, str(getattr(route, "path", "")))
+        request.scope[_TEAM] = await run_in_threadpool(_decide, about, request, token)
+        request.scope[_DECIDED] = True
+    return token
+
+
+async def team_of_resource(request: Request, _: Annotated[TIToken, Depends(decide)]) -> str | None:
+    """In place of Airflow's ``get_team_name_dep``: where a decided resource is, so that what is allowed is found."""
+    team_id: str | None = request.scope[_TEAM]
+    return team_id
+
+
+async def decided_already(_: Annotated[TIToken, Depends(decide)]) -> bool:
+    """In place of ``has_xcom_access``, which would refuse what a team's policy shares."""
+    return True
+
+
+def _decide(about: tuple[str, str], request: Request, token: TIToken) -> str | None:
+    """The team to look in for what is asked about; raises an ``HTTPException`` unless it is allowed."""
+    if about not in routes.ROUTES:
+        raise _denied(f"the route {' '.join(about)} is unknown to this version of airflow-team-authz")
+    route = routes.ROUTES[about]
+    if route is None and about != _KEYS:
+        return None
+    with create_session(scoped=False) as session:
+        subject = subject_of_token(token.id, session)
+        if subject is None:
+            raise _denied("the task instance of this token is not there any more")
+        if route is None:
+            raise _Answered(_readable_keys(request, subject, session))
+        asked = routes.Request(request.path_params, request.query_params, subject, session)
+        try:
+            resource = route.resource(asked)
+        except routes.Missing as missing:
+            raise HTTPException(404, {"reason": "not_found", "message": str(missing)}) from None
+        action = route.action or _create_or_update(asked)
+    _ask(subject, action, resource)
+    if action == "read" and resource.team_id is None:
+        # Common, or only in a secrets backend, which may have one of the team's.
+        return next(iter(subject.team_ids or ()), None)
+    return resource.team_id
+
+
+def _create_or_update(asked: routes.Request) -> str:
+    return "update" if routes.variable_exists(asked.session, str(asked.path["variable_key"])) else "create"
+
+
+def _ask(subject: Subject, action: str, resource: Resource) -> None:
+    try:
+        (decision,), revision = decision_point().decide(Evaluations(subject, action, [resource]))
+    except EngineError as error:
+        raise _no_decision(error) from None
+    if decision.allow is not True:
+        log.info("denied (%s, policy revision %s): %s", decision.layer, revision or "unnamed", decision.reasons)
+        raise _denied("; ".join(decision.reasons))
+
+
+class _Page(BaseModel):
+    """The query of ``/variables/keys``, with Airflow's own bounds."""
+
+    prefix: str | None = None
+    limit: int = Field(1000, ge=1, le=10_000)
+    offset: int = Field(0, ge=0)
+
+
+def _readable_keys(request: Request, subject: Subject, session: Any) -> Response:
+    """The keys that the subject could read, page by page as Airflow counts them."""
+    try:
+        page = _Page.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        problems = [{"loc": ["query", *problem["loc"]], "msg": problem["msg"]} for problem in error.errors()]
+        return JSONResponse({"detail": problems}, 422)
+    statement = select(Variable.key, Variable.team_name).order_by(Variable.key)
+    if page.prefix is not None:
+        statement = statement.where(Variable.key.startswith(page.prefix, autoescape=True))
+    resources = [Resource("variable", team_id, key) for key, team_id in session.execute(statement)]
+    try:
+        allowed = decision_point().allowed(Evaluations(subject, "read", resources)) if resources else []
+    except EngineError as error:
+        raise _no_decision(error) from None
+    keys = [resource.id for resource in allowed]
+    shown = keys[page.offset : page.offset + page.limit]
+    return JSONResponse({"keys": shown, "total_entries": len(keys)})
+
+
+def _denied(reason: str) -> HTTPException:
+    return HTTPException(403, {"reason": "access_denied", "message": reason})
+
+
+def _no_decision(error: EngineError) -> HTTPException:
+    # Airflow's client tries again what is answered by 5xx.
+    return HTTPException(503, {"reason": "no_decision", "message": f"No decision can be had. {error}"})
+
+
+def guard(module: ModuleType) -> None:
+    """See ``airflow_team_authz.hooks``: every Execution API that Airflow makes from now on is guarded."""
+    create: Callable[..., FastAPI] = module.create_task_execution_api_app
+
+    def create_guarded(*arguments: Any, **named: Any) -> FastAPI:
+        app = create(*arguments, **named)
+        guard_app(app)
+        return app
+
+    vars(module)["create_task_execution_api_app"] = create_guarded
+
+
+def guard_app(app: FastAPI) -> None:
+    """Put ``decide`` into an Execution API. ``NotGuarded`` if a route of it would not pass there."""
+    app.dependency_overrides[require_auth] = decide
+    app.dependency_overrides[get_team_name_dep] = team_of_resource
+    app.dependency_overrides[has_xcom_access] = decided_already
+    app.add_exception_handler(_Answered, lambda _, answered: answered.response)
+    unguarded = sorted({route.path for route in _routes() if not _passes(route.dependant)} - routes.PUBLIC)
+    if unguarded:
+        raise NotGuarded(
+            f"routes of the Execution API ask for no token, so airflow-team-authz cannot guard them: "
+            f"{', '.join(unguarded)}. This version of Airflow is not supported"
+        )
+
+
+def _routes() -> list[APIRoute]:
+    """What every version of the API is made from."""
+    found = [route for route in execution_api_router.routes if isinstance(route, APIRoute)]
+    if not found:
+        raise NotGuarded("the Execution API has no routes that airflow-team-authz could guard: is Airflow too new?")
+    return found
+
+
+def _passes(dependant: Any) -> bool:
+    return any(part.call is require_auth or _passes(part) for part in dependant.dependencies)

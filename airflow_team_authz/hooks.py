@@ -1,0 +1,65 @@
+"""Loaded in every Airflow process by the entry point ``airflow.policy``: puts a door into each module that needs one.
+
+Importing Airflow's modules here would slow every process down, so a door is put in when its module is imported. If that
+fails, so does the import: a process that cannot be guarded does not start.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+# Airflow's module → ours, whose ``guard`` is called with it.
+DOORS = {
+    "airflow.api_fastapi.execution_api.app": "airflow_team_authz.doors.tasks",
+    "airflow.assets.manager": "airflow_team_authz.doors.datasets",
+    "airflow.dag_processing.collection": "airflow_team_authz.doors.pools",
+    "airflow.dag_processing.processor": "airflow_team_authz.identities.machines",
+    "airflow.jobs.triggerer_job_runner": "airflow_team_authz.identities.machines",
+    "airflow.models.trigger": "airflow_team_authz.doors.datasets",
+    "airflow.sdk.execution_time.supervisor": "airflow_team_authz.identities.machines",
+}
+
+
+class _Doors(MetaPathFinder):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """See ``importlib.abc.MetaPathFinder``; the module is found as ever, and guarded after it has run."""
+        if name not in DOORS:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def run_and_guard(module: ModuleType) -> None:
+            run(module)
+            guard(module)
+
+        spec.loader.exec_module = run_and_guard  # type: ignore[method-assign]
+        return spec
+
+
+def guard(module: ModuleType) -> None:
+    """Put the door into one of Airflow's modules, if this Airflow is ours to guard."""
+    from airflow_team_authz.settings import is_enabled
+
+    if is_enabled():
+        import_module(DOORS[module.__name__]).guard(module)
+
+
+def install() -> None:
+    """Guard the modules that are there, and the others when they come. Once: a second call changes nothing."""
+    if any(isinstance(finder, _Doors) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _Doors())
+    for name in DOORS.keys() & sys.modules.keys():
+        guard(sys.modules[name])
+
+
+install()

@@ -1,0 +1,262 @@
+"""Whose event starts whose Dag: Airflow's asset manager with the policy in it, over a real database and engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+from airflow import settings
+from airflow.assets.manager import AssetManager
+from airflow.models import DagModel
+from airflow.models.asset import (
+    AssetActive,
+    AssetDagRunQueue,
+    AssetEvent,
+    AssetModel,
+    DagScheduleAssetReference,
+    TaskOutletAssetReference,
+)
+from airflow.models.log import Log
+from airflow.models.trigger import Trigger
+from sqlalchemy import delete, select
+
+from airflow_team_authz.doors import datasets
+from airflow_team_authz.doors.datasets import HELD_BACK, REFUSED, REPLAYED, TeamAssetManager
+from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.identities import requests
+from airflow_team_authz.model import Subject, Unreachable
+from tests.doors.conftest import Recording
+
+ASSET = 7
+PRODUCERS = {"alpha": "alpha_daily", "beta": "beta_daily", None: "daily"}
+# Dags that wait for the asset: of which team, and what their authors consent to.
+WAITING: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "alpha_closed": ("alpha", {"allow_global_producers": False}),
+    "alpha_open_to_beta": ("alpha", {"allow_producer_teams": ["beta"], "allow_global_producers": False}),
+    "alpha_open_to_common": ("alpha", {}),
+    "beta_closed": ("beta", {"allow_global_producers": False}),
+    "common": (None, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def waiting(database: None) -> None:  # noqa: ARG001
+    with _session() as session:
+        session.add(AssetModel(id=ASSET, name="orders", uri="s3://orders", group="asset"))
+        session.flush()
+        session.add(AssetActive(name="orders", uri="s3://orders"))
+        for dag_id, (team_id, consent) in WAITING.items():
+            session.add(DagModel(dag_id=dag_id, bundle_name=f"of {team_id}", is_paused=False))
+            session.flush()
+            session.add(DagScheduleAssetReference(asset_id=ASSET, dag_id=dag_id, **consent))
+        session.commit()
+
+
+def _session() -> Any:
+    assert settings.Session is not None
+    return settings.Session()
+
+
+class Orders(NamedTuple):
+    """The asset, and what became of its last event."""
+
+    engine: Recording
+
+    def change(self, team_id: str | None = None, **named: Any) -> set[str]:
+        """Dags that wait to be started after an event of this team's task, or of what is named."""
+        task = SimpleNamespace(dag_id=PRODUCERS[team_id], task_id="work", run_id="r", map_index=-1)
+        return self.register(**({"task_instance": task} | named))
+
+    def register(self, **named: Any) -> set[str]:
+        with _session() as session:
+            for table in (AssetDagRunQueue, Log):
+                session.execute(delete(table))
+            session.commit()
+            asset = session.get_one(AssetModel, ASSET)
+            event = TeamAssetManager.register_asset_change(asset=asset, session=session, **named)
+            assert event is not None
+            session.commit()
+        return started()
+
+
+def started() -> set[str]:
+    with _session() as session:
+        return set(session.scalars(select(AssetDagRunQueue.target_dag_id)))
+
+
+def told(event: str) -> dict[str, dict[str, Any]]:
+    """What the audit log says, by Dag."""
+    with _session() as session:
+        rows = session.scalars(select(Log).where(Log.event == event))
+        return {str(row.dag_id): json.loads(row.extra) for row in rows}
+
+
+@pytest.fixture(scope="module")
+def engine(bundles: dict[str, Path]) -> Iterator[Recording]:
+    recording = Recording(bundles["example"])
+    yield recording
+    recording.close()
+
+
+@pytest.fixture
+def orders(waiting: None, engine: Recording, monkeypatch: pytest.MonkeyPatch) -> Orders:  # noqa: ARG001
+    monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
+    point = DecisionPoint(engine)
+    monkeypatch.setattr(datasets, "decision_point", lambda: point)
+    engine.asked.clear()
+    return Orders(engine)
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch, orders: Orders) -> None:  # noqa: ARG001
+    class Gone:
+        def decide(self, _: Any) -> Any:
+            raise Unreachable("nobody answers at unix:///x")
+
+    monkeypatch.setattr(datasets, "decision_point", Gone)
+
+
+def test_an_event_starts_its_own_teams_common_and_consenting_dags(orders: Orders) -> None:
+    assert orders.change("alpha") == {"alpha_closed", "alpha_open_to_beta", "alpha_open_to_common", "common"}
+    assert orders.change("beta") == {"alpha_open_to_beta", "beta_closed", "common"}
+    assert orders.change(None) == {"alpha_open_to_common", "common"}
+
+
+def test_all_dags_of_an_event_are_one_question(orders: Orders) -> None:
+    orders.change("beta")
+    ((entrypoint, asked),) = orders.engine.asked
+    assert entrypoint == "decisions"
+    assert asked["action"] == "trigger"
+    assert asked["subject"]["id"] == "beta_daily.work"
+    assert len(asked["resources"]) == 2 * len(WAITING)
+    starts, goes = asked["resources"][:2]
+    assert (starts["type"], starts["entity"], starts["id"], starts["team_id"]) == (
+        "dag", "run", "alpha_closed", "alpha",
+    )  # fmt: skip
+    assert (goes["type"], goes["entity"], goes["name"], goes["team_id"]) == ("asset", "event", "orders", "beta")
+    assert starts["delivery"] == goes["delivery"]
+    assert starts["delivery"]["airflow_allows"] is False
+
+
+def test_a_refusal_is_told_to_the_dag_that_was_not_started(orders: Orders) -> None:
+    orders.change("beta")
+    refused = told(REFUSED)
+    assert set(refused) == {"alpha_closed", "alpha_open_to_common"}
+    assert "starts it only if producer_teams" in refused["alpha_closed"]["reasons"][0]
+
+
+def test_the_producing_author_decides_where_events_go(orders: Orders) -> None:
+    outlet = {"asset_id": ASSET, "dag_id": "beta_daily", "task_id": "work"}
+    with _session() as session:
+        session.add(TaskOutletAssetReference(**outlet, allow_consumer_teams=["gamma"], allow_global_consumers=False))
+        session.commit()
+    try:
+        assert orders.change("beta") == {"beta_closed"}
+        assert "consumer_teams" in told(REFUSED)["alpha_open_to_beta"]["reasons"][0]
+    finally:
+        with _session() as session:
+            session.execute(delete(TaskOutletAssetReference).where(TaskOutletAssetReference.asset_id == ASSET))
+            session.commit()
+
+
+PEOPLE = {
+    "a user of beta": (Subject("user", "bob", ("beta",), ("user",)), {"alpha_open_to_beta", "beta_closed", "common"}),
+    "a viewer of beta": (Subject("user", "vic", ("beta",), ("viewer",)), {"alpha_open_to_beta"}),
+    "an op of beta by a group": (
+        Subject("user", "gus", (), (), ("beta-engineers",)), {"alpha_open_to_beta", "beta_closed", "common"},
+    ),
+    "a platform admin": (Subject("user", "pat", (), ("admin",)), set(WAITING)),
+    "nobody": (Subject("user", "nil", (), ()), set()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("who", PEOPLE)
+def test_a_user_starts_what_they_may_trigger_and_what_consents_to_their_team(orders: Orders, who: str) -> None:
+    subject, expected = PEOPLE[who]
+    with requests.request():
+        requests.remember(subject)
+        teams = set(subject.team_ids or ())
+        assert orders.register(source_is_api=True, api_user_teams=teams) == expected
+
+
+def test_a_user_may_keep_an_event_from_teams(orders: Orders) -> None:
+    with requests.request():
+        requests.remember(Subject("user", "pat", ("beta",), ("admin",)))
+        named = {"source_is_api": True, "api_user_teams": {"beta"}, "api_allow_consumer_teams": []}
+        assert orders.register(**named, api_allow_global_consumers=False) == {"beta_closed"}
+
+
+def test_a_user_whom_nobody_knows_starts_nothing_of_a_team(orders: Orders) -> None:
+    assert orders.register(source_is_api=True, api_user_teams=set()) == set()
+
+
+@pytest.mark.parametrize("team_id", ["alpha", "beta", None])
+def test_a_watchers_event_is_of_the_team_that_watches(orders: Orders, team_id: str | None) -> None:
+    if not hasattr(Trigger, "team_name"):
+        pytest.skip("this Airflow knows no teams of triggers")
+    with _session() as session:
+        trigger = Trigger(classpath="x", kwargs={}, team_name=team_id)
+        session.add(trigger)
+        session.commit()
+        token = datasets._watching.set(trigger.id)
+    try:
+        watched = orders.register()
+    finally:
+        datasets._watching.reset(token)
+    assert orders.engine.asked[0][1]["subject"]["type"] == "watcher"
+    assert watched == orders.change(team_id)
+
+
+def test_without_a_decision_nothing_starts_and_nothing_is_lost(orders: Orders, no_engine: None) -> None:  # noqa: ARG001
+    assert orders.change("beta") == set()
+    assert set(told(HELD_BACK)) == set(WAITING)
+    with _session() as session:
+        assert session.scalars(select(AssetEvent).order_by(AssetEvent.id.desc())).first() is not None
+        with pytest.raises(Unreachable):
+            list(datasets.replay(session))
+    assert set(told(HELD_BACK)) == set(WAITING)
+
+
+def test_what_was_held_back_is_asked_again(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering = datasets.decision_point
+    with monkeypatch.context() as outage:
+        outage.setattr(datasets, "decision_point", lambda: SimpleNamespace(decide=_raise))
+        orders.change("beta")
+    assert datasets.decision_point is answering
+    with _session() as session:
+        outcomes = {outcome.dag_id: outcome.state for outcome in datasets.replay(session)}
+    expected = {"alpha_open_to_beta", "beta_closed", "common"}
+    assert outcomes == {dag_id: REPLAYED if dag_id in expected else REFUSED for dag_id in WAITING}
+    assert started() == expected
+    with _session() as session:
+        assert list(datasets.replay(session)) == []
+
+
+def _raise(_: Any) -> Any:
+    raise Unreachable("nobody answers at unix:///x")
+
+
+def test_own_dags_may_start_without_a_decision(
+    orders: Orders, no_engine: None, monkeypatch: pytest.MonkeyPatch  # noqa: ARG001
+) -> None:  # fmt: skip
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__OWN_DAGS_WITHOUT_DECISION", "start")
+    assert orders.change("beta") == {"beta_closed", "common"}
+    assert set(told(HELD_BACK)) == set(WAITING) - {"beta_closed", "common"}
+    with requests.request():
+        requests.remember(Subject("user", "pat", (), ("admin",)))
+        assert orders.register(source_is_api=True) == set()
+
+
+def test_airflow_alone_starts_other_teams_by_watchers(orders: Orders) -> None:
+    """What this door is for, seen on the base class."""
+    with _session() as session:
+        session.execute(delete(AssetDagRunQueue))
+        asset = session.get_one(AssetModel, ASSET)
+        AssetManager.register_asset_change(asset=asset, session=session)
+        session.commit()
+    assert {"alpha_open_to_common", "common"} <= started()
+    assert orders.engine.asked == []

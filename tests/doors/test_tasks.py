@@ -1,0 +1,374 @@
+"""The Execution API as Airflow makes it, guarded: with real tokens, a real database and a real engine."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+import pytest
+from airflow import settings
+from airflow.api_fastapi.auth.tokens import JWTGenerator
+from airflow.api_fastapi.common.dagbag import create_dag_bag
+from airflow.api_fastapi.execution_api import app as execution_api
+from airflow.api_fastapi.execution_api.routes import execution_api_router
+from airflow.models import Connection, Variable
+from airflow.models.asset import TaskOutletAssetReference
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+from sqlalchemy import insert, select
+
+from airflow_team_authz.doors import routes, tasks
+from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.identities import machines
+from airflow_team_authz.model import Unreachable
+from tests.doors.conftest import Recording
+
+DAGS = {"alpha": "alpha_daily", "beta": "beta_daily", None: "daily"}
+# A task instance of each team's Dag, with its pool.
+INSTANCES = {team_id: uuid4() for team_id in DAGS}
+STRANGERS_POOL = uuid4()
+
+
+@pytest.fixture(scope="module")
+def filled(database: None) -> None:  # noqa: ARG001
+    """Runs and tasks of the Dags that the database holds."""
+    assert settings.Session is not None
+    with settings.Session() as session:
+        for number, (team_id, dag_id) in enumerate(DAGS.items()):
+            run = {"dag_id": dag_id, "run_id": "r", "run_type": "manual", "state": "running", "clear_number": 0}
+            session.execute(insert(DagRun).values(id=number + 1, run_after=_now(), log_template_id=1, **run))
+            _add_instance(session, INSTANCES[team_id], dag_id, "work", "default_pool")
+        _add_instance(session, STRANGERS_POOL, "alpha_daily", "greedy", "beta_pool")
+        session.add(Variable(key="alpha_old", val="1", team_name="alpha"))
+        session.add(TaskOutletAssetReference(asset_id=1, dag_id="alpha_daily", task_id="work"))
+        session.commit()
+
+
+def _now() -> Any:
+    from airflow._shared.timezones import timezone
+
+    return timezone.utcnow()
+
+
+def _add_instance(session: Any, id_: UUID, dag_id: str, task_id: str, pool: str) -> None:
+    values = {"pool_slots": 1, "priority_weight": 1, "try_number": 1, "max_tries": 0, "map_index": -1}
+    named = {"dag_id": dag_id, "task_id": task_id, "run_id": "r", "pool": pool, "state": "queued"}
+    session.execute(insert(TaskInstance).values(id=id_, queue="default", operator="x", **named, **values))
+
+
+class Api(NamedTuple):
+    """The guarded Execution API, and who may call it."""
+
+    client: TestClient
+    engine: Recording
+    generator: JWTGenerator
+
+    def call(self, who: str | UUID | None, method: str, path: str, **more: Any) -> Any:
+        subject = who if isinstance(who, UUID) else INSTANCES[who]
+        token = self.generator.generate({"sub": str(subject), "scope": "execution"})
+        headers = {"Authorization": f"Bearer {token}"}
+        return self.client.request(method, f"/{path}", headers=headers, **more)
+
+
+@pytest.fixture(scope="module")
+def opened_api(filled: None, bundles: dict[str, Path]) -> Iterator[Api]:  # noqa: ARG001
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", secrets.token_hex(32))
+        patch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
+        engine = Recording(bundles["example"])
+        app = execution_api.create_task_execution_api_app()
+        tasks.guard_app(app)
+        app.state.dag_bag = create_dag_bag()
+        with TestClient(app, raise_server_exceptions=False) as client:
+            yield Api(client, engine, execution_api._jwt_generator())
+        engine.close()
+
+
+@pytest.fixture
+def api(opened_api: Api, monkeypatch: pytest.MonkeyPatch) -> Api:
+    point = DecisionPoint(opened_api.engine)
+    monkeypatch.setattr(tasks, "decision_point", lambda: point)
+    opened_api.engine.asked.clear()
+    return opened_api
+
+
+XCOM = "xcoms/{}/r/work/return_value"
+# What a task of alpha asks for: allowed for its own, refused for beta's.
+SCENES: dict[str, tuple[str, str, dict[str, str], dict[str, Any]]] = {
+    "read a connection": ("GET", "connections/{}", {"alpha": "alpha_db", "beta": "beta_db"}, {}),
+    "read a variable": ("GET", "variables/{}", {"alpha": "alpha_key", "beta": "beta_key"}, {}),
+    "trigger a Dag": ("POST", "dag-runs/{}/new", {"alpha": "alpha_daily", "beta": "beta_daily"}, {"json": {}}),
+    "clear a run": ("POST", "dag-runs/{}/r/clear", {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
+    "read a run": ("GET", "dag-runs/{}/r", {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
+    "read a run's state": ("GET", "dag-runs/{}/r/state", {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
+    "count runs": ("GET", "dag-runs/count?dag_id={}", {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
+    "read a Dag": ("GET", "dags/{}", {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
+    "count tasks": ("GET", "task-instances/count?dag_id={}", {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
+    "read states": ("GET", "task-instances/states?dag_id={}", {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
+    "read an XCom": ("GET", XCOM, {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
+    "count XComs": ("HEAD", XCOM, {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
+    "write an XCom": ("POST", XCOM, {"alpha": "alpha_daily", "beta": "beta_daily"}, {"json": "1"}),
+    "delete an XCom": ("DELETE", XCOM, {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
+    "write a variable": ("PUT", "variables/{}", {"alpha": "alpha_key", "beta": "beta_key"}, {"json": {"val": "2"}}),
+    "delete a variable": ("DELETE", "variables/{}", {"alpha": "alpha_old", "beta": "beta_key"}, {}),
+}
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_a_task_reaches_its_own_and_not_anothers(api: Api, scene: str) -> None:
+    method, path, ids, more = SCENES[scene]
+    before = _everything()
+    refused = api.call("alpha", method, path.format(ids["beta"]), **more)
+    assert refused.status_code == 403
+    if method != "HEAD":
+        assert refused.json()["detail"]["reason"] == "access_denied"
+        assert "task alpha_daily.work may not" in refused.json()["detail"]["message"]
+        assert "of team beta" in refused.json()["detail"]["message"]
+    assert _everything() == before
+    assert len(api.engine.asked) == 1
+
+    mine = api.call("alpha", method, path.format(ids["alpha"]), **more)
+    assert mine.status_code not in {401, 403, 503}
+    assert len(api.engine.asked) == 2
+
+
+def _everything() -> list[Any]:
+    """What tasks could change."""
+    assert settings.Session is not None
+    with settings.Session() as session:
+        return [
+            sorted(session.execute(select(*columns)).all(), key=str)
+            for columns in (
+                (Variable.key, Variable._val, Variable.team_name),
+                (Connection.conn_id, Connection.team_name),
+                (DagRun.dag_id, DagRun.run_id, DagRun.state),
+            )
+        ]
+
+
+def test_common_things_are_read_and_not_written(api: Api) -> None:
+    assert api.call("alpha", "GET", "connections/db").status_code == 200
+    assert api.call("alpha", "GET", "variables/key").json()["value"] == "1"
+    assert api.call("alpha", "GET", "dags/daily").status_code != 403
+    before = _everything()
+    for method, path, more in (
+        ("PUT", "variables/key", {"json": {"val": "2"}}),
+        ("DELETE", "variables/key", {}),
+        ("POST", "dag-runs/daily/new", {"json": {}}),
+        ("POST", "xcoms/daily/r/work/x", {"json": "1"}),
+    ):
+        answer = api.call("alpha", method, path, **more)
+        assert answer.status_code == 403, path
+        assert "that takes a task without a team" in answer.json()["detail"]["message"]
+    assert _everything() == before
+
+
+def test_a_task_without_a_team_has_what_is_common(api: Api) -> None:
+    assert api.call(None, "PUT", "variables/new_common", json={"val": "1"}).status_code == 201
+    assert ("new_common", None) in _variables()
+    assert api.call(None, "DELETE", "variables/new_common").status_code == 204
+    assert api.call(None, "GET", "connections/db").status_code == 200
+    assert api.call(None, "GET", "connections/alpha_db").status_code == 403
+    assert api.call(None, "POST", "xcoms/alpha_daily/r/work/x", json="1").status_code == 403
+
+
+def _variables() -> set[tuple[str, str | None]]:
+    assert settings.Session is not None
+    with settings.Session() as session:
+        return {(key, team_id) for key, team_id in session.execute(select(Variable.key, Variable.team_name))}
+
+
+def test_what_a_task_creates_is_its_teams(api: Api) -> None:
+    assert api.call("alpha", "PUT", "variables/größe 🚀/a", json={"val": "1"}).status_code == 201
+    assert api.engine.asked[-1][1]["action"] == "create"
+    assert ("größe 🚀/a", "alpha") in _variables()
+    assert api.call("beta", "PUT", "variables/größe 🚀/a", json={"val": "2"}).status_code == 403
+    assert api.call("alpha", "PUT", "variables/größe 🚀/a", json={"val": "3"}).status_code == 201
+    assert api.engine.asked[-1][1]["action"] == "update"
+    assert api.call("alpha", "GET", "variables/größe 🚀/a").json()["value"] == "3"
+    assert api.call("alpha", "DELETE", "variables/größe 🚀/a").status_code == 204
+    assert ("größe 🚀/a", "alpha") not in _variables()
+
+
+def test_what_a_teams_policy_lends_is_found(api: Api) -> None:
+    # alpha's package lends this connection to beta: without us Airflow answers 404.
+    answer = api.call("beta", "GET", "connections/alpha_warehouse")
+    assert answer.status_code == 200
+    assert answer.json()["conn_id"] == "alpha_warehouse"
+    assert api.call("beta", "GET", "connections/alpha_db").status_code == 403
+
+
+def test_keys_are_those_that_could_be_read(api: Api) -> None:
+    listed = {who: api.call(who, "GET", "variables/keys").json() for who in DAGS}
+    for who, answer in listed.items():
+        single = [key for key, _ in sorted(_variables()) if api.call(who, "GET", f"variables/{key}").status_code == 200]
+        assert answer == {"keys": single, "total_entries": len(single)}
+    assert "beta_key" in listed["beta"]["keys"]
+    assert "beta_key" not in listed["alpha"]["keys"] + listed[None]["keys"]
+
+
+def test_pages_of_keys(api: Api) -> None:
+    whole = api.call("alpha", "GET", "variables/keys").json()["keys"]
+    assert len(whole) > 2
+    page = api.call("alpha", "GET", "variables/keys?limit=1&offset=1").json()
+    assert page == {"keys": whole[1:2], "total_entries": len(whole)}
+    assert api.call("alpha", "GET", "variables/keys?prefix=alpha_").json()["keys"] == ["alpha_key"]
+    assert api.call("alpha", "GET", "variables/keys?prefix=%25").json()["keys"] == []
+    for query in ("limit=0", "limit=10001", "offset=-1", "limit=many", "limit="):
+        assert api.call("alpha", "GET", f"variables/keys?{query}").status_code == 422
+
+
+def test_a_pool_is_asked_about_when_the_task_starts(api: Api) -> None:
+    body = {"state": "running", "hostname": "h", "unixname": "u", "pid": 1, "start_date": "2026-01-01T00:00:00Z"}
+    refused = api.call(STRANGERS_POOL, "PATCH", f"task-instances/{STRANGERS_POOL}/run", json=body)
+    assert refused.status_code == 403
+    assert "may not use pool beta_pool of team beta" in refused.json()["detail"]["message"]
+    own = INSTANCES["alpha"]
+    api.call(own, "PATCH", f"task-instances/{own}/run", json=body)
+    asked = api.engine.asked[-1][1]
+    assert (asked["action"], asked["resources"]) == ("use", [{"type": "pool", "id": "default_pool", "team_id": None}])
+    # Airflow's own check goes first: nobody starts another's task.
+    assert api.call("beta", "PATCH", f"task-instances/{own}/run", json=body).status_code == 403
+
+
+def test_an_assets_state_is_its_producers(api: Api) -> None:
+    name = {"name": "1", "key": "place"}
+    asked = {}
+    for who in DAGS:
+        for method in ("GET", "PUT", "DELETE"):
+            more = {"json": {"value": 1}} if method == "PUT" else {}
+            answer = api.call(who, method, "store/asset/by-name/value", params=name, **more)
+            asked[who, method] = answer.status_code == 403
+    assert asked == {(who, method): who != "alpha" for who in DAGS for method in ("GET", "PUT", "DELETE")}
+    assert api.engine.asked[-1][1]["resources"][0]["name"] == "1"
+    # Nobody's: everybody keeps a place in it.
+    everybodys = {"name": "2", "key": "place"}
+    assert api.call("beta", "GET", "store/asset/by-name/value", params=everybodys).status_code != 403
+    assert api.call("beta", "GET", "assets/by-name", params=everybodys).status_code != 403
+
+
+def test_a_token_of_no_task_gets_nothing(api: Api) -> None:
+    gone = uuid4()
+    for method, path in (("GET", "connections/db"), ("GET", "variables/keys"), ("GET", "dags/daily")):
+        answer = api.call(gone, method, path)
+        assert answer.status_code == 403
+        assert "not there any more" in answer.json()["detail"]["message"]
+    assert api.engine.asked == []
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["", "nonsense", "eyJhbGciOiJub25lIn0.eyJzdWIiOiIwIn0.", "🚀"],
+    ids=["none", "nonsense", "unsigned", "unicode"],
+)
+def test_no_token_no_question(api: Api, token: str) -> None:
+    headers = {"Authorization": f"Bearer {token}".encode()} if token else {}
+    answer = api.client.get("/connections/db", headers=headers)
+    assert answer.status_code in {401, 403}
+    assert api.engine.asked == []
+
+
+def test_no_decision_is_an_error_that_airflow_tries_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        def decide(self, _: Any) -> Any:
+            raise Unreachable("nobody answers at unix:///x")
+
+        allowed = decide
+
+    monkeypatch.setattr(tasks, "decision_point", Gone)
+    before = _everything()
+    for method, path, more in (
+        ("GET", "connections/alpha_db", {}),
+        ("GET", "variables/keys", {}),
+        ("PUT", "variables/alpha_key", {"json": {"val": "2"}}),
+    ):
+        answer = api.call("alpha", method, path, **more)
+        assert answer.status_code == 503
+        assert answer.json()["detail"]["reason"] == "no_decision"
+        assert "nobody answers" in answer.json()["detail"]["message"]
+    assert _everything() == before
+
+
+def test_the_schema_holds_what_a_task_is(api: Api) -> None:
+    api.call("alpha", "GET", "dags/daily")
+    assert api.engine.asked[-1][1]["subject"] == {
+        "type": "task",
+        "id": "alpha_daily.work",
+        "dag_id": "alpha_daily",
+        "task_id": "work",
+        "run_id": "r",
+        "team_ids": ["alpha"],
+    }
+
+
+def test_every_route_of_airflow_is_in_the_table() -> None:
+    found = {
+        (method, route.path)
+        for route in execution_api_router.routes
+        if isinstance(route, APIRoute) and route.path not in routes.PUBLIC
+        for method in route.methods
+    }
+    assert found == set(routes.ROUTES)
+
+
+def test_an_unknown_route_is_denied(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(routes.ROUTES, ("GET", "/dags/{dag_id}"))
+    answer = api.call("alpha", "GET", "dags/alpha_daily")
+    assert answer.status_code == 403
+    assert "is unknown to this version" in answer.json()["detail"]["message"]
+
+
+def test_a_route_without_a_token_keeps_the_api_from_serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    router = APIRouter()
+    router.add_api_route("/secrets", lambda: "everything")
+    monkeypatch.setattr(tasks, "execution_api_router", router)
+    with pytest.raises(tasks.NotGuarded, match="/secrets"):
+        tasks.guard_app(FastAPI())
+    monkeypatch.setattr(tasks, "execution_api_router", APIRouter())
+    with pytest.raises(tasks.NotGuarded, match="no routes"):
+        tasks.guard_app(FastAPI())
+
+
+IN_PROCESS = {
+    "the Dag processor of alpha's bundle": (lambda session: machines.dag_processor("of alpha", session), "alpha"),
+    "the Dag processor of a common bundle": (lambda session: machines.dag_processor("of None", session), None),
+    "the Dag processor of a bundle that is not there": (lambda session: machines.dag_processor("x", session), None),
+    "alpha's triggerer": (lambda _: machines.triggerer("alpha"), "alpha"),
+    "the common triggerer": (lambda _: machines.triggerer(None), None),
+    "nobody in particular": (None, None),
+}
+
+
+@pytest.mark.parametrize("who", IN_PROCESS)
+def test_in_process_one_acts_for_a_team_and_only_reads(api: Api, who: str) -> None:
+    subject, team_id = IN_PROCESS[who]
+
+    def call(method: str, path: str, **more: Any) -> int:
+        if subject is None:
+            return int(api.call(machines.NO_TASK, method, path, **more).status_code)
+        with machines.acting(subject):
+            return int(api.call(machines.NO_TASK, method, path, **more).status_code)
+
+    assert call("GET", "connections/db") == 200
+    assert call("GET", "connections/beta_db") == 403
+    assert call("GET", "connections/alpha_db") == (200 if team_id == "alpha" else 403)
+    before = _everything()
+    for key in ("alpha_key", "beta_key", "key", "new"):
+        assert call("PUT", f"variables/{key}", json={"val": "2"}) == 403
+        assert call("DELETE", f"variables/{key}") == 403
+    assert call("POST", "dag-runs/alpha_daily/new", json={}) == 403
+    assert _everything() == before
+
+
+def test_who_acts_is_forgotten_afterwards(api: Api) -> None:
+    with machines.acting(lambda _: machines.triggerer("alpha")):
+        assert api.call(machines.NO_TASK, "GET", "connections/alpha_db").status_code == 200
+        # A token says more than who makes the request.
+        assert api.call("beta", "GET", "connections/alpha_db").status_code == 403
+    assert api.call(machines.NO_TASK, "GET", "connections/alpha_db").status_code == 403
