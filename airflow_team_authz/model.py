@@ -131,12 +131,16 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """Who a subject is to the policy: teams and roles, each with every role that it includes."""
+    """Who a subject is to the policy: teams and roles, each with every role that it includes.
+
+    ``default_pools`` is the pool of each team's tasks whose author names none, for teams that say so.
+    """
 
     team_roles: dict[str, tuple[str, ...]]
     platform_roles: tuple[str, ...]
     common_roles: tuple[str, ...]
     entries: tuple[Source, ...]
+    default_pools: dict[str, str]
 
 
 class EngineError(Exception):

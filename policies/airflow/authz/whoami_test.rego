@@ -10,10 +10,12 @@ test_whoami_tells_teams_roles_and_where_they_come_from if {
 	}
 	found := authz.whoami with input as {"subject": subject, "action": "list", "resources": []}
 		with data.airflow.directory as directory
+		with data.teams as {"alpha": {"default_pool": "slots"}, "beta": {"default_pool": 7}, "c": {"default_pool": "x"}}
 	found == {
 		"team_roles": {"alpha": ["user", "viewer"], "beta": ["viewer"]},
 		"platform_roles": [],
 		"common_roles": ["user", "viewer"],
+		"default_pools": {"alpha": "slots"},
 		"entries": [
 			{"table": "group_patterns", "name": "x-<team>", "entry": {"team_id": "beta"}},
 			{"table": "groups", "name": "alpha-ops", "entry": {"team_id": "alpha", "role": "user"}},
@@ -23,5 +25,5 @@ test_whoami_tells_teams_roles_and_where_they_come_from if {
 
 test_whoami_knows_nobody if {
 	found := authz.whoami with input as {"subject": {"type": "user", "id": "ann"}, "action": "list", "resources": []}
-	found == {"team_roles": {}, "platform_roles": [], "common_roles": [], "entries": []}
+	found == {"team_roles": {}, "platform_roles": [], "common_roles": [], "default_pools": {}, "entries": []}
 }

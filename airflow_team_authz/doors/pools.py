@@ -1,0 +1,234 @@
+"""The pools' door: where parsed Dags enter Airflow's database. One that uses another team's pool is an import error.
+
+This runs in the Dag processor itself, which no Dag's code can reach, and not in the child that has parsed the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from airflow.configuration import AIRFLOW_HOME
+from airflow.models import DagModel, Pool
+from sqlalchemy import select, update
+
+from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.identities.machines import dag_processor
+from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource, Subject
+from airflow_team_authz.settings import SettingsError, read_settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_POOL = Pool.DEFAULT_POOL_NAME
+_SHOWN_TASKS = 5
+
+
+class _Known(msgspec.Struct):
+    """The last answers about a bundle: the team's default pool, and by each pool's name and team what was decided."""
+
+    default_pool: str | None = None
+    decisions: dict[str, Decision] = {}
+    revision: str = ""
+
+
+class _Answers(NamedTuple):
+    """What is decided about each pool, ``None`` where nobody can say; why not; and the team's default pool."""
+
+    decisions: dict[str, Decision | None]
+    error: str
+    default_pool: str | None
+
+
+def guard(module: ModuleType) -> None:
+    """See ``airflow_team_authz.hooks``: what writes parsed Dags into the database asks about their pools first."""
+    write: Any = module.update_dag_parsing_results_in_db
+
+    def write_what_is_allowed(
+        bundle_name: str,
+        bundle_version: str | None,
+        dags: Collection[Any],
+        import_errors: dict[tuple[str, str], str],
+        parse_duration: float | None,
+        warnings: Any,
+        session: Session,
+        **named: Any,
+    ) -> None:
+        answers = _ask(bundle_name, dags, session)
+        fine, postponed = [], []
+        refused_files = set()
+        for dag in dags:
+            against = list(_against(dag, answers))
+            file = (bundle_name, str(dag.relative_fileloc))
+            if not against:
+                fine.append(dag)
+                continue
+            import_errors[file] = "\n".join(filter(None, (import_errors.get(file), *against)))
+            if any(answers.decisions[pool] for pool in _pools(dag) if not _allowed(answers, pool)):
+                refused_files.add(file)
+            else:
+                postponed.append(dag)
+        waiting = {str(dag.relative_fileloc) for dag in postponed} - {file for _, file in refused_files}
+        good = _good_dags(bundle_name, waiting, session)
+        write(bundle_name, bundle_version, fine, import_errors, parse_duration, warnings, session, **named)
+        _keep(good, session)
+
+    vars(module)["update_dag_parsing_results_in_db"] = write_what_is_allowed
+
+
+def _ask(bundle_name: str, dags: Iterable[Any], session: Session) -> _Answers:
+    """One question about all the pools that the Dags use; where there is no answer, the last one."""
+    subject = dag_processor(bundle_name, session)
+    known = _read(bundle_name)
+    try:
+        return _answered(bundle_name, subject, list(dags), known, session)
+    except (EngineError, SettingsError) as error:
+        _use_default_pool(dags, known.default_pool)
+        owners = _owners(dags, session)
+        last = {name: known.decisions.get(_key(name, team_id)) for name, team_id in owners.items()}
+        return _Answers(last, str(error), known.default_pool)
+
+
+def _answered(bundle_name: str, subject: Subject, dags: list[Any], known: _Known, session: Session) -> _Answers:
+    default_pool = None
+    if subject.team_ids and any(_DEFAULT_POOL in _pools(dag) for dag in dags):
+        standing, _ = decision_point().whoami(subject)
+        default_pool = standing.default_pools.get(subject.team_ids[0])
+        _use_default_pool(dags, default_pool)
+    owners = _owners(dags, session)
+    if not owners:
+        return _Answers({}, "", default_pool)
+    question = Evaluations(subject, "use", [Resource("pool", team_id, name) for name, team_id in owners.items()])
+    decisions, revision = decision_point().decide(question)
+    now = _Known(
+        default_pool or known.default_pool,
+        known.decisions | {_key(*owned): said for owned, said in zip(owners.items(), decisions, strict=True)},
+        revision,
+    )
+    if (now.default_pool, now.decisions) != (known.default_pool, known.decisions):
+        _write(bundle_name, now)
+    return _Answers(dict(zip(owners, decisions, strict=True)), "", default_pool)
+
+
+def _against(dag: Any, answers: _Answers) -> Iterator[str]:
+    """Why a Dag cannot be imported; nothing if it can."""
+    for pool, tasks in sorted(_pools(dag).items()):
+        if _allowed(answers, pool):
+            continue
+        shown = ", ".join(task["task_id"] for task in tasks[:_SHOWN_TASKS])
+        more = f" and {len(tasks) - _SHOWN_TASKS} more tasks" if len(tasks) > _SHOWN_TASKS else ""
+        where = f"Dag {dag.dag_id}, task {shown}{more}: pool {pool}"
+        decision = answers.decisions[pool]
+        if decision is not None:
+            yield f"{where} may not be used. {'; '.join(decision.reasons)}"
+        else:
+            yield (
+                f"{where} has not been decided about, because no decision can be had ({answers.error}). This Dag stays "
+                "as it was, and the question is asked again whenever this file is parsed"
+            )
+
+
+def _allowed(answers: _Answers, pool: str) -> bool:
+    decision = answers.decisions[pool]
+    return decision is not None and decision.allow is True
+
+
+def _tasks(dag: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each serialized task, and the part of it that holds its pool: a mapped one keeps that for those it makes."""
+    for task in dag.data["dag"]["tasks"]:
+        values = task["__var"]
+        yield values, values["partial_kwargs"] if values.get("_is_mapped") else values
+
+
+def _pools(dag: Any) -> dict[str, list[dict[str, Any]]]:
+    """Names of the pools that a serialized Dag uses, with the tasks."""
+    used = defaultdict(list)
+    for task, holder in _tasks(dag):
+        used[holder.get("pool", _DEFAULT_POOL)].append(task)
+    return used
+
+
+def _use_default_pool(dags: Iterable[Any], default_pool: str | None) -> None:
+    """Put tasks whose author names no pool into the team's own."""
+    if default_pool is None:
+        return
+    for dag in dags:
+        for _, holder in _tasks(dag):
+            if holder.get("pool", _DEFAULT_POOL) == _DEFAULT_POOL:
+                holder["pool"] = default_pool
+
+
+def _owners(dags: Iterable[Any], session: Session) -> dict[str, str | None]:
+    """The pools that Dags use, with the teams that own them; ``None`` for a common pool, or one that does not exist."""
+    names = sorted({name for dag in dags for name in _pools(dag)})
+    statement = select(Pool.pool, Pool.team_name).where(Pool.pool.in_(names))
+    return dict.fromkeys(names) | {row.pool: row.team_name for row in session.execute(statement)}
+
+
+def _good_dags(bundle_name: str, files: Collection[str], session: Session) -> list[str]:
+    """Ids of the Dags of these files that run now."""
+    of_files = (DagModel.bundle_name == bundle_name, DagModel.relative_fileloc.in_(files))
+    good = (DagModel.is_stale.is_(False), DagModel.has_import_errors.is_(False))
+    return list(session.scalars(select(DagModel.dag_id).where(*of_files, *good))) if files else []
+
+
+def _keep(dag_ids: Collection[str], session: Session) -> None:
+    """Have Dags run on, though their file could not be decided about this time."""
+    from airflow._shared.timezones import timezone
+
+    if dag_ids:
+        values = {"is_stale": False, "has_import_errors": False, "last_parsed_time": timezone.utcnow()}
+        session.execute(update(DagModel).where(DagModel.dag_id.in_(dag_ids)).values(**values))
+
+
+def _key(name: str, team_id: str | None) -> str:
+    # The owner is a part of the question: a pool that goes to another team is another question.
+    return f"{team_id or ''}/{name}"
+
+
+@cache
+def _directory() -> Path:
+    directory = read_settings().state or Path(AIRFLOW_HOME) / "team_authz"
+    (directory / "pools").mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory / "pools"
+
+
+def _file(bundle_name: str) -> Path:
+    return _directory() / f"{sha256(bundle_name.encode()).hexdigest()[:16]}.json"
+
+
+# What is on disk, by bundle: read once.
+_known: dict[str, _Known] = {}
+
+
+def _read(bundle_name: str) -> _Known:
+    if bundle_name not in _known:
+        try:
+            _known[bundle_name] = msgspec.json.decode(_file(bundle_name).read_bytes(), type=_Known)
+        except FileNotFoundError:
+            _known[bundle_name] = _Known()
+        except (OSError, SettingsError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.warning("the last answers about pools of bundle %s cannot be read: %s", bundle_name, error)
+            _known[bundle_name] = _Known()
+    return _known[bundle_name]
+
+
+def _write(bundle_name: str, now: _Known) -> None:
+    _known[bundle_name] = now
+    try:
+        file = _file(bundle_name)
+        new = file.with_suffix(f".{os.getpid()}.new")
+        new.write_bytes(msgspec.json.encode(now))
+        new.replace(file)
+    except (OSError, SettingsError) as error:
+        log.warning("the last answers about pools of bundle %s cannot be kept: %s", bundle_name, error)

@@ -1,0 +1,247 @@
+"""Parsed Dags enter the database only if they may use their pools; without a decision what ran runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow import settings
+from airflow.dag_processing import collection
+from airflow.models import DagModel, Pool
+from airflow.models.errors import ParseImportError
+from airflow.models.serialized_dag import SerializedDagModel
+from airflow.sdk import DAG, BaseOperator
+from airflow.serialization.serialized_objects import LazyDeserializedDAG
+from sqlalchemy import select
+
+from airflow_team_authz.doors import pools
+from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.model import Unreachable
+from tests.doors.conftest import Recording
+
+BUNDLE = "of alpha"
+
+
+class Work(BaseOperator):
+    """A task that may be mapped."""
+
+    def __init__(self, *, number: int = 0, **named: Any) -> None:
+        super().__init__(**named)
+        self.number = number
+
+
+def made(dag_id: str, *used: str | None, mapped: str | None = None, file: str = "dags.py") -> LazyDeserializedDAG:
+    """A parsed Dag with a task for each pool; ``None`` where the author names none."""
+    with DAG(dag_id, schedule=None) as dag:
+        for number, pool in enumerate(used):
+            Work(task_id=f"t{number}", **({"pool": pool} if pool else {}))
+        if mapped:
+            Work.partial(task_id="mapped", pool=mapped).expand(number=[1, 2])
+    # Airflow keeps the source of a Dag, so there must be some.
+    dag.fileloc, dag.relative_fileloc = __file__, file
+    return LazyDeserializedDAG.from_dag(dag)
+
+
+@pytest.fixture(scope="module")
+def engine(bundles: dict[str, Path]) -> Iterator[Recording]:
+    recording = Recording(bundles["example"])
+    yield recording
+    recording.close()
+
+
+@pytest.fixture
+def parsing(
+    database: None, engine: Recording, monkeypatch: pytest.MonkeyPatch, tmp_path: Path  # noqa: ARG001
+) -> Recording:  # fmt: skip
+    """Airflow's function with the door in it, and nothing known from before."""
+    monkeypatch.setattr(collection, "update_dag_parsing_results_in_db", collection.update_dag_parsing_results_in_db)
+    pools.guard(collection)
+    point = DecisionPoint(engine)
+    monkeypatch.setattr(pools, "decision_point", lambda: point)
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__STATE", str(tmp_path))
+    monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
+    _forget()
+    engine.asked.clear()
+    return engine
+
+
+def _forget() -> None:
+    pools._known.clear()
+    pools._directory.cache_clear()
+
+
+@pytest.fixture
+def outage(monkeypatch: pytest.MonkeyPatch, parsing: Recording) -> Iterator[Any]:  # noqa: ARG001
+    """Nobody answers, from when this is called."""
+
+    class Gone:
+        def decide(self, _: Any) -> Any:
+            raise Unreachable("nobody answers at unix:///x")
+
+        whoami = decide
+
+    return lambda: monkeypatch.setattr(pools, "decision_point", Gone)
+
+
+def write(*dags: LazyDeserializedDAG, bundle: str = BUNDLE) -> dict[str, str]:
+    """The import errors by file, as the database has them afterwards."""
+    assert settings.Session is not None
+    files = {(bundle, str(dag.relative_fileloc)) for dag in dags}
+    with settings.Session() as session:
+        collection.update_dag_parsing_results_in_db(
+            bundle, None, list(dags), {}, None, set(), session, files_parsed=files
+        )
+        session.commit()
+        rows = session.scalars(select(ParseImportError).where(ParseImportError.bundle_name == bundle))
+        parsed = {file for _, file in files}
+        return {str(row.filename): str(row.stacktrace) for row in rows if row.filename in parsed}
+
+
+def runs(dag_id: str) -> bool:
+    """Whether the scheduler would start the Dag."""
+    assert settings.Session is not None
+    with settings.Session() as session:
+        dag = session.get(DagModel, dag_id)
+        return dag is not None and not dag.is_stale and not dag.has_import_errors
+
+
+def pools_of(dag_id: str) -> set[str]:
+    """The pools that the scheduler takes slots of."""
+    assert settings.Session is not None
+    with settings.Session() as session:
+        dag = SerializedDagModel.get_dag(dag_id, session=session)
+        assert dag is not None
+        return {task.pool for task in dag.tasks}
+
+
+@pytest.mark.parametrize("used", [["alpha_pool"], ["pool"], [None], ["alpha_pool", "pool", None]], ids=str)
+def test_own_and_common_pools_pass(parsing: Recording, used: list[str | None]) -> None:
+    assert write(made("fine", *used)) == {}
+    assert runs("fine")
+    asked = [question for entrypoint, question in parsing.asked if entrypoint == "decisions"]
+    assert len(asked) == 1
+    assert (asked[0]["action"], asked[0]["subject"]) == (
+        "use", {"type": "dag_processor", "id": BUNDLE, "team_ids": ["alpha"]},
+    )  # fmt: skip
+
+
+def test_another_teams_pool_is_an_import_error(parsing: Recording) -> None:  # noqa: ARG001
+    errors = write(made("greedy", "alpha_pool", "beta_pool"), made("other", "alpha_pool", file="other.py"))
+    assert errors == {
+        "dags.py": "Dag greedy, task t1: pool beta_pool may not be used. dag_processor of alpha may not use pool "
+        "beta_pool of team beta: that takes a dag_processor of team beta"
+    }
+    assert not runs("greedy")
+    assert runs("other")
+    assert write(made("greedy", "alpha_pool")) == {}
+    assert runs("greedy")
+
+
+def test_a_mapped_tasks_pool_counts(parsing: Recording) -> None:  # noqa: ARG001
+    assert "task mapped: pool beta_pool" in write(made("many", "pool", mapped="beta_pool"))["dags.py"]
+    assert write(made("many", "pool", mapped="alpha_pool")) == {}
+
+
+def test_many_tasks_are_told_in_short(parsing: Recording) -> None:  # noqa: ARG001
+    assert "task t0, t1, t2, t3, t4 and 15 more tasks:" in write(made("huge", *["beta_pool"] * 20))["dags.py"]
+
+
+def test_common_dags_use_common_pools(parsing: Recording) -> None:  # noqa: ARG001
+    errors = write(made("shared", "pool", None), made("wrong", "alpha_pool", file="wrong.py"), bundle="of None")
+    assert list(errors) == ["wrong.py"]
+
+
+def test_a_teams_rule_opens_its_pool(bundles: dict[str, Path], parsing: Recording) -> None:  # noqa: ARG001
+    """The example's alpha keeps its interns out of a pool; nobody parses as one of them."""
+    assert write(made("prod", "alpha_production")) == {}
+
+
+@pytest.fixture
+def default_pool(monkeypatch: pytest.MonkeyPatch, parsing: Recording) -> None:  # noqa: ARG001
+    point = pools.decision_point()
+
+    class WithDefault:
+        decide = point.decide
+
+        def whoami(self, subject: Any) -> Any:
+            import msgspec
+
+            standing, revision = point.whoami(subject)
+            return msgspec.structs.replace(standing, default_pools={"alpha": "alpha_pool"}), revision
+
+    monkeypatch.setattr(pools, "decision_point", WithDefault)
+
+
+def test_a_teams_default_pool_is_for_who_names_none(default_pool: None) -> None:  # noqa: ARG001
+    assert write(made("quiet", None, "pool", mapped="alpha_production")) == {}
+    assert pools_of("quiet") == {"alpha_pool", "pool", "alpha_production"}
+    assert write(made("common_quiet", None), bundle="of None") == {}
+    assert pools_of("common_quiet") == {"default_pool"}
+
+
+def test_an_outage_removes_no_dag(parsing: Recording, outage: Any) -> None:  # noqa: ARG001
+    assert write(made("steady", "alpha_pool", None)) == {}
+    outage()
+    assert write(made("steady", "alpha_pool", None)) == {}
+    assert runs("steady")
+    # Also after a restart: the last answers are on disk.
+    _forget()
+    assert write(made("steady", "alpha_pool", None)) == {}
+    assert runs("steady")
+
+
+def test_a_new_question_waits_and_its_dag_stays_as_it_was(parsing: Recording, outage: Any) -> None:  # noqa: ARG001
+    assert write(made("growing", "alpha_pool")) == {}
+    outage()
+    errors = write(made("growing", "alpha_pool", "alpha_production"), made("new", "pool", file="new.py"))
+    assert set(errors) == {"dags.py", "new.py"}
+    for error in errors.values():
+        assert "no decision can be had (nobody answers at unix:///x)" in error
+    assert runs("growing")
+    assert pools_of("growing") == {"alpha_pool"}
+    assert not runs("new")
+
+
+def test_an_outage_allows_nothing_that_was_denied(parsing: Recording, outage: Any) -> None:  # noqa: ARG001
+    denied = write(made("denied", "beta_pool"))
+    outage()
+    assert write(made("denied", "beta_pool")) == denied
+    assert not runs("denied")
+
+
+def test_a_pool_that_goes_to_another_team_is_another_question(parsing: Recording, outage: Any) -> None:  # noqa: ARG001
+    assert settings.Session is not None
+    assert write(made("moved", "pool", file="moved.py")) == {}
+    outage()
+    with settings.Session() as session:
+        session.scalars(select(Pool).where(Pool.pool == "pool")).one().team_name = "beta"
+        session.commit()
+    try:
+        assert "no decision can be had" in write(made("moved", "pool", file="moved.py"))["moved.py"]
+        assert not write(made("elsewhere", "alpha_production", file="e.py")).get("e.py", "").startswith("Dag moved")
+    finally:
+        with settings.Session() as session:
+            session.scalars(select(Pool).where(Pool.pool == "pool")).one().team_name = None
+            session.commit()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"decisions": {"/pool": {"allow": "yes"}}}', b"\xff\xfe"], ids=repr
+)
+def test_what_is_on_disk_may_be_anything(
+    parsing: Recording, outage: Any, content: bytes, caplog: pytest.LogCaptureFixture  # noqa: ARG001
+) -> None:  # fmt: skip
+    pools._file(BUNDLE).write_bytes(content)
+    outage()
+    assert "no decision can be had" in write(made("lost", "pool", file="lost.py"))["lost.py"]
+    assert "cannot be read" in caplog.text
+
+
+def test_what_cannot_be_kept_is_told(
+    parsing: Recording, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture  # noqa: ARG001
+) -> None:  # fmt: skip
+    monkeypatch.setattr(pools, "_file", lambda _: Path("/proc/team_authz.json"))
+    assert write(made("fine", "pool")) == {}
+    assert "cannot be kept" in caplog.text
