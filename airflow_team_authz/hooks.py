@@ -14,14 +14,17 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 # Airflow's module → ours, whose ``guard`` is called with it.
-DOORS = {
-    "airflow.api_fastapi.execution_api.app": "airflow_team_authz.doors.tasks",
-    "airflow.assets.manager": "airflow_team_authz.doors.datasets",
-    "airflow.dag_processing.collection": "airflow_team_authz.doors.pools",
-    "airflow.dag_processing.processor": "airflow_team_authz.identities.machines",
-    "airflow.jobs.triggerer_job_runner": "airflow_team_authz.identities.machines",
-    "airflow.models.trigger": "airflow_team_authz.doors.datasets",
-    "airflow.sdk.execution_time.supervisor": "airflow_team_authz.identities.machines",
+DOORS: dict[str, tuple[str, ...]] = {
+    "airflow.api_fastapi.execution_api.app": ("airflow_team_authz.doors.tasks",),
+    "airflow.assets.manager": ("airflow_team_authz.doors.datasets",),
+    "airflow.dag_processing.collection": ("airflow_team_authz.doors.pools",),
+    "airflow.dag_processing.processor": ("airflow_team_authz.identities.machines",),
+    "airflow.jobs.triggerer_job_runner": ("airflow_team_authz.identities.machines",),
+    "airflow.models.trigger": ("airflow_team_authz.doors.datasets",),
+    "airflow.sdk.execution_time.supervisor": (
+        "airflow_team_authz.identities.machines",
+        "airflow_team_authz.doors.task_log",
+    ),
 }
 
 
@@ -50,7 +53,8 @@ def guard(module: ModuleType) -> None:
     from airflow_team_authz.settings import is_enabled
 
     if is_enabled():
-        import_module(DOORS[module.__name__]).guard(module)
+        for door in DOORS[module.__name__]:
+            import_module(door).guard(module)
 
 
 def install() -> None:

@@ -9,9 +9,9 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 import httpx
 
@@ -27,10 +27,17 @@ _REQUEST_SECONDS = 30
 class Airflow:
     """Airflow in ``home``, configured by ``settings`` (section → key → value) and nothing of the caller's.
 
-    ``python`` is the interpreter of the virtual environment that Airflow is taken from.
+    ``python`` is the interpreter of the virtual environment that Airflow is taken from; ``components`` are what runs
+    besides the API server, by what its health is called, with the arguments of `airflow`.
     """
 
-    def __init__(self, home: Path, settings: Settings, python: Path = Path(sys.executable)) -> None:
+    def __init__(
+        self,
+        home: Path,
+        settings: Settings,
+        python: Path = Path(sys.executable),
+        components: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
         self.home = home
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -41,6 +48,12 @@ class Airflow:
         command = [self._python, "-m", "airflow", "api-server", "--host", "127.0.0.1", "--port", str(self.port)]
         log = home / "api-server.log"
         self._server = Process("The Airflow API server", [*command, "--workers", "1"], log, self._env)
+        self._components = {
+            name: Process(
+                f"The Airflow {name}", [self._python, "-m", "airflow", *arguments], home / f"{name}.log", self._env
+            )
+            for name, arguments in components.items()
+        }
 
     def run(self, *arguments: str) -> str:
         """Output of an ``airflow`` command; ``StartError`` with what it printed if it fails."""
@@ -57,16 +70,28 @@ class Airflow:
         )  # fmt: skip
 
     def start(self) -> None:
-        """Start the API server and wait until it answers."""
+        """Start the API server and what runs besides, and wait until all of it is well."""
         self._server.start(self._answers, _START_SECONDS)
+        for component in self._components.values():
+            component.start(lambda: True, _START_SECONDS)
+        for name, component in self._components.items():
+            component.wait(lambda name=name: self.health(name) == "healthy", _START_SECONDS)  # type: ignore[misc]
 
     def stop(self) -> None:
-        """Stop the API server."""
+        """Stop everything."""
+        for component in self._components.values():
+            component.stop()
         self._server.stop()
 
-    def log(self) -> str:
-        """What the API server has printed so far."""
-        return self._server.log.read_text(errors="replace")
+    def log(self, component: str | None = None) -> str:
+        """What the API server, or a component, has printed so far."""
+        process = self._server if component is None else self._components[component]
+        return process.log.read_text(errors="replace")
+
+    def health(self, component: str) -> str:
+        """``healthy``, or not: as the API server says of a component."""
+        with self.client() as client:
+            return str(client.get("/api/v2/monitor/health").json().get(component, {}).get("status"))
 
     def client(self, token: str | None = None) -> httpx.Client:
         """An HTTP client of the API server, with a bearer token or without."""

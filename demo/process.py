@@ -48,10 +48,15 @@ class Process:
                 self._command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=self._env,
                 cwd=self.log.parent, start_new_session=True,
             )  # fmt: skip
+        self.wait(ready, timeout)
+
+    def wait(self, ready: Callable[[], bool], timeout: float) -> None:
+        """Return when ``ready`` says so; ``StartError`` if the program ends or time runs out."""
         end = time.monotonic() + timeout
         while not ready():
-            if self._popen.poll() is not None:
-                raise StartError(f"{self.name} ended with code {self._popen.returncode}.{self.tail()}")
+            if self._popen is None or self._popen.poll() is not None:
+                code = self._popen.returncode if self._popen else "unknown"
+                raise StartError(f"{self.name} ended with code {code}.{self.tail()}")
             if time.monotonic() > end:
                 self.stop()
                 raise StartError(f"{self.name} was not ready after {timeout:.0f} seconds.{self.tail()}")

@@ -106,7 +106,7 @@ SCENES = (
         (
             _refused("ivy", "GET", "pools/alpha_production", "interns stay away from alpha's production pool"),
             _read("ann", "pools/alpha_production"),
-            _list("ivy", "pools", "default_pool", "common_pool"),
+            _list("ivy", "pools", "default_pool", "common_pool", "alpha_pool"),
         ),
     ),
     Scene(

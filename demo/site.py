@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import httpx
@@ -54,8 +55,9 @@ USERS = (
 DAGS = {"alpha": ("alpha_daily", "alpha_report"), "beta": ("beta_daily",), None: ("common_cleanup",)}
 CONNECTIONS = {"alpha": ("alpha_db", "alpha_warehouse", "audit_store"), "beta": ("beta_db",), None: ("common_db",)}
 VARIABLES = {"alpha": ("alpha_config",), "beta": ("beta_config",), None: ("announcement", "common_config")}
-POOLS = {"alpha": ("alpha_production",), "beta": ("beta_pool",), None: ("common_pool",)}
+POOLS = {"alpha": ("alpha_production", "alpha_pool"), "beta": ("beta_pool",), None: ("common_pool",)}
 
+Components = Mapping[str, Sequence[str]]
 Progress = Callable[[str], AbstractContextManager[object]]
 
 
@@ -65,7 +67,7 @@ class Site:
     People are SimpleAuthManager's. A subclass may have others: ``login_settings`` and ``create_people``.
     """
 
-    def __init__(self, home: Path, opa_server: bool = False) -> None:
+    def __init__(self, home: Path, opa_server: bool = False, components: Components = MappingProxyType({})) -> None:
         self.home = home
         self.policy = home / "policy"
         self.passwords = {user.name: secrets.token_urlsafe(9) for user in USERS}
@@ -82,8 +84,9 @@ class Site:
             "core": {"multi_team": "True", "auth_manager": "airflow_team_authz.TeamAuthManager"},
             "team_authz": {"opa_url": self.opa.url} if self.opa else {"policy": str(self.policy)},
         }
-        bundles = {"dag_processor": {"dag_bundle_config_list": json.dumps(_write_dags(home / "bundles"))}}
-        self.airflow = Airflow(home / "airflow", merged(self.told, self.login_settings(), bundles))
+        bundles = {"dag_processor": {"dag_bundle_config_list": json.dumps(self.write_dags(home / "bundles"))}}
+        settings = merged(self.told, self.login_settings(), bundles, self.more_settings())
+        self.airflow = Airflow(home / "airflow", settings, components=components)
         self._clients: dict[str, httpx.Client] = {}
 
     def login_settings(self) -> Settings:
@@ -98,6 +101,14 @@ class Site:
             }
         }
 
+    def write_dags(self, folder: Path) -> list[dict[str, Any]]:
+        """Write the Dags of every team, and return Airflow's list of Dag bundles."""
+        return write_dags(folder)
+
+    def more_settings(self) -> Settings:
+        """What else Airflow is to be told."""
+        return {}
+
     def create_people(self) -> None:
         """Create them, where settings are not enough; the database is there, the server does not run yet."""
 
@@ -105,14 +116,14 @@ class Site:
         """Start everything and fill it; ``StartError`` says what went wrong."""
         with progress("Creating the database"):
             self.airflow.run("db", "migrate")
+        if self.opa:
+            with progress("Starting the OPA server"):
+                self.opa.start()
         with progress("Creating the teams and reading their Dags"):
             self.airflow.run("teams", "sync")
             self.airflow.run("dags", "reserialize")
             self.create_people()
-        if self.opa:
-            with progress("Starting the OPA server"):
-                self.opa.start()
-        with progress("Starting Airflow's API server"):
+        with progress("Starting Airflow"):
             self.airflow.start()
         with progress("Logging in, creating connections, variables and pools"):
             for name, password in self.passwords.items():
@@ -161,7 +172,7 @@ def _simple_user(user: User) -> str:
     return f"{user.name}:{user.role}" + (f":{user.team_id}" if user.team_id else "")
 
 
-def _write_dags(folder: Path) -> list[dict[str, Any]]:
+def write_dags(folder: Path) -> list[dict[str, Any]]:
     """One Dag bundle per team and a common one; returns Airflow's list of them."""
     bundles = []
     for team_id, dag_ids in DAGS.items():

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from airflow_team_authz.cli import decide, doctor, imports, init, whoami
+from airflow_team_authz.cli import assets, decide, doctor, imports, init, whoami
 from airflow_team_authz.cli.console import UserError, complain
 
 CANNOT = 2
@@ -38,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Authorization for teams in Airflow: ask for decisions, check an installation, start a policy directory.",
 )
+app.add_typer(assets.app, name="assets")
 app.command("decide")(decide.decide)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)

@@ -74,6 +74,6 @@ def one_line(text: str) -> str:
 
 _COLOURS = {
     "allow": "green", "ok": "green", "wrote": "green", "renewed": "green",
-    "replaced": "green", "removed": "green",
-    "deny": "red", "wrong": "red",
+    "replaced": "green", "removed": "green", "started": "green",
+    "deny": "red", "refused": "red", "wrong": "red",
 }  # fmt: skip

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from airflow.assets.manager import AssetManager
 from airflow.configuration import conf
-from airflow.models import DagModel
 from airflow.models.asset import AssetEvent, AssetModel
 from airflow.models.log import Log
 from msgspec import UNSET
@@ -30,6 +29,8 @@ from airflow_team_authz.model import AssetNames, Decision, Delivery, EngineError
 from airflow_team_authz.settings import SettingsError, read_settings
 
 if TYPE_CHECKING:
+    # Not at run time: this is loaded while Airflow's models are.
+    from airflow.models import DagModel
     from sqlalchemy.orm import Session
 
 log = logging.getLogger(__name__)
@@ -253,6 +254,8 @@ def replay(session: Session) -> Iterator[Outcome]:
 
     The first ``EngineError`` ends it. Each is committed by itself: whoever is interrupted goes on where it ended.
     """
+    from airflow.models import DagModel
+
     for row, held in held_back(session):
         dag_id = str(row.dag_id)
         decisions = decision_point().decide(Evaluations(held.subject, "trigger", held.resources)).decisions

@@ -9,8 +9,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import select
-
 from airflow_team_authz.model import Subject
 
 if TYPE_CHECKING:
@@ -34,6 +32,7 @@ def subject_of_token(task_instance_id: UUID, session: Session) -> Subject | None
 def task(task_instance_id: UUID, session: Session) -> Subject | None:
     """The task of a task instance, with the team of its Dag; ``None`` if there is no such task instance."""
     from airflow.models.taskinstance import TaskInstance
+    from sqlalchemy import select
 
     columns = (TaskInstance.dag_id, TaskInstance.task_id, TaskInstance.run_id)
     row = session.execute(select(*columns).where(TaskInstance.id == task_instance_id)).one_or_none()
@@ -51,6 +50,7 @@ def teams_of_dags(dag_ids: list[str], session: Session) -> dict[str, str | None]
     """The team of each Dag by way of its bundle; ``None`` for one that is common, or not known."""
     from airflow.models import DagModel
     from airflow.models.team import dag_bundle_team_association_table
+    from sqlalchemy import select
 
     of_bundle = dag_bundle_team_association_table.c
     statement = (
@@ -64,6 +64,7 @@ def teams_of_dags(dag_ids: list[str], session: Session) -> dict[str, str | None]
 def dag_processor(bundle_name: str, session: Session) -> Subject:
     """What parses the files of a bundle, for the team of that bundle."""
     from airflow.models.team import dag_bundle_team_association_table
+    from sqlalchemy import select
 
     of_bundle = dag_bundle_team_association_table.c
     statement = select(of_bundle.team_name).where(of_bundle.dag_bundle_name == bundle_name)

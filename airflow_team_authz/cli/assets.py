@@ -1,0 +1,76 @@
+"""`team-authz assets`: asset events that wait, with the Dags that they would start, for a decision."""
+
+from __future__ import annotations
+
+import typer
+
+from airflow_team_authz.cli.console import Output, OutputOption, print_columns, print_json, talking_to_stderr
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Asset events that were held back, because no decision could be had: show them, and ask again.",
+)
+
+WAITING = 1
+
+
+@app.command("list")
+def list_(output: OutputOption = Output.TEXT) -> None:
+    """Show the Dags that asset events would have started, had there been a decision.
+
+    Exit code 0: nothing waits. 1: these do.
+    """
+    with talking_to_stderr():
+        from airflow.utils.session import create_session
+
+        from airflow_team_authz.doors.datasets import held_back
+
+        with create_session() as session:
+            rows = [
+                {
+                    "when": row.dttm.isoformat() if row.dttm else "",
+                    "dag_id": str(row.dag_id),
+                    "asset": held.resources[0].delivery.asset.name if held.resources[0].delivery else "",
+                    "source": held.subject.id,
+                    "error": held.error,
+                }
+                for row, held in held_back(session)
+            ]
+    if output is Output.JSON:
+        print_json(rows)
+    elif rows:
+        print_columns([["when", "dag", "asset", "source", "why"], *([*row.values()] for row in rows)])
+    else:
+        typer.echo("Nothing waits.")
+    if rows:
+        raise typer.Exit(WAITING)
+
+
+@app.command("replay")
+def replay(output: OutputOption = Output.TEXT) -> None:
+    """Ask again for what was held back, and start the Dags that may start. Each is asked for once, also if interrupted.
+
+    Exit code 0: nothing waits any more. 2: no decision can be had still; what was not asked for waits on.
+    """
+    with talking_to_stderr():
+        from airflow.utils.session import create_session
+
+        from airflow_team_authz.doors.datasets import REPLAYED
+        from airflow_team_authz.doors.datasets import replay as replayed
+
+        with create_session() as session:
+            rows = [
+                {
+                    "result": "started" if outcome.state == REPLAYED else "refused",
+                    "dag_id": outcome.dag_id,
+                    "event_id": outcome.event_id,
+                    "reasons": list(outcome.reasons),
+                }
+                for outcome in replayed(session)
+            ]
+    if output is Output.JSON:
+        print_json(rows)
+    elif rows:
+        print_columns([[str(row["result"]), str(row["dag_id"]), "; ".join(row["reasons"])] for row in rows])
+    else:
+        typer.echo("Nothing waits.")

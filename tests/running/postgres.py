@@ -1,0 +1,61 @@
+"""A PostgreSQL of Debian's package, with a database of its own, on a socket and loopback."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+from pathlib import Path
+
+from demo.airflow import free_port
+from demo.process import Process, environment
+
+_PASSWORD = "only-for-this-test"  # noqa: S105 - of a database that lives as long as the test
+_START_SECONDS = 60
+
+
+def programs() -> Path | None:
+    """Where `initdb` and `postgres` are: Debian keeps those of each version off PATH."""
+    versions = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if (path / "pg_isready").exists()]
+    return max(versions, default=None, key=lambda path: int(path.parent.name))
+
+
+class Postgres:
+    """A server with its files in ``home``; as root it runs as the user `postgres`, since it refuses to be root."""
+
+    def __init__(self, home: Path) -> None:
+        where = programs()
+        assert where is not None
+        self._programs, self._home, self._port = where, home, free_port()
+        self._as: list[str] = []
+        if os.getuid() == 0:
+            owner = pwd.getpwnam("postgres")
+            self._as = ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
+        self.url = f"postgresql+psycopg2://airflow:{_PASSWORD}@127.0.0.1:{self._port}/postgres"
+        home.mkdir(parents=True)
+        if self._as:
+            os.chown(home, owner.pw_uid, owner.pw_gid)
+            # pytest's directories are the user's own, and this is another user.
+            for directory in (home, *home.parents):
+                if directory.stat().st_uid == 0 and directory != Path("/"):
+                    directory.chmod(directory.stat().st_mode | 0o011)
+        command = [str(where / "postgres"), "-D", str(home / "data"), "-p", str(self._port), "-k", str(home)]
+        log = home.with_suffix(".log")
+        self._server = Process("PostgreSQL", [*self._as, *command, "-h", "127.0.0.1"], log, environment(HOME=str(home)))
+
+    def start(self) -> None:
+        password = self._home / "password"
+        password.write_text(_PASSWORD)
+        password.chmod(0o644)
+        made = ["-D", str(self._home / "data"), "-U", "airflow", f"--pwfile={password}", "--auth=scram-sha-256"]
+        subprocess.run(
+            [*self._as, str(self._programs / "initdb"), *made], check=True, capture_output=True, cwd=self._home
+        )
+        self._server.start(self._answers, _START_SECONDS)
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def _answers(self) -> bool:
+        asked = [str(self._programs / "pg_isready"), "-h", "127.0.0.1", "-p", str(self._port)]
+        return subprocess.run(asked, capture_output=True, check=False).returncode == 0

@@ -1,0 +1,140 @@
+"""What tasks try, what events start and which pools Dags use, on running Airflows: guarded, and Airflow alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import pytest
+
+from demo.running import RunningSite
+from demo.running_scenes import ATTEMPTS, STARTS, Attempt, Start
+
+pytestmark = pytest.mark.timeout(300)
+
+_ATTEMPTS_THAT_CHANGE = [scene for scene in ATTEMPTS if scene.owner]
+
+
+def tried(site: RunningSite, scenes: Iterable[Attempt]) -> dict[str, bool]:
+    """Whether each could be done, by its words; one task of each team."""
+    by_team: dict[str, list[Attempt]] = defaultdict(list)
+    for scene in scenes:
+        by_team[scene.team].append(scene)
+    runs = {
+        team: site.begin(team, *((scene.what, scene.about) for scene in of_team)) for team, of_team in by_team.items()
+    }
+    return {
+        scene.words: outcome.done
+        for team, of_team in by_team.items()
+        for scene, outcome in zip(of_team, site.tried(team, runs[team]), strict=True)
+    }
+
+
+def started(site: RunningSite, scenes: Iterable[Start]) -> dict[str, bool]:
+    """Whether each Dag was started by a new event of its source, by the scene's words."""
+    scenes = list(scenes)
+    before = site.runs_of({scene.dag_id for scene in scenes})
+    for source in sorted({scene.source for scene in scenes}):
+        site.make_event(source)
+    # Those that are to start say when all of them have been asked about: an event has one question.
+    expected = [scene for scene in scenes if scene.done]
+    site.wait_for(
+        lambda: all(site.runs(scene.dag_id) > before[scene.dag_id] for scene in expected), "Dags to start by events"
+    )
+    return {scene.words: site.runs(scene.dag_id) > before[scene.dag_id] for scene in scenes}
+
+
+def test_what_tasks_may_do(site: RunningSite) -> None:
+    assert tried(site, ATTEMPTS) == {scene.words: scene.done for scene in ATTEMPTS}
+    value = site.client("pat").get("/api/v2/variables/beta_config").json()
+    assert (value["value"], value["team_name"]) == ("value of beta_config", "beta")
+
+
+def test_which_dags_events_start(site: RunningSite) -> None:
+    assert started(site, STARTS) == {scene.words: scene.done for scene in STARTS}
+
+
+def test_a_refusal_is_in_the_tasks_log(site: RunningSite) -> None:
+    run_id = site.begin("alpha", ("read connection", "beta_db"), ("read variable", "beta_config"))
+    site.tried("alpha", run_id)
+    path = f"/api/v2/dags/alpha_attempts/dagRuns/{run_id}/taskInstances/attempt/logs/1"
+    log = site.client("ann").get(path, params={"full_content": "true"}).text
+    assert "Refused: task alpha_attempts.attempt may not read connection beta_db of team beta" in log
+    assert "Refused: task alpha_attempts.attempt may not read variable beta_config of team beta" in log
+
+
+def test_a_dag_that_was_not_started_tells_why(site: RunningSite) -> None:
+    site.make_event("alpha_makes_orders")
+    rows = site.wait_for(
+        lambda: site.client("bob").get(
+            "/api/v2/eventLogs", params={"dag_id": "beta_closed_to_orders", "event": "asset event refused"}
+        ).json()["event_logs"], "the audit log"
+    )  # fmt: skip
+    assert "an event of team alpha starts it only if" in rows[0]["extra"]
+
+
+def test_another_teams_pool_is_an_import_error(site: RunningSite) -> None:
+    errors = site.wait_for(
+        lambda: (found := site.import_errors()) and len(found) == 2 and found, "Dags in alpha's pool to be refused"
+    )
+    assert set(errors) == {("beta-dags", "alpha_pool.py"), ("common-dags", "alpha_pool.py")}
+    assert (
+        "Dag beta_in_alphas_pool, task work: pool alpha_production may not be used"
+        in errors["beta-dags", "alpha_pool.py"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "pool"),
+    [
+        ("alpha_in_alphas_pool", "alpha_production"),
+        ("alpha_common_pool", "common_pool"),
+        ("alpha_default_pool", "alpha_pool"),
+        ("beta_default_pool", "default_pool"),
+    ],
+)
+def test_own_common_and_default_pools(site: RunningSite, dag_id: str, pool: str) -> None:
+    run_id = site.trigger(dag_id)
+    site.wait_for(lambda: site.state(dag_id, run_id) == "success", f"{dag_id} to run")
+    (task,) = site.client("pat").get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances").json()["task_instances"]
+    assert task["pool"] == pool
+
+
+def test_a_users_event_starts_what_the_user_may_start(site: RunningSite) -> None:
+    before = site.runs_of(["alpha_takes_orders", "beta_takes_orders", "beta_closed_to_orders"])
+    assets = site.client("ann").get("/api/v2/assets").json()["assets"]
+    (orders,) = (asset["id"] for asset in assets if asset["name"] == "orders")
+    answer = site.client("ann").post("/api/v2/assets/events", json={"asset_id": orders, "extra": {}})
+    assert answer.status_code == 200, answer.text
+    site.wait_for(
+        lambda: site.runs("alpha_takes_orders") > before["alpha_takes_orders"]
+        and site.runs("beta_takes_orders") > before["beta_takes_orders"], "Dags to start by ann's event"
+    )  # fmt: skip
+    assert site.runs("beta_closed_to_orders") == before["beta_closed_to_orders"]
+
+
+def test_one_line_of_the_owner_changes_each(site: RunningSite) -> None:
+    """Without a restart; the last test of this file, as it turns the site's policy round."""
+    edits = defaultdict(list)
+    changing = [scene for scene in STARTS]
+    for scene in (*_ATTEMPTS_THAT_CHANGE, *changing):
+        edits[scene.owner].append(scene.rule)
+    marker = (
+        'deny contains "the new rules are in force" if input.resource.id == "alpha_config"; input.subject.id == "ann"'
+    )
+    edits["alpha"].append(marker.replace(" if ", " if { ") + " }")
+    for owner, rules in edits.items():
+        site.edit_policy(f"teams/{owner}/{owner}.rego", "", "\n" + "\n\n".join(rules) + "\n")
+    site.wait_for(lambda: site.client("ann").get("/api/v2/variables/alpha_config").status_code == 403, "the new rules")
+    assert tried(site, _ATTEMPTS_THAT_CHANGE) == {scene.words: not scene.done for scene in _ATTEMPTS_THAT_CHANGE}
+    turned = [scene._replace(done=not scene.done) for scene in STARTS]
+    assert started(site, turned) == {scene.words: scene.done for scene in turned}
+
+
+def test_airflow_alone(alone: RunningSite) -> None:
+    """What the package is for: the same scenes without it."""
+    assert tried(alone, ATTEMPTS) == {scene.words: scene.alone for scene in ATTEMPTS}
+    natively = [scene._replace(done=scene.alone) for scene in STARTS]
+    assert started(alone, natively) == {scene.words: scene.alone for scene in STARTS}
+    assert alone.import_errors() == {}
+    assert any(scene.alone and not scene.done for scene in (*ATTEMPTS, *STARTS))
