@@ -65,8 +65,13 @@ class RunningSite(Site):
             "scheduler": {"scheduler_heartbeat_sec": "1"},
         }
         database = {"database": {"sql_alchemy_conn": self._database}} if self._database else {}
-        alone = {} if self._guarded else {"core": {"auth_manager": _SIMPLE}}
-        return merged(told, database, alone)
+        return merged(told, database)
+
+    def guarding_settings(self) -> Settings:
+        """See ``Site``."""
+        return (
+            super().guarding_settings() if self._guarded else {"core": {"multi_team": "True", "auth_manager": _SIMPLE}}
+        )
 
     def begin_to_run(self) -> None:
         """Have all Dags run, and a first run of each team's daily Dag behind us."""

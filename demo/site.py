@@ -80,14 +80,18 @@ class Site:
         for part in parts:
             copy = self.policy / part
             shutil.copytree(shipped_policies() / part, copy, ignore=shutil.ignore_patterns("*_test.rego"))
-        self.told = {
-            "core": {"multi_team": "True", "auth_manager": "airflow_team_authz.TeamAuthManager"},
-            "team_authz": {"opa_url": self.opa.url} if self.opa else {"policy": str(self.policy)},
-        }
+        self.told = self.guarding_settings()
         bundles = {"dag_processor": {"dag_bundle_config_list": json.dumps(self.write_dags(home / "bundles"))}}
         settings = merged(self.told, self.login_settings(), bundles, self.more_settings())
         self.airflow = Airflow(home / "airflow", settings, components=components)
         self._clients: dict[str, httpx.Client] = {}
+
+    def guarding_settings(self) -> Settings:
+        """What puts this package in its place."""
+        return {
+            "core": {"multi_team": "True", "auth_manager": "airflow_team_authz.TeamAuthManager"},
+            "team_authz": {"opa_url": self.opa.url} if self.opa else {"policy": str(self.policy)},
+        }
 
     def login_settings(self) -> Settings:
         """What tells Airflow who there is."""
