@@ -28,12 +28,16 @@ DOORS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Doors, and the modules that wait for them to be complete.
+_unfinished: dict[str, list[ModuleType]] = {door: [] for doors in DOORS.values() for door in doors}
+
+
 class _Doors(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """See ``importlib.abc.MetaPathFinder``; the module is found as ever, and guarded after it has run."""
-        if name not in DOORS:
+        if name not in DOORS and name not in _unfinished:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
@@ -42,7 +46,10 @@ class _Doors(MetaPathFinder):
 
         def run_and_guard(module: ModuleType) -> None:
             run(module)
-            guard(module)
+            for waiting in _unfinished.pop(name, ()):
+                module.guard(waiting)
+            if name in DOORS:
+                guard(module)
 
         spec.loader.exec_module = run_and_guard  # type: ignore[method-assign]
         return spec
@@ -52,9 +59,15 @@ def guard(module: ModuleType) -> None:
     """Put the door into one of Airflow's modules, if this Airflow is ours to guard."""
     from airflow_team_authz.settings import is_enabled
 
-    if is_enabled():
-        for door in DOORS[module.__name__]:
-            import_module(door).guard(module)
+    if not is_enabled():
+        return
+    for name in DOORS[module.__name__]:
+        door = import_module(name)
+        if hasattr(door, "guard"):
+            door.guard(module)
+        else:
+            # It is the door that imports the module, so it is not complete yet: then it goes in when it is.
+            _unfinished[name].append(module)
 
 
 def install() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from airflow_team_authz.cli.console import Output, OutputOption, print_columns, print_json, talking_to_stderr
@@ -21,25 +23,22 @@ def list_(output: OutputOption = Output.TEXT) -> None:
     Exit code 0: nothing waits. 1: these do.
     """
     with talking_to_stderr():
-        from airflow.utils.session import create_session
-
         from airflow_team_authz.doors.datasets import held_back
 
-        with create_session() as session:
-            rows = [
-                {
-                    "when": row.dttm.isoformat() if row.dttm else "",
-                    "dag_id": str(row.dag_id),
-                    "asset": held.resources[0].delivery.asset.name if held.resources[0].delivery else "",
-                    "source": held.subject.id,
-                    "error": held.error,
-                }
-                for row, held in held_back(session)
-            ]
+        rows = [
+            {
+                "since": waiting.since,
+                "dag_id": waiting.dag_id,
+                "asset": waiting.held.asset,
+                "source": waiting.held.subject.id,
+                "error": waiting.held.error,
+            }
+            for waiting in held_back()
+        ]
     if output is Output.JSON:
         print_json(rows)
     elif rows:
-        print_columns([["when", "dag", "asset", "source", "why"], *([*row.values()] for row in rows)])
+        print_columns([["since", "dag", "asset", "source", "why"], *([*row.values()] for row in rows)])
     else:
         typer.echo("Nothing waits.")
     if rows:
@@ -53,24 +52,21 @@ def replay(output: OutputOption = Output.TEXT) -> None:
     Exit code 0: nothing waits any more. 2: no decision can be had still; what was not asked for waits on.
     """
     with talking_to_stderr():
-        from airflow.utils.session import create_session
-
         from airflow_team_authz.doors.datasets import REPLAYED
         from airflow_team_authz.doors.datasets import replay as replayed
 
-        with create_session() as session:
-            rows = [
-                {
-                    "result": "started" if outcome.state == REPLAYED else "refused",
-                    "dag_id": outcome.dag_id,
-                    "event_id": outcome.event_id,
-                    "reasons": list(outcome.reasons),
-                }
-                for outcome in replayed(session)
-            ]
+        rows: list[dict[str, Any]] = [
+            {
+                "result": "started" if outcome.state == REPLAYED else "refused",
+                "dag_id": outcome.dag_id,
+                "event_id": outcome.event_id,
+                "reasons": list(outcome.reasons),
+            }
+            for outcome in replayed()
+        ]
     if output is Output.JSON:
         print_json(rows)
     elif rows:
-        print_columns([[str(row["result"]), str(row["dag_id"]), "; ".join(row["reasons"])] for row in rows])
+        print_columns([[row["result"], row["dag_id"], "; ".join(row["reasons"])] for row in rows])
     else:
         typer.echo("Nothing waits.")

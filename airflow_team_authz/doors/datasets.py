@@ -233,6 +233,20 @@ class Held(msgspec.Struct, frozen=True):
     partition_date: datetime | None
     error: str
 
+    @property
+    def asset(self) -> str:
+        """The asset's name."""
+        delivery = self.resources[0].delivery
+        return delivery.asset.name if isinstance(delivery, Delivery) else ""
+
+
+class Waiting(NamedTuple):
+    """A Dag that was not started, and since when (ISO 8601)."""
+
+    dag_id: str
+    since: str
+    held: Held
+
 
 class Outcome(NamedTuple):
     """What became of a delivery that was held back; ``state`` is one of the audit log's events."""
@@ -243,35 +257,53 @@ class Outcome(NamedTuple):
     reasons: tuple[str, ...]
 
 
-def held_back(session: Session) -> list[tuple[Log, Held]]:
+def held_back() -> list[Waiting]:
     """What waits for a decision, the oldest first."""
-    rows = session.scalars(select(Log).where(Log.event == HELD_BACK).order_by(Log.id))
-    return [(row, msgspec.json.decode(row.extra or "", type=Held)) for row in rows]
+    from airflow.utils.session import create_session
+
+    with create_session(scoped=False) as session:
+        return [
+            Waiting(str(row.dag_id), row.dttm.isoformat() if row.dttm else "", held)
+            for row, held in _held_back(session)
+        ]
 
 
-def replay(session: Session) -> Iterator[Outcome]:
+def replay() -> Iterator[Outcome]:
     """Ask again for each delivery that waits, and start the Dag if it is allowed now.
 
     The first ``EngineError`` ends it. Each is committed by itself: whoever is interrupted goes on where it ended.
     """
+    from airflow.utils.session import create_session
+
+    with create_session(scoped=False) as session:
+        for row, held in _held_back(session):
+            outcome = _replay(row, held, session)
+            session.commit()
+            yield outcome
+
+
+def _held_back(session: Session) -> list[tuple[Log, Held]]:
+    rows = session.scalars(select(Log).where(Log.event == HELD_BACK).order_by(Log.id))
+    return [(row, msgspec.json.decode(row.extra or "", type=Held)) for row in rows]
+
+
+def _replay(row: Log, held: Held, session: Session) -> Outcome:
     from airflow.models import DagModel
 
-    for row, held in held_back(session):
-        dag_id = str(row.dag_id)
-        decisions = decision_point().decide(Evaluations(held.subject, "trigger", held.resources)).decisions
-        against = tuple(reason for decision in decisions if decision.allow is not True for reason in decision.reasons)
-        refused = any(decision.allow is not True for decision in decisions)
-        event, dag = session.get(AssetEvent, held.event_id), session.get(DagModel, dag_id)
-        if event is None or dag is None:
-            against, refused = ("the event or the Dag does not exist any more",), True
-        elif not refused:
-            AssetManager._queue_dagruns(
-                asset_id=held.asset_id, dags_to_queue={dag}, event=event, partition_key=event.partition_key,
-                task_instance=None, session=session, **_of_this_airflow(partition_date=held.partition_date),
-            )  # fmt: skip
-        row.event = REFUSED if refused else REPLAYED
-        session.commit()
-        yield Outcome(dag_id, held.event_id, row.event, against)
+    dag_id = str(row.dag_id)
+    decisions = decision_point().decide(Evaluations(held.subject, "trigger", held.resources)).decisions
+    against = tuple(reason for decision in decisions if decision.allow is not True for reason in decision.reasons)
+    refused = any(decision.allow is not True for decision in decisions)
+    event, dag = session.get(AssetEvent, held.event_id), session.get(DagModel, dag_id)
+    if event is None or dag is None:
+        against, refused = ("the event or the Dag does not exist any more",), True
+    elif not refused:
+        AssetManager._queue_dagruns(
+            asset_id=held.asset_id, dags_to_queue={dag}, event=event, partition_key=event.partition_key,
+            task_instance=None, session=session, **_of_this_airflow(partition_date=held.partition_date),
+        )  # fmt: skip
+    row.event = REFUSED if refused else REPLAYED
+    return Outcome(dag_id, held.event_id, row.event, against)
 
 
 def _of_this_airflow(**named: Any) -> dict[str, Any]:

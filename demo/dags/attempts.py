@@ -42,6 +42,7 @@ TRIES: dict[str, Any] = {
     "write variable": lambda key: Variable.set(key, "taken"),
     "delete variable": Variable.delete,
     "list variables": lambda prefix: sorted(Variable.keys(prefix or None)),
+    "touch": lambda file: Path(file).touch(),
     "wait for": wait,
     "trigger": trigger,
     "clear": clear,

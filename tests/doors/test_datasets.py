@@ -216,8 +216,11 @@ def test_without_a_decision_nothing_starts_and_nothing_is_lost(orders: Orders, n
     assert set(told(HELD_BACK)) == set(WAITING)
     with _session() as session:
         assert session.scalars(select(AssetEvent).order_by(AssetEvent.id.desc())).first() is not None
-        with pytest.raises(Unreachable):
-            list(datasets.replay(session))
+    waiting = datasets.held_back()
+    assert {one.dag_id for one in waiting} == set(WAITING)
+    assert {(one.held.asset, one.held.subject.id) for one in waiting} == {("orders", "beta_daily.work")}
+    with pytest.raises(Unreachable):
+        list(datasets.replay())
     assert set(told(HELD_BACK)) == set(WAITING)
 
 
@@ -227,13 +230,11 @@ def test_what_was_held_back_is_asked_again(orders: Orders, monkeypatch: pytest.M
         outage.setattr(datasets, "decision_point", lambda: SimpleNamespace(decide=_raise))
         orders.change("beta")
     assert datasets.decision_point is answering
-    with _session() as session:
-        outcomes = {outcome.dag_id: outcome.state for outcome in datasets.replay(session)}
+    outcomes = {outcome.dag_id: outcome.state for outcome in datasets.replay()}
     expected = {"alpha_open_to_beta", "beta_closed", "common"}
     assert outcomes == {dag_id: REPLAYED if dag_id in expected else REFUSED for dag_id in WAITING}
     assert started() == expected
-    with _session() as session:
-        assert list(datasets.replay(session)) == []
+    assert list(datasets.replay()) == []
 
 
 def _raise(_: Any) -> Any:

@@ -116,7 +116,7 @@ def test_a_users_event_starts_what_the_user_may_start(site: RunningSite) -> None
 def test_one_line_of_the_owner_changes_each(site: RunningSite) -> None:
     """Without a restart; the last test of this file, as it turns the site's policy round."""
     edits = defaultdict(list)
-    changing = [scene for scene in STARTS]
+    changing = list(STARTS)
     for scene in (*_ATTEMPTS_THAT_CHANGE, *changing):
         edits[scene.owner].append(scene.rule)
     marker = (
