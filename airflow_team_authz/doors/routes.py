@@ -30,13 +30,13 @@ class Request(NamedTuple):
 
 
 class Route(NamedTuple):
-    """The action of a route, and the resource of a request to it.
+    """The action of a route, and the resource of a request to it; ``None`` for what a task reports of itself.
 
     Without an action it depends on whether the resource is there: update, or else create.
     """
 
     action: str | None
-    resource: Callable[[Request], Resource]
+    resource: Callable[[Request], Resource | None]
 
 
 class Missing(Exception):
@@ -78,6 +78,12 @@ def _dag(entity: str | None = None, written: bool = False) -> Callable[[Request]
         return Resource("dag", team_id, dag_id, UNSET if entity is None else entity)
 
     return resource
+
+
+def _written_xcom(request: Request) -> Resource | None:
+    named = tuple(request.path[part] for part in ("dag_id", "run_id", "task_id"))
+    subject = request.subject
+    return None if named == (subject.dag_id, subject.run_id, subject.task_id) else _dag("xcom", written=True)(request)
 
 
 def _asset(entity: str | None = None) -> Callable[[Request], Resource]:
@@ -178,8 +184,8 @@ ROUTES: dict[tuple[str, str], Route | None] = {
     ("GET", f"{_XCOM}/slice"): Route("read", _dag("xcom")),
     ("HEAD", _XCOM): Route("read", _dag("xcom")),
     ("GET", _XCOM): Route("read", _dag("xcom")),
-    ("POST", _XCOM): Route("create", _dag("xcom", written=True)),
-    ("DELETE", _XCOM): Route("delete", _dag("xcom", written=True)),
+    ("POST", _XCOM): Route("create", _written_xcom),
+    ("DELETE", _XCOM): Route("delete", _written_xcom),
     ("POST", "/hitlDetails/{task_instance_id}"): OWN,
     ("PATCH", "/hitlDetails/{task_instance_id}"): OWN,
     ("GET", "/hitlDetails/{task_instance_id}"): OWN,

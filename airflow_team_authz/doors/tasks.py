@@ -85,6 +85,8 @@ def _decide(about: tuple[str, str], request: Request, token: TIToken) -> str | N
             resource = route.resource(asked)
         except routes.Missing as missing:
             raise HTTPException(404, {"reason": "not_found", "message": str(missing)}) from None
+        if resource is None:
+            return None
         action = route.action or _create_or_update(asked)
     _ask(subject, action, resource)
     if action == "read" and resource.team_id is None:

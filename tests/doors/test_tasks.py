@@ -99,6 +99,7 @@ def api(opened_api: Api, monkeypatch: pytest.MonkeyPatch) -> Api:
 
 
 XCOM = "xcoms/{}/r/work/return_value"
+OTHER_XCOM = "xcoms/{}/r/other/return_value"
 # What a task of alpha asks for: allowed for its own, refused for beta's.
 SCENES: dict[str, tuple[str, str, dict[str, str], dict[str, Any]]] = {
     "read a connection": ("GET", "connections/{}", {"alpha": "alpha_db", "beta": "beta_db"}, {}),
@@ -113,8 +114,8 @@ SCENES: dict[str, tuple[str, str, dict[str, str], dict[str, Any]]] = {
     "read states": ("GET", "task-instances/states?dag_id={}", {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
     "read an XCom": ("GET", XCOM, {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
     "count XComs": ("HEAD", XCOM, {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
-    "write an XCom": ("POST", XCOM, {"alpha": "alpha_daily", "beta": "beta_daily"}, {"json": "1"}),
-    "delete an XCom": ("DELETE", XCOM, {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
+    "write an XCom": ("POST", OTHER_XCOM, {"alpha": "alpha_daily", "beta": "beta_daily"}, {"json": "1"}),
+    "delete an XCom": ("DELETE", OTHER_XCOM, {"alpha": "alpha_daily", "beta": "beta_daily"}, {}),
     "write a variable": ("PUT", "variables/{}", {"alpha": "alpha_key", "beta": "beta_key"}, {"json": {"val": "2"}}),
     "delete a variable": ("DELETE", "variables/{}", {"alpha": "alpha_old", "beta": "beta_key"}, {}),
 }
@@ -194,6 +195,15 @@ def test_what_a_task_creates_is_its_teams(api: Api) -> None:
     assert api.call("alpha", "GET", "variables/größe 🚀/a").json()["value"] == "3"
     assert api.call("alpha", "DELETE", "variables/größe 🚀/a").status_code == 204
     assert ("größe 🚀/a", "alpha") not in _variables()
+
+
+def test_what_a_task_reports_of_itself_is_no_decision(api: Api) -> None:
+    for method, path in (("POST", "xcoms/alpha_daily/r/work/x"), ("DELETE", "xcoms/alpha_daily/r/work/x")):
+        assert api.call("alpha", method, path, **({"json": "1"} if method == "POST" else {})).status_code < 300
+    assert api.engine.asked == []
+    # Another run of the same task is not itself.
+    api.call("alpha", "POST", "xcoms/alpha_daily/elsewhen/work/x", json="1")
+    assert len(api.engine.asked) == 1
 
 
 def test_what_a_teams_policy_lends_is_found(api: Api) -> None:

@@ -11,27 +11,35 @@ import pytest
 from demo.running import RunningSite
 from tests.running.postgres import Postgres, programs
 
-SITES = ("SQLite and in process", "PostgreSQL and an OPA server")
+
+@pytest.fixture(scope="session")
+def site_in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSite]:
+    """On SQLite, with the policy in its processes."""
+    yield from _running(RunningSite(tmp_path_factory.mktemp("running")))
 
 
-@pytest.fixture(scope="session", params=SITES)
-def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSite]:
-    """Both databases and both engines."""
-    home = tmp_path_factory.mktemp("running")
-    if request.param == SITES[0]:
-        yield from _running(RunningSite(home))
-        return
+@pytest.fixture(scope="session")
+def site_with_opa(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSite]:
+    """On PostgreSQL, with an OPA server."""
     if programs() is None:
         missing = "PostgreSQL is not on this machine: apt-get install postgresql"
         if os.environ.get("REQUIRE_ALL"):
             pytest.fail(missing, pytrace=False)
         pytest.skip(missing)
+    home = tmp_path_factory.mktemp("running")
     postgres = Postgres(home / "postgres")
     try:
         postgres.start()
         yield from _running(RunningSite(home, opa_server=True, database=postgres.url))
     finally:
         postgres.stop()
+
+
+@pytest.fixture(params=["site_in_process", "site_with_opa"])
+def site(request: pytest.FixtureRequest) -> RunningSite:
+    """Both databases and both engines."""
+    running: RunningSite = request.getfixturevalue(request.param)
+    return running
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +55,3 @@ def _running(site: RunningSite) -> Iterator[RunningSite]:
         yield site
     finally:
         site.stop()
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """What a task waits for."""
-    return tmp_path / "go on"

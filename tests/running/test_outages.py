@@ -65,10 +65,9 @@ Fault = Callable[[RunningSite], Any]
 
 @pytest.mark.parametrize("fault", [killed, frozen, empty])
 def test_without_an_opa_server_nothing_forbidden_happens_and_nothing_is_lost(
-    site: RunningSite, fault: Fault, tmp_path: Path
+    site_with_opa: RunningSite, fault: Fault, tmp_path: Path
 ) -> None:
-    if site.opa is None:
-        pytest.skip("this site has its policy in process")
+    site = site_with_opa
     go, tried, end = (tmp_path / name for name in ("go", "tried", "end"))
     attempts = [(scene.what, scene.about) for scene in _OF_ALPHA]
     task = site.begin("alpha", ("wait for", str(go)), *attempts, ("touch", str(tried)), ("wait for", str(end)))
@@ -136,9 +135,8 @@ def _replaced(file: Path, change: Callable[[str], str]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", [deleted, truncated, broken])
-def test_a_policy_that_is_spoilt_leaves_the_last_good_one_in_force(site: RunningSite, fault: Fault) -> None:
-    if site.opa is not None:
-        pytest.skip("this site has an OPA server")
+def test_a_policy_that_is_spoilt_leaves_the_last_good_one_in_force(site_in_process: RunningSite, fault: Fault) -> None:
+    site = site_in_process
     with fault(site):
         # The engine looks at its files several times a second.
         time.sleep(2)
