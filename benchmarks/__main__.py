@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2000, help="measurements of one decision (default 2000)")
     parser.add_argument("--output", choices=["text", "json"], default="text")
     parser.add_argument("--keycloak", action="store_true", help="compare with people out of a real Keycloak instead")
+    parser.add_argument("--doors", action="store_true", help="compare tasks, asset events and parsed Dags instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         os.environ["AIRFLOW_HOME"] = home
@@ -40,6 +41,10 @@ def main() -> int:
             from benchmarks.keycloak import comparisons
 
             rows = list(comparisons(Path(home), options.rounds // 4))
+        elif options.doors:
+            from benchmarks import doors
+
+            rows = list(doors.comparisons(Path(home)))
         else:
             rows = [
                 *one_decision(Path(home), options.rounds),

@@ -14,9 +14,10 @@ from types import FrameType
 
 from airflow_team_authz.compile import CompileError
 from demo.play import play
+from demo.play_running import play_running
 from demo.process import StartError
+from demo.running import RunningSite
 from demo.show import Show, console
-from demo.site import Site
 
 
 def main() -> int:
@@ -24,7 +25,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m demo",
         description="Boots a multi-team Airflow on SQLite in a temporary directory, plays scenes over its REST API "
-        "as five users of two teams, prints them as a table, and leaves the UI running until Ctrl-C. About a minute.",
+        "as five users of two teams, has tasks, asset events and Dag files of both try what they may and may not, "
+        "prints all that as tables, and leaves the UI running until Ctrl-C. Two minutes.",
     )
     parser.add_argument(
         "--once", action="store_true", help="end after the scenes; exit code 1 if one is not as expected"
@@ -54,12 +56,15 @@ def main() -> int:
 def demonstrate(show: Show, home: Path, opa_server: bool, once: bool) -> bool:
     """Start, play, and unless ``once`` wait for Ctrl-C; whether every scene was as expected."""
     begin = time.monotonic()
-    site = Site(home, opa_server)
+    site = RunningSite(home, opa_server)
     try:
         site.start(show.progress)
         show.told(site)
         outcomes = show.scenes(play(site))
-        good = show.verdict(outcomes, time.monotonic() - begin)
+        with show.progress("\nHaving Dags run"):
+            site.begin_to_run()
+        seen = show.running(play_running(site), site.import_errors())
+        good = show.verdict(outcomes, seen, time.monotonic() - begin)
         if not once:
             show.invitation(site)
             with suppress(KeyboardInterrupt):

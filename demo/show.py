@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
 
@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from demo.play import Outcome
+from demo.play_running import Seen
 from demo.scenes import SCENES
 from demo.site import USERS, Site
 
@@ -65,10 +66,26 @@ class Show:
             self._out.print(steps)
         return shown
 
-    def verdict(self, outcomes: list[Outcome], seconds: float) -> bool:
+    def running(self, seen: Iterable[Seen], import_errors: Mapping[tuple[str, str], str]) -> list[Seen]:
+        """Print what tasks, events and pools came to; returns the scenes."""
+        shown = list(seen)
+        self._out.print("\n[bold]Tasks and asset events[/], and what Airflow alone would do\n")
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+        for name, width in {"scene": 62, "expected": 9, "actual": 9, "alone": 9, "": 4}.items():
+            table.add_column(name, width=width, overflow="fold")
+        for scene in shown:
+            words = [escape(scene.words), *(_yes(value) for value in (scene.expected, scene.done, scene.alone))]
+            table.add_row(*words, "[green]OK[/]" if scene.ok else "[bold red]FAIL[/]")
+        self._out.print(table)
+        self._out.print("\n[bold]Pools[/]: Dag files that were not imported\n")
+        for (bundle, file), error in sorted(import_errors.items()):
+            self._out.print(f"  {bundle}/{file}: {escape(error)}", highlight=False, soft_wrap=True)
+        return shown
+
+    def verdict(self, outcomes: list[Outcome], seen: list[Seen], seconds: float) -> bool:
         """The last line; whether all is as expected."""
-        failed = sum(not outcome.ok for outcome in outcomes)
-        summary = f"\n{len(SCENES)} scenes, {len(outcomes)} requests: "
+        failed = sum(not outcome.ok for outcome in (*outcomes, *seen))
+        summary = f"\n{len(SCENES) + len(seen)} scenes, {len(outcomes)} requests: "
         summary += f"[bold red]{failed} not as expected[/]" if failed else "[green]all as expected[/]"
         self._out.print(f"{summary}, {seconds:.0f} s in all")
         return not failed
@@ -79,6 +96,10 @@ class Show:
         for user in USERS:
             self._out.print(f"  {user.name}  {site.passwords[user.name]}  {user.who}", highlight=False)
         self._out.print(f"\nThe policy is in {site.policy}: edit a file, and see what changes.", soft_wrap=True)
+
+
+def _yes(value: bool) -> str:
+    return "done" if value else "refused"
 
 
 def _steps(header: bool) -> Table:

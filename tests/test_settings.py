@@ -32,6 +32,8 @@ DEFAULTS = {
     "opa_client_cert_file": None,
     "opa_client_key_file": None,
     "opa_token_file": None,
+    "own_dags_without_decision": "hold",
+    "state": None,
 }
 FILES = [name for name in DEFAULTS if name.endswith("_file")] + ["policy"]
 MISSPELT = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 WRONG = 1
 MANAGER = "airflow_team_authz.TeamAuthManager"
+_HOOKS = "airflow_team_authz.hooks"
 _NAME = "team-authz-doctor"
 
 
@@ -96,6 +98,15 @@ def _airflow_checks(readable: bool) -> Iterator[Check]:
         airflow.multi_team,
         f"[core] multi_team is {'on' if airflow.multi_team else 'off'}",
         "" if airflow.multi_team else "set [core] multi_team = True, or Airflow knows no teams",
+    )
+    hooked = any(point.value == _HOOKS for point in entry_points(group="airflow.policy"))
+    yield Check(
+        "doors",
+        hooked,
+        "tasks, datasets and pools are guarded by the entry point airflow.policy"
+        if hooked
+        else "the entry point airflow.policy of this package is missing",
+        "" if hooked else "install the package with its metadata (pip install): tasks, datasets and pools go unasked",
     )
 
 

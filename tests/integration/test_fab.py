@@ -59,11 +59,11 @@ LISTS = {
     "pools": (
         "name",
         {
-            "ann": {"alpha_production", "common_pool", "default_pool"},
-            "aud": {"alpha_production", "beta_pool", "common_pool", "default_pool"},
+            "ann": {"alpha_pool", "alpha_production", "common_pool", "default_pool"},
+            "aud": {"alpha_pool", "alpha_production", "beta_pool", "common_pool", "default_pool"},
             "bob": {"beta_pool", "common_pool", "default_pool"},
             "vic": {"common_pool", "default_pool"},
-            "pat": {"alpha_production", "beta_pool", "common_pool", "default_pool"},
+            "pat": {"alpha_pool", "alpha_production", "beta_pool", "common_pool", "default_pool"},
         },
     ),
     "dags": (

@@ -67,11 +67,11 @@ LISTS = {
         "/api/v2/pools",
         "name",
         {
-            "ann": {"alpha_production", "common_pool", "default_pool"},
-            "ivy": {"common_pool", "default_pool"},
+            "ann": {"alpha_pool", "alpha_production", "common_pool", "default_pool"},
+            "ivy": {"alpha_pool", "common_pool", "default_pool"},
             "bob": {"beta_pool", "common_pool", "default_pool"},
             "vic": {"beta_pool", "common_pool", "default_pool"},
-            "pat": {"alpha_production", "beta_pool", "common_pool", "default_pool"},
+            "pat": {"alpha_pool", "alpha_production", "beta_pool", "common_pool", "default_pool"},
         },
     ),
     "teams": (

@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import pytest
 
+from demo.play_running import start_all, try_all
 from demo.running import RunningSite
-from demo.running_scenes import ATTEMPTS, STARTS, Attempt, Start
+from demo.running_scenes import ATTEMPTS, STARTS, Attempt
 
 pytestmark = pytest.mark.timeout(300)
 
 _ATTEMPTS_THAT_CHANGE = [scene for scene in ATTEMPTS if scene.owner]
 
 
-def tried(site: RunningSite, scenes: Iterable[Attempt]) -> dict[str, bool]:
-    """Whether each could be done, by its words; one task of each team."""
-    by_team: dict[str, list[Attempt]] = defaultdict(list)
-    for scene in scenes:
-        by_team[scene.team].append(scene)
-    runs = {
-        team: site.begin(team, *((scene.what, scene.about) for scene in of_team)) for team, of_team in by_team.items()
-    }
-    return {
-        scene.words: outcome.done
-        for team, of_team in by_team.items()
-        for scene, outcome in zip(of_team, site.tried(team, runs[team]), strict=True)
-    }
-
-
-def started(site: RunningSite, scenes: Iterable[Start]) -> dict[str, bool]:
-    """Whether each Dag was started by a new event of its source, by the scene's words."""
-    scenes = list(scenes)
-    before = site.runs_of({scene.dag_id for scene in scenes})
-    for source in sorted({scene.source for scene in scenes}):
-        site.make_event(source)
-    # Those that are to start say when all of them have been asked about: an event has one question.
-    expected = [scene for scene in scenes if scene.done]
-    site.wait_for(
-        lambda: all(site.runs(scene.dag_id) > before[scene.dag_id] for scene in expected), "Dags to start by events"
-    )
-    return {scene.words: site.runs(scene.dag_id) > before[scene.dag_id] for scene in scenes}
+def tried(site: RunningSite, scenes: Sequence[Attempt]) -> dict[str, bool]:
+    return {words: result.done for words, result in try_all(site, scenes).items()}
 
 
 def test_what_tasks_may_do(site: RunningSite) -> None:
@@ -51,7 +27,7 @@ def test_what_tasks_may_do(site: RunningSite) -> None:
 
 
 def test_which_dags_events_start(site: RunningSite) -> None:
-    assert started(site, STARTS) == {scene.words: scene.done for scene in STARTS}
+    assert start_all(site, STARTS) == {scene.words: scene.done for scene in STARTS}
 
 
 def test_a_refusal_is_in_the_tasks_log(site: RunningSite) -> None:
@@ -128,13 +104,13 @@ def test_one_line_of_the_owner_changes_each(site: RunningSite) -> None:
     site.wait_for(lambda: site.client("ann").get("/api/v2/variables/alpha_config").status_code == 403, "the new rules")
     assert tried(site, _ATTEMPTS_THAT_CHANGE) == {scene.words: not scene.done for scene in _ATTEMPTS_THAT_CHANGE}
     turned = [scene._replace(done=not scene.done) for scene in STARTS]
-    assert started(site, turned) == {scene.words: scene.done for scene in turned}
+    assert start_all(site, turned) == {scene.words: scene.done for scene in turned}
 
 
 def test_airflow_alone(alone: RunningSite) -> None:
     """What the package is for: the same scenes without it."""
     assert tried(alone, ATTEMPTS) == {scene.words: scene.alone for scene in ATTEMPTS}
     natively = [scene._replace(done=scene.alone) for scene in STARTS]
-    assert started(alone, natively) == {scene.words: scene.alone for scene in STARTS}
+    assert start_all(alone, natively) == {scene.words: scene.alone for scene in STARTS}
     assert alone.import_errors() == {}
     assert any(scene.alone and not scene.done for scene in (*ATTEMPTS, *STARTS))

@@ -1,0 +1,136 @@
+"""Every process of Airflow loads the hooks by their entry point: what they guard, and what they leave alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from airflow_team_authz.hooks import DOORS
+from tests.conftest import REPOSITORY
+
+OURS = {"AIRFLOW__CORE__AUTH_MANAGER": "airflow_team_authz.TeamAuthManager"}
+
+
+def airflow(home: Path, code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of an Airflow of its own, as Airflow starts one."""
+    env = {"AIRFLOW_HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "ignore", **variables}
+    return subprocess.run(
+        [sys.executable, "-c", f"import airflow.settings\n{code}"],
+        env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+def said(home: Path, code: str, **variables: str) -> object:
+    """What the code prints as JSON in its last line."""
+    done = airflow(home, code, **variables)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+LOOK = """
+import json, airflow.models.taskinstance
+from importlib import import_module
+from airflow.api_fastapi.execution_api import app
+from airflow.assets.manager import asset_manager
+from airflow.dag_processing import collection, manager, processor
+from airflow.jobs import triggerer_job_runner
+from airflow.models import trigger
+from airflow.sdk.execution_time import supervisor
+from airflow.api_fastapi.execution_api.security import require_auth
+print(json.dumps({
+    "tasks": app.create_task_execution_api_app().dependency_overrides.get(require_auth, require_auth).__module__,
+    "in process": app.InProcessExecutionAPI().app.dependency_overrides.get(require_auth, require_auth).__module__,
+    "datasets": type(asset_manager).__module__,
+    "watchers": trigger.AssetManager.__module__,
+    "pools": manager.update_dag_parsing_results_in_db.__module__,
+    "parsing": processor.DagFileProcessorProcess._handle_request.__module__,
+    "triggers": triggerer_job_runner.TriggerRunnerSupervisor._handle_request.__module__,
+    "testing": supervisor.InProcessTestSupervisor._handle_request.__module__,
+    "log": supervisor.ActivitySubprocess._handle_request.__module__,
+}))
+"""
+
+
+def test_every_door_is_in_its_place(tmp_path: Path) -> None:
+    assert said(tmp_path, LOOK, **OURS) == {
+        "tasks": "airflow_team_authz.doors.tasks",
+        "in process": "airflow_team_authz.doors.tasks",
+        "datasets": "airflow_team_authz.doors.datasets",
+        "watchers": "airflow_team_authz.doors.datasets",
+        "pools": "airflow_team_authz.doors.pools",
+        "parsing": "airflow_team_authz.identities.machines",
+        "triggers": "airflow_team_authz.identities.machines",
+        "testing": "airflow_team_authz.identities.machines",
+        "log": "airflow_team_authz.doors.task_log",
+    }
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"AIRFLOW__TEAM_AUTHZ__DEADLINE_MS": "100"},
+        {"AIRFLOW__CORE__ASSET_MANAGER_CLASS": "airflow_team_authz.TeamAssetManager"},
+    ],
+    ids=str,
+)
+def test_any_of_our_settings_is_enough(tmp_path: Path, variables: dict[str, str]) -> None:
+    found = said(tmp_path, LOOK, **variables)
+    assert isinstance(found, dict)
+    assert all(module.startswith("airflow_team_authz.") for module in found.values())
+
+
+def test_where_nobody_has_configured_it_airflow_is_left_alone(tmp_path: Path) -> None:
+    found = said(tmp_path, LOOK)
+    assert isinstance(found, dict)
+    assert {module.partition(".")[0] for module in found.values()} == {"airflow"}
+
+
+def test_a_process_that_cannot_be_guarded_does_not_start(tmp_path: Path) -> None:
+    spoilt = "import airflow_team_authz.hooks as hooks\nhooks.DOORS['airflow.jobs.job'] = ('no.such.door',)\n"
+    done = airflow(tmp_path, f"{spoilt}import airflow.jobs.job", **OURS)
+    assert done.returncode != 0
+    assert "No module named 'no'" in done.stderr
+
+
+def test_an_asset_manager_without_the_policy_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("from airflow.assets.manager import AssetManager\nclass Own(AssetManager): ...\n")
+    named = {"AIRFLOW__CORE__ASSET_MANAGER_CLASS": "own.Own", "PYTHONPATH": str(tmp_path)}
+    done = airflow(tmp_path, "import airflow.models.taskinstance", **OURS, **named)
+    assert done.returncode != 0
+    assert "[core] asset_manager_class: own.Own does not ask the policy" in done.stderr
+
+
+def test_an_api_server_without_the_tasks_door_does_not_serve(tmp_path: Path) -> None:
+    code = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "airflow_team_authz.hooks"]
+from airflow.api_fastapi.app import create_app
+create_app()
+"""
+    done = airflow(tmp_path, code, **OURS)
+    assert done.returncode != 0
+    assert "the Execution API is not guarded" in done.stderr
+
+
+@pytest.mark.parametrize("door", sorted({door for doors in DOORS.values() for door in doors}))
+def test_a_door_may_be_imported_first(tmp_path: Path, door: str) -> None:
+    """As `team-authz` does, and as Airflow does by way of a setting."""
+    code = f"import {door}\n{LOOK}"
+    found = said(tmp_path, code, **OURS)
+    assert isinstance(found, dict)
+    assert all(module.startswith("airflow_team_authz.") for module in found.values())
+
+
+@pytest.mark.parametrize("process", ["airflow.sdk.execution_time.task_runner", "airflow.sdk.execution_time.supervisor"])
+def test_a_process_that_runs_a_task_imports_no_engine(tmp_path: Path, process: str) -> None:
+    code = f"import json, sys, {process}\nprint(json.dumps([name for name in sys.modules if 'team_authz' in name]))"
+    loaded = said(tmp_path, code, **OURS)
+    assert isinstance(loaded, list)
+    assert not any(name.startswith("airflow_team_authz.engines") for name in loaded)
+    assert not any(name in {"airflow_team_authz.doors.tasks", "airflow_team_authz.doors.users"} for name in loaded)
+    wasm = said(tmp_path, f"import json, sys, {process}\nprint(json.dumps('wasmtime' in sys.modules))", **OURS)
+    assert wasm is False
