@@ -16,6 +16,8 @@ from types import ModuleType
 # Airflow's module → ours, whose ``guard`` is called with it.
 DOORS: dict[str, tuple[str, ...]] = {
     "airflow.api_fastapi.execution_api.app": ("airflow_team_authz.doors.tasks",),
+    "airflow.api_fastapi.execution_api.routes.xcoms": ("airflow_team_authz.doors.tasks",),
+    "airflow.api_fastapi.execution_api.security": ("airflow_team_authz.doors.tasks",),
     "airflow.assets.manager": ("airflow_team_authz.doors.datasets",),
     "airflow.dag_processing.collection": ("airflow_team_authz.doors.pools",),
     "airflow.dag_processing.processor": ("airflow_team_authz.identities.machines",),

@@ -8,18 +8,20 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 from benchmarks.__main__ import compare, compiled, write_policies
+from demo.airflow import Airflow, merged
 
 TEAMS = 50
 CONSUMERS = 500
 DAGS = 500
+DAGS_PER_FILE = 5
 TASKS = 20
+SIMPLE = "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
 ALONE, OURS = "Airflow alone", "with this package, in process"
 BODY = {"state": "running", "hostname": "h", "unixname": "u", "pid": 1, "start_date": "2026-01-01T00:00:00Z"}
 
@@ -31,9 +33,6 @@ def comparisons(home: Path) -> Iterator[dict[str, Any]]:
     yield from starts(home)
     # Not before: the processes above are to be as they are without any setting.
     os.environ["AIRFLOW__TEAM_AUTHZ__POLICY"] = str(policy)
-    local = "airflow.dag_processing.bundles.local.LocalDagBundle"
-    bundle = {"name": "team1", "classpath": local, "kwargs": {"path": str(home / "dags")}, "team_name": "team1"}
-    os.environ["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"] = json.dumps([bundle])
     _create_database()
     yield from events()
     yield from parsing(home)
@@ -79,46 +78,79 @@ def events() -> Iterator[dict[str, Any]]:
 
 
 def parsing(home: Path) -> Iterator[dict[str, Any]]:
-    """Files with one Dag each, parsed, serialized and written, as the Dag processor does."""
-    from airflow.dag_processing import collection
-    from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
-
+    """A real Dag processor goes once over files with Dags in them, and writes what it finds into its database."""
+    lines = "\n".join(f'        EmptyOperator(task_id="t{number}", pool="pool")' for number in range(TASKS))
+    dags = f'for number in range({DAGS_PER_FILE}):\n    with DAG(f"dag{{FILE}}_{{number}}", schedule=None):\n{lines}\n'
+    imports = "from airflow.sdk import DAG\nfrom airflow.providers.standard.operators.empty import EmptyOperator\n"
     folder = home / "dags"
     folder.mkdir()
-    lines = "\n".join(f'    EmptyOperator(task_id="t{number}", pool="pool")' for number in range(TASKS))
-    for number in range(DAGS // 10):
-        source = "from airflow.sdk import DAG\nfrom airflow.providers.standard.operators.empty import EmptyOperator\n"
-        (folder / f"dag{number}.py").write_text(f'{source}with DAG("dag{number}", schedule=None):\n{lines}\n')
+    for number in range(DAGS // DAGS_PER_FILE):
+        (folder / f"file{number}.py").write_text(f"{imports}FILE = {number}\n{dags}")
+    local = "airflow.dag_processing.bundles.local.LocalDagBundle"
+    bundles = [{"name": "dags", "classpath": local, "kwargs": {"path": str(folder)}, "team_name": "alpha"}]
+    told = {
+        "core": {"multi_team": "True"},
+        "dag_processor": {"dag_bundle_config_list": json.dumps(bundles), "parsing_processes": "2"},
+    }
 
-    def parse(write: Any) -> Callable[[], None]:
-        def run() -> None:
-            with _replaced(collection, "update_dag_parsing_results_in_db", write):
-                for file in sorted(folder.glob("*.py")):
-                    bag = BundleDagBag(dag_folder=str(file), bundle_path=folder, bundle_name="team1", safe_mode=False)
-                    if bag.import_errors:
-                        raise AssertionError(bag.import_errors)
-                    with _session() as session:
-                        sync_bag_to_db(bag, "team1", None, session=session)
-                        session.commit()
+    def processor(name: str, **more: dict[str, str]) -> Callable[[], None]:
+        airflow = Airflow(home / name, merged(told, more))
+        airflow.run("db", "migrate")
+        airflow.run("teams", "create", "alpha")
+        airflow.run("teams", "sync")
+        return lambda: airflow.run("dag-processor", "--num-runs", "1") and None
 
-        return run
-
-    guarded = collection.update_dag_parsing_results_in_db
-    alone = guarded.__closure__[0].cell_contents  # type: ignore[index]
-    title = f"parsing {DAGS // 10} Dags of {TASKS} tasks, a file each"
-    yield from compare(title, {ALONE: parse(alone), OURS: parse(guarded)}, 5, {OURS: "1.05 or less"})
+    alone = processor("alone", core={"auth_manager": SIMPLE})
+    ours = processor("ours", core={"auth_manager": "airflow_team_authz.TeamAuthManager"})
+    title = f"parsing {DAGS} Dags of {TASKS} tasks in {DAGS // DAGS_PER_FILE} files, by a Dag processor"
+    yield from compare(title, {ALONE: alone, OURS: ours}, 5, {OURS: "1.05 or less"})
 
 
 def tasks() -> Iterator[dict[str, Any]]:
-    """What a task asks of the API server from its start to its end: two variables, a connection, an XCom, its state."""
+    """What a task asks of the API server from its start to its end, each in a process of its own."""
+    ours, alone = Child("ours"), Child("alone", AIRFLOW__TEAM_AUTHZ__POLICY=None)
+    try:
+        yield from compare("a task's requests, from start to end", {ALONE: alone.ask, OURS: ours.ask}, 100, {})
+    finally:
+        for child in (ours, alone):
+            child.close()
+
+
+class Child:
+    """A process that does as its first argument says, once for each line it gets."""
+
+    def __init__(self, task_id: str, **variables: str | None) -> None:
+        env = {name: value for name, value in {**os.environ, **variables}.items() if value is not None}
+        command = [sys.executable, "-c", "import sys\nfrom benchmarks.doors import live\nlive(sys.argv[1])", task_id]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen(command, env=env, **pipes)
+
+    def ask(self) -> None:
+        """Have it done once, and wait for that."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(file=self._process.stdin, flush=True)
+        while (line := self._process.stdout.readline()) != "done\n":
+            if not line:
+                raise AssertionError("the process has ended")
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate()
+
+
+def live(task_id: str) -> None:
+    """Lives of a task, one for each line of the input: two variables, a connection, an XCom, its end."""
+    import airflow.settings  # noqa: F401
     from airflow.api_fastapi.common.dagbag import create_dag_bag
     from airflow.api_fastapi.execution_api import app as execution_api
     from fastapi.testclient import TestClient
 
     generator = execution_api._jwt_generator()
-
-    def life(client: TestClient, task_id: str) -> Callable[[], None]:
-        def run() -> None:
+    app = execution_api.create_task_execution_api_app()
+    app.state.dag_bag = create_dag_bag()
+    with TestClient(app) as client:
+        for _ in sys.stdin:
             id_ = _new_task(task_id)
             headers = {"Authorization": f"Bearer {generator.generate({'sub': id_, 'scope': 'execution'})}"}
             for method, path, more in (
@@ -133,24 +165,7 @@ def tasks() -> Iterator[dict[str, Any]]:
                 answer = client.request(method, f"/{path}", headers=headers, **more)
                 if answer.status_code >= 300:
                     raise AssertionError(f"{path}: {answer.status_code} {answer.text}")
-
-        return run
-
-    ours, alone = execution_api.create_task_execution_api_app(), execution_api.create_task_execution_api_app()
-    alone.dependency_overrides.clear()
-    for app in (ours, alone):
-        app.state.dag_bag = create_dag_bag()
-    with TestClient(ours) as guarded, TestClient(alone) as unguarded:
-        contestants = {ALONE: life(unguarded, "work"), OURS: life(guarded, "work2")}
-        yield from compare("a task's requests, from start to end", contestants, 60, {})
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    kept = getattr(owner, name)
-    setattr(owner, name, value)
-    yield
-    setattr(owner, name, kept)
+            print("done", flush=True)
 
 
 def _session() -> Any:

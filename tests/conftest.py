@@ -26,6 +26,18 @@ _AIRFLOW_HOME = tempfile.mkdtemp(prefix="team-authz-tests-")
 atexit.register(shutil.rmtree, _AIRFLOW_HOME, ignore_errors=True)
 os.environ["AIRFLOW_HOME"] = os.environ.get("AIRFLOW_HOME", _AIRFLOW_HOME)
 
+# Guarded as in a process that has the package installed and configured, before anything imports the routes.
+from airflow.api_fastapi.execution_api import security  # noqa: E402
+
+from airflow_team_authz.doors import tasks  # noqa: E402
+
+tasks.guard(security)
+from airflow.api_fastapi.execution_api import app  # noqa: E402
+from airflow.api_fastapi.execution_api.routes import xcoms  # noqa: E402
+
+tasks.guard(xcoms)
+tasks.guard(app)
+
 from airflow_team_authz.compile import ENTRYPOINTS, compile_directory, find_opa, shipped_policies  # noqa: E402
 from airflow_team_authz.engines import DecisionPoint  # noqa: E402
 from airflow_team_authz.engines.in_process import InProcess  # noqa: E402

@@ -40,10 +40,11 @@ from airflow.dag_processing import collection, manager, processor
 from airflow.jobs import triggerer_job_runner
 from airflow.models import trigger
 from airflow.sdk.execution_time import supervisor
-from airflow.api_fastapi.execution_api.security import require_auth
+from airflow.api_fastapi.execution_api import security
 print(json.dumps({
-    "tasks": app.create_task_execution_api_app().dependency_overrides.get(require_auth, require_auth).__module__,
-    "in process": app.InProcessExecutionAPI().app.dependency_overrides.get(require_auth, require_auth).__module__,
+    "tasks": security.require_auth.__module__,
+    "teams": security.get_team_name_dep.__module__,
+    "start": app.create_task_execution_api_app.__module__,
     "datasets": type(asset_manager).__module__,
     "watchers": trigger.AssetManager.__module__,
     "pools": manager.update_dag_parsing_results_in_db.__module__,
@@ -58,7 +59,8 @@ print(json.dumps({
 def test_every_door_is_in_its_place(tmp_path: Path) -> None:
     assert said(tmp_path, LOOK, **OURS) == {
         "tasks": "airflow_team_authz.doors.tasks",
-        "in process": "airflow_team_authz.doors.tasks",
+        "teams": "airflow_team_authz.doors.tasks",
+        "start": "airflow_team_authz.doors.tasks",
         "datasets": "airflow_team_authz.doors.datasets",
         "watchers": "airflow_team_authz.doors.datasets",
         "pools": "airflow_team_authz.doors.pools",

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Annotated, Any
 
 from airflow.api_fastapi.execution_api.datamodels.token import TIToken
-from airflow.api_fastapi.execution_api.routes import execution_api_router
-from airflow.api_fastapi.execution_api.routes.xcoms import has_xcom_access
-from airflow.api_fastapi.execution_api.security import _jwt_bearer, get_team_name_dep, require_auth
+from airflow.api_fastapi.execution_api.security import _jwt_bearer
 from airflow.models import Variable
 from airflow.utils.session import create_session
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -33,6 +31,10 @@ _TEAM = "team_authz_team"
 _KEYS = ("GET", "/variables/keys")
 
 
+# What Airflow has in the place of ours.
+_airflows = SimpleNamespace()
+
+
 class NotGuarded(Exception):
     """The Execution API cannot be guarded: it must not serve."""
 
@@ -46,7 +48,7 @@ class _Answered(Exception):
 
 async def decide(scopes: SecurityScopes, request: Request, token: Annotated[TIToken, Depends(_jwt_bearer)]) -> TIToken:
     """In place of Airflow's ``require_auth``, which it calls: then the policy decides, once per request."""
-    token = await require_auth(scopes, request, token)
+    token = await _airflows.require_auth(scopes, request, token)
     # Cadwyn resolves dependencies twice, FastAPI once for each router above a route.
     if _DECIDED not in request.scope:
         route = request.scope.get("route")
@@ -60,11 +62,6 @@ async def team_of_resource(request: Request, _: Annotated[TIToken, Depends(decid
     """In place of Airflow's ``get_team_name_dep``: where a decided resource is, so that what is allowed is found."""
     team_id: str | None = request.scope[_TEAM]
     return team_id
-
-
-async def decided_already(_: Annotated[TIToken, Depends(decide)]) -> bool:
-    """In place of ``has_xcom_access``, which would refuse what a team's policy shares."""
-    return True
 
 
 def _decide(about: tuple[str, str], request: Request, token: TIToken) -> str | None:
@@ -147,38 +144,69 @@ def _no_decision(error: EngineError) -> HTTPException:
 
 
 def guard(module: ModuleType) -> None:
-    """See ``airflow_team_authz.hooks``: every Execution API that Airflow makes from now on is guarded."""
+    """See ``airflow_team_authz.hooks``: what routes depend on is replaced before any route is made.
+
+    FastAPI's own overrides would do it too, but cost every request several milliseconds.
+    """
+    put_in = {
+        "airflow.api_fastapi.execution_api.security": _guard_security,
+        "airflow.api_fastapi.execution_api.routes.xcoms": _guard_xcoms,
+        "airflow.api_fastapi.execution_api.app": _guard_app,
+    }
+    put_in[module.__name__](module)
+
+
+def _guard_security(module: Any) -> None:
+    if module.require_auth is decide:
+        return
+    _airflows.require_auth = module.require_auth
+    module.require_auth = decide
+    module.CurrentTIToken = Depends(decide)
+    module.get_team_name_dep = team_of_resource
+
+
+def _guard_xcoms(module: Any) -> None:
+    """Airflow's own check goes by teams alone, and would refuse what a team's policy shares."""
+    check = module.has_xcom_access
+    names = check.__code__.co_varnames[: check.__code__.co_argcount]
+    if names == _decided_already.__code__.co_varnames:
+        check.__code__ = _decided_already.__code__
+    elif "session" in names:
+        raise NotGuarded("this version of Airflow checks XComs in a way that airflow-team-authz does not know")
+
+
+def _decided_already(dag_id, run_id, task_id, xcom_key, request, session, token):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    return True
+
+
+def _guard_app(module: Any) -> None:
     create: Callable[..., FastAPI] = module.create_task_execution_api_app
+    if create.__module__ == __name__:
+        return
 
     def create_guarded(*arguments: Any, **named: Any) -> FastAPI:
+        refuse_unguarded_routes()
         app = create(*arguments, **named)
-        guard_app(app)
+        app.add_exception_handler(_Answered, lambda _, answered: answered.response)
         return app
 
-    vars(module)["create_task_execution_api_app"] = create_guarded
+    module.create_task_execution_api_app = create_guarded
 
 
-def guard_app(app: FastAPI) -> None:
-    """Put ``decide`` into an Execution API. ``NotGuarded`` if a route of it would not pass there."""
-    app.dependency_overrides[require_auth] = decide
-    app.dependency_overrides[get_team_name_dep] = team_of_resource
-    app.dependency_overrides[has_xcom_access] = decided_already
-    app.add_exception_handler(_Answered, lambda _, answered: answered.response)
-    unguarded = sorted({route.path for route in _routes() if not _passes(route.dependant)} - routes.PUBLIC)
-    if unguarded:
-        raise NotGuarded(
-            f"routes of the Execution API ask for no token, so airflow-team-authz cannot guard them: "
-            f"{', '.join(unguarded)}. This version of Airflow is not supported"
-        )
+def refuse_unguarded_routes() -> None:
+    """``NotGuarded`` if a route of Airflow's Execution API does not pass ``decide``: it must not be served."""
+    from airflow.api_fastapi.execution_api.routes import execution_api_router
 
-
-def _routes() -> list[APIRoute]:
-    """What every version of the API is made from."""
     found = [route for route in execution_api_router.routes if isinstance(route, APIRoute)]
     if not found:
         raise NotGuarded("the Execution API has no routes that airflow-team-authz could guard: is Airflow too new?")
-    return found
+    unguarded = sorted({route.path for route in found if not _passes(route.dependant)} - routes.PUBLIC)
+    if unguarded:
+        raise NotGuarded(
+            f"routes of the Execution API do not pass airflow-team-authz: {', '.join(unguarded)}. Either this version "
+            "of Airflow is not supported, or the entry point airflow.policy was loaded too late"
+        )
 
 
 def _passes(dependant: Any) -> bool:
-    return any(part.call is require_auth or _passes(part) for part in dependant.dependencies)
+    return any(part.call is decide or _passes(part) for part in dependant.dependencies)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
@@ -13,12 +14,14 @@ from airflow import settings
 from airflow.api_fastapi.auth.tokens import JWTGenerator
 from airflow.api_fastapi.common.dagbag import create_dag_bag
 from airflow.api_fastapi.execution_api import app as execution_api
+from airflow.api_fastapi.execution_api import routes as api_routes
+from airflow.api_fastapi.execution_api import security
 from airflow.api_fastapi.execution_api.routes import execution_api_router
 from airflow.models import Connection, Variable
 from airflow.models.asset import TaskOutletAssetReference
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from sqlalchemy import insert, select
@@ -83,7 +86,6 @@ def opened_api(filled: None, bundles: dict[str, Path]) -> Iterator[Api]:  # noqa
         patch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
         engine = Recording(bundles["example"])
         app = execution_api.create_task_execution_api_app()
-        tasks.guard_app(app)
         app.state.dag_bag = create_dag_bag()
         with TestClient(app, raise_server_exceptions=False) as client:
             yield Api(client, engine, execution_api._jwt_generator())
@@ -337,12 +339,26 @@ def test_an_unknown_route_is_denied(api: Api, monkeypatch: pytest.MonkeyPatch) -
 def test_a_route_without_a_token_keeps_the_api_from_serving(monkeypatch: pytest.MonkeyPatch) -> None:
     router = APIRouter()
     router.add_api_route("/secrets", lambda: "everything")
-    monkeypatch.setattr(tasks, "execution_api_router", router)
+    monkeypatch.setattr(api_routes, "execution_api_router", router)
     with pytest.raises(tasks.NotGuarded, match="/secrets"):
-        tasks.guard_app(FastAPI())
-    monkeypatch.setattr(tasks, "execution_api_router", APIRouter())
+        execution_api.create_task_execution_api_app()
+    monkeypatch.setattr(api_routes, "execution_api_router", APIRouter())
     with pytest.raises(tasks.NotGuarded, match="no routes"):
-        tasks.guard_app(FastAPI())
+        execution_api.create_task_execution_api_app()
+
+
+def test_a_check_of_xcoms_that_nobody_knows_keeps_the_api_from_serving() -> None:
+    module = ModuleType("airflow.api_fastapi.execution_api.routes.xcoms")
+    vars(module)["has_xcom_access"] = lambda dag_id, session, purpose: (dag_id, session, purpose)
+    with pytest.raises(tasks.NotGuarded, match="checks XComs"):
+        tasks.guard(module)
+
+
+def test_guarding_twice_is_guarding_once(api: Api) -> None:
+    for module in (security, execution_api):
+        tasks.guard(module)
+    assert tasks._airflows.require_auth is not tasks.decide
+    assert api.call("alpha", "GET", "connections/alpha_db").status_code == 200
 
 
 IN_PROCESS = {

@@ -16,7 +16,7 @@ from airflow.api_fastapi.common.types import MenuItem
 from fastapi import HTTPException
 
 import airflow_team_authz
-from airflow_team_authz.doors import deciding, users
+from airflow_team_authz.doors import deciding
 from airflow_team_authz.doors.bodies import TeamChanges
 from airflow_team_authz.doors.refusals import RefusalReasons
 from airflow_team_authz.engines import Answer, DecisionPoint, Reply
@@ -268,8 +268,6 @@ def test_a_manager_of_ours_is_no_login_manager_for_another() -> None:
 
 def test_a_broken_policy_is_noticed_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS", "true")
-    # This process has Airflow's modules as they are; tests/test_hooks.py has one that has not.
-    monkeypatch.setattr(users, "refuse_unguarded_tasks", lambda: None)
     deciding.forget()
     (tmp_path / "bundle.tar.gz").write_bytes(b"no bundle")
     monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__POLICY", str(tmp_path / "bundle.tar.gz"))

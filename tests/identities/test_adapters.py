@@ -9,7 +9,6 @@ from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleA
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from fastapi import HTTPException
 
-from airflow_team_authz.doors import users
 from airflow_team_authz.doors.users import build_manager
 from airflow_team_authz.identities import Identity
 from airflow_team_authz.model import Subject
@@ -73,14 +72,13 @@ def test_nobody_is_nobody() -> None:
     assert caught.value.status_code == 401
 
 
-def test_amazons_people_have_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_amazons_people_have_groups() -> None:
     module: Any = pytest.importorskip("airflow.providers.amazon.aws.auth_manager.aws_auth_manager", reason="no Amazon")
     made = build(f"{module.__name__}.AwsAuthManager")()
     token = {"sub": "7", "groups": ["alpha-engineers", "auditors"], "username": "ann", "email": None}
     found = made.subject(made.deserialize_user(dict(token)))
     assert found == Subject("user", "ann", (), (), ("alpha-engineers", "auditors"))
     # Starting asks nothing of Amazon's own authorization.
-    monkeypatch.setattr(users, "refuse_unguarded_tasks", lambda: None)
     made.init()
     assert "avp_facade" not in vars(made)
     unnamed = made.subject(made.deserialize_user(token | {"username": None, "email": "ann@example.org"}))
