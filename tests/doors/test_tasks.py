@@ -32,6 +32,10 @@ from airflow_team_authz.identities import machines
 from airflow_team_authz.model import Unreachable
 from tests.doors.conftest import Recording
 
+# Airflow 3.2 lists no keys of variables and keeps no state with assets.
+WITH_STATE = any(getattr(route, "path", "") == "/variables/keys" for route in execution_api_router.routes)
+needs_state = pytest.mark.skipif(not WITH_STATE, reason="this Airflow has no such routes")
+
 DAGS = {"alpha": "alpha_daily", "beta": "beta_daily", None: "daily"}
 # A task instance of each team's Dag, with its pool.
 INSTANCES = {team_id: uuid4() for team_id in DAGS}
@@ -216,6 +220,7 @@ def test_what_a_teams_policy_lends_is_found(api: Api) -> None:
     assert api.call("beta", "GET", "connections/alpha_db").status_code == 403
 
 
+@needs_state
 def test_keys_are_those_that_could_be_read(api: Api) -> None:
     listed = {who: api.call(who, "GET", "variables/keys").json() for who in DAGS}
     for who, answer in listed.items():
@@ -225,6 +230,7 @@ def test_keys_are_those_that_could_be_read(api: Api) -> None:
     assert "beta_key" not in listed["alpha"]["keys"] + listed[None]["keys"]
 
 
+@needs_state
 def test_pages_of_keys(api: Api) -> None:
     whole = api.call("alpha", "GET", "variables/keys").json()["keys"]
     assert len(whole) > 2
@@ -249,6 +255,7 @@ def test_a_pool_is_asked_about_when_the_task_starts(api: Api) -> None:
     assert api.call("beta", "PATCH", f"task-instances/{own}/run", json=body).status_code == 403
 
 
+@needs_state
 def test_an_assets_state_is_its_producers(api: Api) -> None:
     name = {"name": "1", "key": "place"}
     asked = {}
@@ -326,7 +333,9 @@ def test_every_route_of_airflow_is_in_the_table() -> None:
         if isinstance(route, APIRoute) and route.path not in routes.PUBLIC
         for method in route.methods
     }
-    assert found == set(routes.ROUTES)
+    # Airflow 3.2 has fewer.
+    assert found == set(routes.ROUTES) & found
+    assert found == set(routes.ROUTES) or not WITH_STATE
 
 
 def test_an_unknown_route_is_denied(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
