@@ -112,7 +112,7 @@ SCENES = (
     Scene(
         "Vic of team beta sees beta's Dags and the common ones, and starts none",
         (
-            _list("vic", "dags", "beta_daily", "common_cleanup"),
+            _list("vic", "dags?tags=plain", "beta_daily", "common_cleanup"),
             _refused("vic", "GET", "dags/alpha_daily", "that takes the role viewer in team alpha"),
             _refused(
                 "vic", "POST", "dags/beta_daily/dagRuns", "takes the role user in team beta", {"logical_date": None}

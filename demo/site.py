@@ -24,7 +24,7 @@ _DAG = '''"""Made for the demonstration."""
 
 from airflow.sdk import DAG, task
 
-with DAG("{dag_id}", schedule=None, tags=["{tag}"]):
+with DAG("{dag_id}", schedule=None, tags=["{tag}", "plain"]):
 
     @task
     def work() -> str:
