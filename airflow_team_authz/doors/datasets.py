@@ -22,11 +22,11 @@ from airflow.models.log import Log
 from msgspec import UNSET
 from sqlalchemy import select
 
-from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.doors.deciding import decision_point, settings
 from airflow_team_authz.identities import requests
 from airflow_team_authz.identities.machines import task_of_dag, teams_of_dags
 from airflow_team_authz.model import AssetNames, Decision, Delivery, EngineError, Evaluations, Resource, Subject
-from airflow_team_authz.settings import SettingsError, read_settings
+from airflow_team_authz.settings import SettingsError
 
 if TYPE_CHECKING:
     # Not at run time: this is loaded while Airflow's models are.
@@ -175,7 +175,7 @@ def _allowed(
     by_id = {dag.dag_id: dag for dag in dags}
     try:
         decisions = decision_point().decide(question).decisions
-    except EngineError as error:
+    except (EngineError, SettingsError) as error:
         return _without_decision(question, event, by_id, partition_date, str(error), session)
     allowed = set()
     for delivery, verdict in _pairs(question, decisions):
@@ -205,7 +205,7 @@ def _without_decision(
     session: Session,
 ) -> set[DagModel]:
     """Hold back what cannot be decided; `team-authz assets replay` asks again."""
-    own_start = read_settings().own_dags_without_decision == "start" and question.subject.type != "user"
+    own_start = _own_dags_start() and question.subject.type != "user"
     own = {None, *(question.subject.team_ids or ())}
     started = set()
     for run, sent in zip(question.resources[::2], question.resources[1::2], strict=True):
@@ -221,6 +221,13 @@ def _without_decision(
         event.asset_id, len(started), len(dags), error,
     )  # fmt: skip
     return started
+
+
+def _own_dags_start() -> bool:
+    try:
+        return settings().own_dags_without_decision == "start"
+    except SettingsError:
+        return False
 
 
 class Held(msgspec.Struct, frozen=True):

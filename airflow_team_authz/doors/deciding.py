@@ -7,7 +7,7 @@ from threading import Lock
 
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.choice import open_engine
-from airflow_team_authz.settings import read_settings
+from airflow_team_authz.settings import Settings, read_settings
 
 _opening = Lock()
 
@@ -22,11 +22,20 @@ def decision_point() -> DecisionPoint:
 
 
 @cache
+def settings() -> Settings:
+    """``[team_authz]`` as this process found it; ``SettingsError`` if it is wrong.
+
+    Read once: a policy file that is deleted later must not take the engine along that has it loaded.
+    """
+    return read_settings()
+
+
+@cache
 def _opened() -> DecisionPoint:
-    # Read once: a policy file that is deleted later must not take the engine along that has it loaded.
-    return DecisionPoint(open_engine(read_settings()))
+    return DecisionPoint(open_engine(settings()))
 
 
 def forget() -> None:
-    """Open the engine anew for the next question; for tests, which change the settings."""
+    """Read the settings and open the engine anew for the next question; for tests, which change them."""
+    settings.cache_clear()
     _opened.cache_clear()

@@ -20,10 +20,10 @@ from airflow.configuration import AIRFLOW_HOME
 from airflow.models import DagModel, Pool
 from sqlalchemy import select, update
 
-from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.doors.deciding import decision_point, settings
 from airflow_team_authz.identities.machines import dag_processor
 from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource, Subject
-from airflow_team_authz.settings import SettingsError, read_settings
+from airflow_team_authz.settings import SettingsError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -198,7 +198,7 @@ def _key(name: str, team_id: str | None) -> str:
 
 @cache
 def _directory() -> Path:
-    directory = read_settings().state or Path(AIRFLOW_HOME) / "team_authz"
+    directory = settings().state or Path(AIRFLOW_HOME) / "team_authz"
     (directory / "pools").mkdir(mode=0o700, parents=True, exist_ok=True)
     return directory / "pools"
 

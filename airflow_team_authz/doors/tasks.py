@@ -23,6 +23,7 @@ from airflow_team_authz.doors import routes
 from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.identities.machines import subject_of_token
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
+from airflow_team_authz.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _create_or_update(asked: routes.Request) -> str:
 def _ask(subject: Subject, action: str, resource: Resource) -> None:
     try:
         (decision,), revision = decision_point().decide(Evaluations(subject, action, [resource]))
-    except EngineError as error:
+    except (EngineError, SettingsError) as error:
         raise _no_decision(error) from None
     if decision.allow is not True:
         log.info("denied (%s, policy revision %s): %s", decision.layer, revision or "unnamed", decision.reasons)
@@ -127,7 +128,7 @@ def _readable_keys(request: Request, subject: Subject, session: Any) -> Response
     resources = [Resource("variable", team_id, key) for key, team_id in session.execute(statement)]
     try:
         allowed = decision_point().allowed(Evaluations(subject, "read", resources)) if resources else []
-    except EngineError as error:
+    except (EngineError, SettingsError) as error:
         raise _no_decision(error) from None
     keys = [resource.id for resource in allowed]
     shown = keys[page.offset : page.offset + page.limit]
@@ -138,7 +139,7 @@ def _denied(reason: str) -> HTTPException:
     return HTTPException(403, {"reason": "access_denied", "message": reason})
 
 
-def _no_decision(error: EngineError) -> HTTPException:
+def _no_decision(error: Exception) -> HTTPException:
     # Airflow's client tries again what is answered by 5xx.
     return HTTPException(503, {"reason": "no_decision", "message": f"No decision can be had. {error}"})
 

@@ -24,7 +24,7 @@ from airflow.models.log import Log
 from airflow.models.trigger import Trigger
 from sqlalchemy import delete, select
 
-from airflow_team_authz.doors import datasets
+from airflow_team_authz.doors import datasets, deciding
 from airflow_team_authz.doors.datasets import HELD_BACK, REFUSED, REPLAYED, TeamAssetManager
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import requests
@@ -105,6 +105,13 @@ def engine(bundles: dict[str, Path]) -> Iterator[Recording]:
     recording = Recording(bundles["example"])
     yield recording
     recording.close()
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """No test keeps another's settings."""
+    yield
+    deciding.forget()
 
 
 @pytest.fixture
@@ -261,11 +268,22 @@ def test_own_dags_may_start_without_a_decision(
     orders: Orders, no_engine: None, monkeypatch: pytest.MonkeyPatch  # noqa: ARG001
 ) -> None:  # fmt: skip
     monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__OWN_DAGS_WITHOUT_DECISION", "start")
+    deciding.forget()
     assert orders.change("beta") == {"beta_closed", "common"}
     assert set(told(HELD_BACK)) == set(WAITING) - {"beta_closed", "common"}
     with requests.request():
         requests.remember(Subject("user", "pat", (), ("admin",)))
         assert orders.register(source_is_api=True) == set()
+
+
+@needs_consent
+def test_a_wrong_setting_holds_everything_back(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__OWN_DAGS_WITHOUT_DECISION", "perhaps")
+    deciding.forget()
+    assert orders.change("beta") == set()
+    assert "own_dags_without_decision" in told(HELD_BACK)["common"]["error"]
 
 
 @needs_consent

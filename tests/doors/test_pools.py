@@ -16,7 +16,7 @@ from airflow.sdk import DAG, BaseOperator
 from airflow.serialization.serialized_objects import LazyDeserializedDAG
 from sqlalchemy import select
 
-from airflow_team_authz.doors import pools
+from airflow_team_authz.doors import deciding, pools
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Unreachable
 from tests.doors.conftest import Recording
@@ -68,6 +68,7 @@ def parsing(
 
 
 def _forget() -> None:
+    deciding.forget()
     pools._known.clear()
     pools._directory.cache_clear()
 
