@@ -22,7 +22,7 @@ demo: setup ## Run the demonstration
 
 # Two at a time, and what shares a server in one of them: tests/conftest.py.
 test: setup $(DONE)/keycloak ## Run the tests, for example: make test ARGS='-k teams -x'
-	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope --no-loadscope-reorder $(ARGS)
 
 # What needs no running Airflow: the interface is what differs between versions.
 test-oldest: setup ## Run the tests against the oldest Airflow and dependencies that pyproject.toml allows

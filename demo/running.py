@@ -22,7 +22,7 @@ _COMPONENTS = {
     "triggerer": ("triggerer", "--team-name", "alpha"),
 }
 # Two busy cores; on an idle machine a task takes ten seconds.
-_WAIT_SECONDS = 120
+_WAIT_SECONDS = 200
 _POLL_SECONDS = 0.5
 
 
@@ -61,7 +61,7 @@ class RunningSite(Site):
             # Airflow's own defaults have a task wait for minutes when the API server cannot answer.
             "workers": {"execution_api_retries": "2", "execution_api_retry_wait_min": "0.1"},
             "core": {"parallelism": "4", "mp_start_method": "fork"},
-            "dag_processor": {"min_file_process_interval": "5", "refresh_interval": "5"},
+            "dag_processor": {"min_file_process_interval": "20", "refresh_interval": "5"},
             "scheduler": {"scheduler_heartbeat_sec": "1"},
         }
         database = {"database": {"sql_alchemy_conn": self._database}} if self._database else {}

@@ -46,6 +46,18 @@ from airflow_team_authz.engines.opa_server import OpaServer  # noqa: E402
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+# What takes longest, so that it does not come last while the other process has nothing to do.
+_LONG = ("running", "keycloak", "properties", "integration")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several processes, the long directories come first."""
+    if hasattr(config, "workerinput"):
+        items.sort(
+            key=lambda item: _LONG.index(item.path.parent.name) if item.path.parent.name in _LONG else len(_LONG)
+        )
+
+
 @pytest.hookimpl(optionalhook=True)  # for when tests run two at a time
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Tests of one directory run in one process, where they share their servers."""

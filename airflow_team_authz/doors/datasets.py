@@ -310,6 +310,8 @@ def _replay(row: Log, held: Held, session: Session) -> Outcome:
             task_instance=None, session=session, **_of_this_airflow(partition_date=held.partition_date),
         )  # fmt: skip
     row.event = REFUSED if refused else REPLAYED
+    if refused:
+        row.extra = _encode({"event_id": held.event_id, "reasons": against})
     return Outcome(dag_id, held.event_id, row.event, against)
 
 

@@ -256,6 +256,7 @@ def test_what_was_held_back_is_asked_again(orders: Orders, monkeypatch: pytest.M
     expected = {"alpha_open_to_beta", "beta_closed", "common"}
     assert outcomes == {dag_id: REPLAYED if dag_id in expected else REFUSED for dag_id in WAITING}
     assert started() == expected
+    assert "starts it only if producer_teams" in told(REFUSED)["alpha_closed"]["reasons"][0]
     assert list(datasets.replay()) == []
 
 

@@ -95,7 +95,7 @@ LISTS = {
         "dag_id",
         {"ann": {"alpha_daily"}, "vic": {"beta_daily"}, "pat": {"alpha_daily", "beta_daily"}},
     ),
-    "tags": ("/api/v2/dagTags", None, {"ann": {"alpha", "common"}, "vic": {"beta", "common"}}),
+    "tags": ("/api/v2/dagTags", None, {"ann": {"alpha", "common", "plain"}, "vic": {"beta", "common", "plain"}}),
 }
 DAGS = {
     "ann": {"alpha_daily", "alpha_report", "common_cleanup"},

@@ -11,13 +11,13 @@ from demo.running import RunningSite
 from tests.running.postgres import Postgres, programs
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site_in_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSite]:
     """On SQLite, with the policy in its processes."""
     yield from _running(RunningSite(tmp_path_factory.mktemp("running")))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site_with_opa(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSite]:
     """On PostgreSQL, with an OPA server."""
     if programs() is None:

@@ -1,0 +1,20 @@
+"""What the package is for: the same scenes on a running Airflow without it. Comes first, and is gone before the others."""
+
+from __future__ import annotations
+
+import pytest
+
+from demo.play_running import start_all, try_all
+from demo.running import RunningSite
+from demo.running_scenes import ATTEMPTS, STARTS
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def test_airflow_alone(alone: RunningSite) -> None:
+    tried = {words: result.done for words, result in try_all(alone, ATTEMPTS).items()}
+    assert tried == {scene.words: scene.alone for scene in ATTEMPTS}
+    natively = [scene._replace(done=scene.alone) for scene in STARTS]
+    assert start_all(alone, natively) == {scene.words: scene.alone for scene in STARTS}
+    assert alone.import_errors() == {}
+    assert any(scene.alone and not scene.done for scene in (*ATTEMPTS, *STARTS))
