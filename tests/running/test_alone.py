@@ -1,4 +1,4 @@
-"""What the package is for: the same scenes on a running Airflow without it. Comes first, and is gone before the others."""
+"""What the package is for: the same scenes on a running Airflow without it, which is gone before the others come."""
 
 from __future__ import annotations
 

@@ -41,11 +41,10 @@ def test_a_refusal_is_in_the_tasks_log(site: RunningSite) -> None:
 
 def test_a_dag_that_was_not_started_tells_why(site: RunningSite) -> None:
     site.make_event("alpha_makes_orders")
+    wanted = {"dag_id": "beta_closed_to_orders", "event": "asset event refused", "order_by": "-when"}
     rows = site.wait_for(
-        lambda: site.client("bob").get(
-            "/api/v2/eventLogs", params={"dag_id": "beta_closed_to_orders", "event": "asset event refused", "order_by": "-when"}
-        ).json()["event_logs"], "the audit log"
-    )  # fmt: skip
+        lambda: site.client("bob").get("/api/v2/eventLogs", params=wanted).json()["event_logs"], "the audit log"
+    )
     assert "an event of team alpha starts it only if" in rows[0]["extra"]
 
 
