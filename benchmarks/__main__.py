@@ -70,16 +70,20 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def compare(
-    comparison: str, contestants: dict[str, Callable[[], Any]], rounds: int, goals: dict[str, str]
+    comparison: str,
+    contestants: dict[str, Callable[[], Any]],
+    rounds: int,
+    goals: dict[str, str],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
     """Medians of the contestants, taken in turn so that a machine's moods hit all alike; ratios to the first."""
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     for round_ in track(range(rounds + rounds // 10), comparison, console=Console(stderr=True)):
         for name, run in contestants.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if round_ >= rounds // 10:
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append(clock() - start)
     medians = {name: statistics.median(times) * 1e6 for name, times in taken.items()}
     first = next(iter(medians.values()))
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import secrets
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def events() -> Iterator[dict[str, Any]]:
 
 
 def parsing(home: Path) -> Iterator[dict[str, Any]]:
-    """A real Dag processor goes four times over files with Dags in them, and writes what it finds into its database."""
+    """A real Dag processor goes three times over files with Dags, and writes what it finds into its database."""
     lines = "\n".join(f'        EmptyOperator(task_id="t{number}", pool="pool")' for number in range(TASKS))
     dags = f'for number in range({DAGS_PER_FILE}):\n    with DAG(f"dag{{FILE}}_{{number}}", schedule=None):\n{lines}\n'
     imports = "from airflow.sdk import DAG\nfrom airflow.providers.standard.operators.empty import EmptyOperator\n"
@@ -102,12 +103,18 @@ def parsing(home: Path) -> Iterator[dict[str, Any]]:
         airflow.run("db", "migrate")
         airflow.run("teams", "create", "alpha")
         airflow.run("teams", "sync")
-        return lambda: airflow.run("dag-processor", "--num-runs", "4") and None
+        return lambda: airflow.run("dag-processor", "--num-runs", "3") and None
 
     alone = processor("alone", core={"auth_manager": SIMPLE})
     ours = processor("ours", core={"auth_manager": "airflow_team_authz.TeamAuthManager"})
-    title = f"parsing {DAGS} Dags of {TASKS} tasks in {DAGS // DAGS_PER_FILE} files, by a Dag processor, four times"
-    yield from compare(title, {ALONE: alone, OURS: ours}, 4, {OURS: "1.05 or less"})
+    title = f"parsing {DAGS} Dags of {TASKS} tasks in {DAGS // DAGS_PER_FILE} files, by a Dag processor, processor time"
+    yield from compare(title, {ALONE: alone, OURS: ours}, 3, {OURS: "1.05 or less"}, _children)
+
+
+def _children() -> float:
+    """Seconds that programs which have ended have kept a processor busy: steadier than a clock on a busy machine."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def tasks() -> Iterator[dict[str, Any]]:
