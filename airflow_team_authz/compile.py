@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 MINIMUM_OPA = (1, 22, 2)
@@ -56,7 +56,7 @@ def find_opa(configured: str | None = None) -> str:
 
 def opa_version(opa: str) -> tuple[int, ...]:
     """The version of an ``opa`` program as integers; ``CompileError`` if it does not run."""
-    match = re.search(r"^Version: (\d+)\.(\d+)\.(\d+)", _run([opa, "version"]), re.MULTILINE)
+    match = re.search(r"^Version: (\d+)\.(\d+)\.(\d+)", run_opa([opa, "version"]), re.MULTILINE)
     if match is None:
         raise CompileError(f"`{opa} version` does not tell a version: is this Open Policy Agent?")
     return tuple(map(int, match.groups()))
@@ -95,6 +95,35 @@ def compile_directory(source: Path, out: Path, opa: str | None = None) -> None:
         _build(staged, out, find_opa(opa))
 
 
+def compile_bundle(bundle: Path, out: Path, opa: str | None = None) -> None:
+    """Write a bundle of Rego and data, which has the shipped policy in it, compiled to ``out``. Who may declare what
+    is not looked at: see ``check_ownership``.
+    """
+    _compile(bundle.parent, bundle.name, out, "compiled", find_opa(opa))
+
+
+def merged(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The shipped policy and the files that OPA would load, tests excepted; roles default to the shipped ones."""
+    own = {name: content for name, content in files.items() if _is_policy(name) and not _within_shipped(name)}
+    parts = (
+        [_SHIPPED_ONLY] if any(name.startswith(f"{_DEFAULT_DATA}/") for name in own) else [_SHIPPED_ONLY, _DEFAULT_DATA]
+    )
+    root = shipped_policies()
+    shipped = {
+        path.relative_to(root).as_posix(): path.read_bytes() for part in parts for path in _policy_files(root / part)
+    }
+    return own | shipped
+
+
+def _is_policy(name: str) -> bool:
+    file = name.rpartition("/")[2]
+    return file in _DATA_FILES or (file.endswith(".rego") and not file.endswith("_test.rego"))
+
+
+def _within_shipped(name: str) -> bool:
+    return name.startswith(f"{_SHIPPED_ONLY}/")
+
+
 def fingerprint(source: Path) -> str:
     """What changes when a policy file or directory changes; cheap enough to ask several times a second."""
     if source.is_file():
@@ -120,7 +149,7 @@ def _policy_entries(folder: str | Path) -> Iterator[tuple[str, os.stat_result]]:
             if entry.is_dir(follow_symlinks=False):
                 if not entry.name.startswith("."):
                     yield from _policy_entries(entry.path)
-            elif entry.name in _DATA_FILES or (entry.name.endswith(".rego") and not entry.name.endswith("_test.rego")):
+            elif _is_policy(entry.name):
                 yield entry.path, entry.stat()
             elif entry.is_symlink() and not entry.name.startswith(".") and entry.is_dir():
                 # Following it may never end, and leaving it out, as OPA does, loses a `deny` without a word.
@@ -136,33 +165,41 @@ def _copy_policy(source: Path, target: Path) -> None:
 
 def _build(staged: Path, out: Path, opa: str) -> None:
     """Compile what lies in ``staged``; the revision is a digest of its content, so equal policy is equal revision."""
-    _check_ownership(staged, opa)
+    check_ownership(staged, opa)
     digest = hashlib.sha256()
     for path in _policy_files(staged):
         digest.update(os.fsencode(path.relative_to(staged)) + b"\0")
         digest.update(path.read_bytes() + b"\0")
+    _compile(staged, ".", out, digest.hexdigest()[:12], opa)
+
+
+def _compile(place: Path, bundle: str, out: Path, revision: str, opa: str) -> None:
     capabilities = shipped_policies() / "capabilities.json"
     entrypoints = [argument for entrypoint in ENTRYPOINTS for argument in ("--entrypoint", entrypoint)]
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the rename is atomic and a reader never sees half a bundle.
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        _run(
+        run_opa(
             [
-                *(opa, "build", "--target", "wasm", "--bundle", "."),
+                *(opa, "build", "--target", "wasm", "--bundle", bundle),
                 *("--capabilities", str(capabilities), *entrypoints),
-                *("--revision", digest.hexdigest()[:12], "--output", str(fresh.resolve())),
+                *("--revision", revision, "--output", str(fresh.resolve())),
             ],
-            cwd=staged,
+            cwd=place,
         )
         fresh.replace(out)
     finally:
         fresh.unlink(missing_ok=True)
 
 
-def _check_ownership(staged: Path, opa: str) -> None:
-    """Who declares which package: nothing else keeps a team from deciding for others, and a site from the shipped."""
-    namespaces = json.loads(_run([opa, "inspect", "--format", "json", "."], cwd=staged)).get("namespaces", {})
+def check_ownership(source: Path, opa: str) -> None:
+    """``CompileError`` if a file of a directory or bundle declares the package of somebody else.
+
+    Nothing but this keeps a team from deciding for others, and a site from replacing the shipped policy.
+    """
+    place, name = (source, ".") if source.is_dir() else (source.parent, source.name)
+    namespaces = json.loads(run_opa([opa, "inspect", "--format", "json", name], cwd=place)).get("namespaces", {})
     for namespace, files in namespaces.items():
         for file in files:
             parts = Path(file.lstrip("/")).parts
@@ -190,7 +227,7 @@ def _within(namespace: str, package: str) -> bool:
     return namespace == package or namespace.startswith((package + ".", package + "["))
 
 
-def _run(command: list[str], cwd: Path | None = None) -> str:
+def run_opa(command: list[str], cwd: Path | None = None) -> str:
     """Output of a command; ``CompileError`` with what it printed if it fails."""
     try:
         done = subprocess.run(  # noqa: S603 - the program is the administrator's choice, no shell

@@ -108,11 +108,15 @@ class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """The answer to one question: whether, why, and which layer of the policy said so."""
+    """The answer to one question: whether, why, and which layer of the policy said so.
+
+    ``team_version`` is the version of the owning team's package that was asked, if the policy is an aggregate of such.
+    """
 
     allow: bool
     reasons: tuple[str, ...]
     layer: Layer
+    team_version: int | UnsetType = UNSET
 
 
 class DirectoryEntry(msgspec.Struct, frozen=True):

@@ -42,10 +42,20 @@ class Settings(BaseModel):
         description="Address of an OPA server: unix:///path/to/socket, http://host:port or https://host:port. "
         "Unset: the policy runs in this process.",
     )
-    policy: Path | None = Field(
+    policy: Path | str | None = Field(
         None,
-        description="In process: a bundle file that `opa build --target wasm` has made, or a directory of Rego as "
-        "`team-authz init` writes it, compiled at start and whenever it changes. Unset: the packaged baseline.",
+        description="In process: a bundle file that `opa build --target wasm` has made, a directory of Rego as "
+        "`team-authz init` writes it, compiled at start and whenever it changes, or the address of a signed bundle: "
+        "https://host/bundles/production.wasm of a bundle server, s3://bucket/production.wasm.tar.gz and whatever else "
+        "fsspec knows. Unset: the packaged baseline.",
+    )
+    policy_keys_file: Path | None = Field(
+        None,
+        description="Public keys (PEM) of which one must have signed the bundle that policy names, for its name. "
+        "Needed for an address; with it a file, too, has to be signed.",
+    )
+    policy_token_file: Path | None = Field(
+        None, description="File with the bearer token for the bundle server that policy names."
     )
     opa: str | None = Field(
         None,
@@ -74,8 +84,8 @@ class Settings(BaseModel):
     )
     state: Path | None = Field(
         None,
-        description="Directory where the Dag processor keeps the last answers about pools, for when no decision can "
-        "be had. Unset: team_authz in AIRFLOW_HOME.",
+        description="Directory for the last good bundle of an address, and for the Dag processor's last answers about "
+        "pools, for when nothing better can be had. Unset: team_authz in AIRFLOW_HOME.",
     )
 
     @field_validator("*", mode="before")
@@ -93,11 +103,26 @@ class Settings(BaseModel):
             parse_url(value)
         return value
 
-    @field_validator("policy", "opa_ca_file", "opa_client_cert_file", "opa_client_key_file", "opa_token_file")
+    @field_validator("policy", mode="before")
     @classmethod
-    def _exists(cls, value: Path | None) -> Path | None:
+    def _is_path_or_url(cls, value: Any) -> Any:
+        if isinstance(value, str) and "://" in value:
+            return value
+        return value if value is None else Path(value)
+
+    @field_validator(
+        "policy",
+        "policy_keys_file",
+        "policy_token_file",
+        "opa_ca_file",
+        "opa_client_cert_file",
+        "opa_client_key_file",
+        "opa_token_file",
+    )
+    @classmethod
+    def _exists(cls, value: Path | str | None) -> Path | str | None:
         # Not `Path.exists`: it raises, and shows, what is too long for a name.
-        if value is not None and not os.path.exists(value):
+        if isinstance(value, Path) and not os.path.exists(value):
             # Not the value: who has put a token instead of its file there must not find it in a log.
             raise ValueError("there is no such file")
         return value
@@ -111,6 +136,8 @@ class Settings(BaseModel):
     def _one_engine(self) -> Settings:
         if self.opa_url and self.policy:
             raise ValueError("opa_url and policy exclude each other: an OPA server has its own policy")
+        if isinstance(self.policy, str) and self.policy_keys_file is None:
+            raise ValueError("policy is an address, so policy_keys_file must say whose signature counts")
         return self
 
 

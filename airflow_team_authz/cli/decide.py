@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import UNSET
 
 from airflow_team_authz.cli.console import Output, OutputOption, UserError, one_line, print_columns, print_json
 from airflow_team_authz.cli.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
@@ -80,9 +81,12 @@ def _as_json(decision: Decision, revision: str) -> dict[str, Any]:
         "reasons": list(decision.reasons),
         "layer": decision.layer,
         "revision": revision,
-    }
+    } | ({} if decision.team_version is UNSET else {"team_version": decision.team_version})
 
 
 def _as_text(decision: Decision, revision: str) -> list[str]:
     reasons = one_line("; ".join(decision.reasons)) or "no reason given"
-    return ["allow" if decision.allow else "deny", decision.layer, reasons, f"revision {revision or 'unnamed'}"]
+    policy = f"revision {revision or 'unnamed'}"
+    if decision.team_version is not UNSET:
+        policy += f", version {decision.team_version} of the team's package"
+    return ["allow" if decision.allow else "deny", decision.layer, reasons, policy]

@@ -125,7 +125,7 @@ def _login_check() -> Check:
 def _engine_checks(settings: EngineSettings, role: str) -> Iterator[Check]:
     from airflow_team_authz.model import EngineError
 
-    if settings.policy is not None and settings.policy.is_dir():
+    if isinstance(settings.policy, Path) and settings.policy.is_dir():
         from airflow_team_authz.cli.directory import directory_checks
 
         yield from directory_checks(settings.policy)

@@ -38,6 +38,9 @@ class Named(NamedTuple):
     """The engine that the command line names; the settings that go with it have their defaults."""
 
     policy: Path | None = None
+    policy_keys_file: Path | None = None
+    policy_token_file: Path | None = None
+    state: Path | None = None
     opa_url: str | None = None
     opa: str | None = None
     deadline_ms: int = 250

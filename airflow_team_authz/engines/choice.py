@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,13 @@ class EngineSettings(Protocol):
     @property
     def opa_url(self) -> str | None: ...
     @property
-    def policy(self) -> Path | None: ...
+    def policy(self) -> Path | str | None: ...
+    @property
+    def policy_keys_file(self) -> Path | None: ...
+    @property
+    def policy_token_file(self) -> Path | None: ...
+    @property
+    def state(self) -> Path | None: ...
     @property
     def opa(self) -> str | None: ...
     @property
@@ -44,7 +51,21 @@ def open_engine(settings: EngineSettings) -> Engine:
         )
     from airflow_team_authz.engines.in_process import InProcess
 
-    return InProcess(settings.policy or packaged_baseline(), settings.opa)
+    if settings.policy_keys_file is None:
+        return InProcess(Path(settings.policy or packaged_baseline()), settings.opa)
+    from airflow_team_authz.bundles.trusted import Trust
+    from airflow_team_authz.engines.downloads import Downloaded, bundle_name, shared_place
+
+    trust = Trust(settings.policy_keys_file, bundle_name(str(settings.policy)))
+    if isinstance(settings.policy, str):
+        place = shared_place(settings.state or default_state(), settings.policy)
+        return Downloaded(settings.policy, place, trust, settings.policy_token_file)
+    return InProcess(settings.policy or packaged_baseline(), settings.opa, trust)
+
+
+def default_state() -> Path:
+    """Where an Airflow keeps what this package has to remember, unless the settings say otherwise."""
+    return Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / "team_authz"
 
 
 def packaged_baseline() -> Path:

@@ -6,32 +6,31 @@ Speaks OPA's Wasm ABI 1.x (https://www.openpolicyagent.org/docs/wasm).
 from __future__ import annotations
 
 import ctypes
-import gzip
-import io
 import json
 import logging
 import os
 import struct
-import tarfile
 import tempfile
 import threading
 import time
 import weakref
-import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import wasmtime
 
+from airflow_team_authz.bundles.archive import MAX_BYTES, BundleRefused, unpack
 from airflow_team_authz.compile import ENTRYPOINTS, CompileError, compile_directory, fingerprint
 from airflow_team_authz.engines import NOT_JSON, Reply
 from airflow_team_authz.model import PolicyBroken, Undefined
 
+if TYPE_CHECKING:
+    from airflow_team_authz.bundles.trusted import Trust
+
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-MAX_BUNDLE_BYTES = 64 * 1024 * 1024
 
 # A unit of fuel is about 0.2 ns here; an ordinary decision takes 150,000, one more of a list 45,000.
 FUEL_BASE = 50_000_000
@@ -41,8 +40,6 @@ _MIN_PAGES = 16
 _MAX_PAGES = 4096
 # Linear memory never shrinks: a store that a long list has blown up is given back.
 _KEEP_PAGES = 512
-# What reading a broken archive may raise; a lookup is of a link to nowhere.
-_UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, AttributeError, LookupError, RecursionError)
 
 # One call without arguments instead of one with seven: converting an argument costs as much as a rule.
 # The slot holds entrypoint, length of the input, and afterwards the address of the result.
@@ -77,18 +74,23 @@ class Policy(NamedTuple):
     module: wasmtime.Module
     data: bytes
     revision: str
+    serial: int = 0
 
 
 class InProcess:
     """An ``Engine`` over a bundle file or a directory of Rego, which is watched for changes.
 
-    A changed policy is in force within a second; a broken one is reported, and the last good one stays.
+    A changed policy is in force within a second; a broken one is reported, and the last good one stays. With ``trust``
+    a bundle has to be signed, and an older one than the present is refused.
     Raises ``PolicyBroken`` if there is no good one to begin with.
     """
 
-    def __init__(self, source: Path, opa: str | None = None) -> None:
+    def __init__(self, source: Path, opa: str | None = None, trust: Trust | None = None) -> None:
         self._source = source
         self._opa = opa
+        self._trust = trust
+        # What is wrong with what is there at present, if it is not in force.
+        self.trouble = ""
         self._local = threading.local()
         self._stop = threading.Event()
         self._seen = self._fingerprint()
@@ -134,7 +136,9 @@ class InProcess:
 
     def _load(self) -> Policy:
         if not self._source.is_dir():
-            return load_bundle(self._source)
+            return load_bundle(self._source, self._trust)
+        if self._trust is not None:
+            raise PolicyBroken(f"{self._source} is a directory, and only bundles are signed")
         with tempfile.TemporaryDirectory() as directory:
             bundle = Path(directory) / "bundle.tar.gz"
             try:
@@ -144,6 +148,11 @@ class InProcess:
             except OSError as error:
                 raise PolicyBroken(f"the policy in {self._source} cannot be read: {error}") from None
             return load_bundle(bundle)
+
+    def _replace(self, policy: Policy) -> None:
+        if policy.serial < self._policy.serial:
+            raise PolicyBroken(f"the bundle {self._source} is older, {policy.serial}, than {self._policy.serial}")
+        self._policy = policy
 
     def _watch(self) -> None:
         """Start the watching thread of this process, if it does not run: threads do not survive a fork."""
@@ -169,26 +178,38 @@ class InProcess:
                 continue
             self._seen = now
             try:
-                self._policy = self._load()
+                self._replace(self._load())
+                self.trouble = ""
                 log.info("policy revision %s of %s is in force", self._policy.revision, self._source)
             except PolicyBroken as error:
+                self.trouble = str(error)
                 log.error("policy revision %s stays in force: %s", self._policy.revision, error)
-            except Exception:
+            except Exception as error:
+                self.trouble = repr(error)
                 log.exception(
                     "policy revision %s stays in force: loading %s failed", self._policy.revision, self._source
                 )
 
 
-def load_bundle(path: Path) -> Policy:
-    """Read and compile a bundle that ``opa build --target wasm`` has made; ``PolicyBroken`` if it is not one."""
+def load_bundle(path: Path, trust: Trust | None = None) -> Policy:
+    """Read and compile a bundle that ``opa build --target wasm`` has made; ``PolicyBroken`` if it is not one, or if
+    it is not to be trusted.
+    """
+    serial = 0
     try:
-        if path.stat().st_size > MAX_BUNDLE_BYTES:
-            raise PolicyBroken(f"the bundle {path} is larger than {MAX_BUNDLE_BYTES >> 20} MiB")
-        wasm, data, manifest = _read_members(path, ("policy.wasm", "data.json", ".manifest"))
-        revision = json.loads(manifest or b"{}").get("revision", "")
-    except _UNREADABLE as error:
+        if path.stat().st_size > MAX_BYTES:
+            raise PolicyBroken(f"the bundle {path} is larger than {MAX_BYTES >> 20} MiB")
+        content = path.read_bytes()
+        if trust is None:
+            files = unpack(content)
+        else:
+            files, serial = trust.open(content)
+        revision = json.loads(files.get(".manifest", b"{}")).get("revision", "")
+    except BundleRefused as error:
+        raise PolicyBroken(f"the bundle {path} is refused: {error}") from None
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise PolicyBroken(f"the bundle {path} cannot be read: {error}") from None
-    if wasm is None:
+    if (wasm := files.get("policy.wasm")) is None:
         raise PolicyBroken(f"the bundle {path} holds no policy.wasm: build it with `opa build --target wasm`")
     config = wasmtime.Config()
     config.consume_fuel = True
@@ -196,7 +217,8 @@ def load_bundle(path: Path) -> Policy:
     config.parallel_compilation = False
     try:
         engine = wasmtime.Engine(config)
-        policy = Policy(engine, wasmtime.Module(engine, wasm), b"{}" if data is None else data, str(revision))
+        data = files.get("data.json", b"{}")
+        policy = Policy(engine, wasmtime.Module(engine, wasm), data, str(revision), serial)
     except wasmtime.WasmtimeError as error:
         raise PolicyBroken(f"the policy.wasm of {path} cannot be run: {error}") from None
     _start(policy)
@@ -209,24 +231,6 @@ def _start(policy: Policy) -> _Machine:
     except (wasmtime.WasmtimeError, wasmtime.Trap, LookupError, ValueError, TypeError) as error:
         # Lookups and values: a module that exports other things than OPA's compiler does, or says other things.
         raise PolicyBroken(f"the compiled policy cannot be started: {error!r}") from None
-
-
-def _read_members(path: Path, names: tuple[str, ...]) -> list[bytes | None]:
-    """The named files of a bundle, ``None`` for what is not there. Bounded, as a small archive may unpack to a lot."""
-    found: dict[str, bytes] = {}
-    with gzip.open(path) as packed:
-        # All at once, and not member by member: headers, too, may unpack to a lot.
-        content = packed.read(MAX_BUNDLE_BYTES + 1)
-    if len(content) > MAX_BUNDLE_BYTES:
-        raise ValueError(f"it unpacks to more than {MAX_BUNDLE_BYTES >> 20} MiB")
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-        for member in archive:
-            if member.issparse():
-                raise ValueError(f"{member.name} is a sparse file, which may unpack to a lot")
-            name = member.name.lstrip("./") if member.name.lstrip("./") in names else member.name.lstrip("/")
-            if name in names and (file := archive.extractfile(member)) is not None:
-                found[name] = file.read()
-    return [found.get(name) for name in names]
 
 
 class _Machine:

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from airflow_team_authz.bundles.archive import MAX_BYTES
 from airflow_team_authz.compile import ENTRYPOINTS, compile_directory
 from airflow_team_authz.engines import CHUNK, DecisionPoint, in_process
-from airflow_team_authz.engines.in_process import MAX_BUNDLE_BYTES, InProcess
+from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import EngineError, Evaluations, Malformed, PolicyBroken, Resource, Subject, Undefined
 from tests.conftest import Engines, build, errors, eventually, opened, pack, restore, unpack, write
 
@@ -125,7 +126,7 @@ def test_a_trap_is_an_error_and_its_store_is_not_used_again(obedient: Path, user
     engine.close()
 
 
-TOO_MUCH = b"\0" * (MAX_BUNDLE_BYTES + 1)
+TOO_MUCH = b"\0" * (MAX_BYTES + 1)
 SPARSE = {"GNU.sparse.size": str(1 << 40), "GNU.sparse.map": "0,1"}
 OTHER = "package airflow.authz\ndecision := 1\ndecisions := []\nallowed := []\nwhoami := {}\n"
 BAD_BUNDLES: dict[str, tuple[Callable[[dict[str, bytes]], bytes], str]] = {
@@ -136,7 +137,7 @@ BAD_BUNDLES: dict[str, tuple[Callable[[dict[str, bytes]], bytes], str]] = {
     "a bomb": (lambda good: pack({"x": TOO_MUCH} | good), "unpacks to more than 64 MiB"),
     "a huge header": (lambda good: pack(good, pax_headers={"x": "x" * len(TOO_MUCH)}), "unpacks to more than 64 MiB"),
     "larger than allowed": (lambda _: TOO_MUCH, "is larger than 64 MiB"),
-    "a sparse file": (lambda good: pack(good, pax_headers=SPARSE), "sparse"),
+    "a sparse file": (lambda good: pack(good, pax_headers=SPARSE), "no plain file"),
     "a link to nowhere": (lambda good: pack(good, type=tarfile.SYMTYPE, linkname="nowhere", size=0), "nowhere"),
     "no policy": (lambda good: pack({"data.json": good["data.json"]}), "no policy.wasm"),
     "half a policy": (lambda good: pack(good | {"policy.wasm": good["policy.wasm"][:9_000]}), "cannot be run"),

@@ -12,7 +12,9 @@ import data.airflow.authz.guardrails
 
 # METADATA
 # title: One question
-# description: "Always defined: `{\"allow\": bool, \"reasons\": [string], \"layer\": string}`."
+# description: |
+#   Always defined: `{"allow": bool, "reasons": [string], "layer": string}`, and `team_version`, a number, if the bundle
+#   says which version of the owning team's package is in it.
 # entrypoint: true
 # scope: document
 # schemas:
@@ -39,9 +41,15 @@ decisions := [answer(resource, spoken[i]) | some i, resource in input.resources]
 #   - input: schema.evaluations
 allowed := [i | some i, resource in input.resources; granted(object.remove(resource, {"id"}), spoken[i])]
 
-answer(resource, steps) := object.union(outcomes[step], {"reasons": reasons(step, resource)}) if {
+answer(resource, steps) := object.union(said, team_version(resource)) if {
 	step := decisive(resource, steps)
+	said := object.union(outcomes[step], {"reasons": reasons(step, resource)})
 }
+
+# Which version of the owning team's package was asked, where the bundle says it: an aggregate of many does.
+team_version(resource) := {"team_version": version} if {
+	version := data.airflow.revisions.teams[resource.team_id]
+} else := {}
 
 # The first that has something to say decides.
 decisive(resource, steps) := "platform_denies" if {

@@ -152,3 +152,14 @@ test_incomplete_questions_are_denied[note] if {
 }
 
 test_number_of_incomplete_questions if count(incomplete) == 6
+
+test_answer_names_the_version_of_the_owning_team if {
+	versions := {"serial": 9, "teams": {"alpha": 3}}
+	own := authz.decision with input as question with data.airflow.revisions as versions
+	own.team_version == 3
+	others := {"type": "connection", "id": "pg", "team_id": "beta"}
+	many := authz.decisions with input as {"subject": ann, "action": "read", "resources": [question.resource, others]}
+		with data.airflow.revisions as versions
+	[answer.team_version | some answer in many] == [3]
+	many[0] == own
+}

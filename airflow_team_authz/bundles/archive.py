@@ -1,0 +1,105 @@
+"""Bundles as bytes: packed so that the same files always make the same bytes, unpacked within bounds."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+MAX_BYTES = 64 * 1024 * 1024
+MANIFEST = ".manifest"
+
+# What reading a broken archive may raise; a lookup is of a link to nowhere.
+_UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, AttributeError, LookupError, RecursionError)
+
+
+class BundleRefused(Exception):
+    """A bundle or artifact is not what it has to be: nothing of it counts, and the message says what is wrong."""
+
+
+def pack(files: Mapping[str, bytes], level: int = 6) -> bytes:
+    """A gzipped tar of files by name, as OPA reads it. Neither time, user nor machine is in it."""
+    packed = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=packed, mode="wb", filename="", mtime=0, compresslevel=level) as compressed,
+        tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for name in sorted(files):
+            member = tarfile.TarInfo(f"/{name}")
+            member.size = len(files[name])
+            member.mode = 0o644
+            archive.addfile(member, io.BytesIO(files[name]))
+    return packed.getvalue()
+
+
+def unpack(content: bytes, limit: int = MAX_BYTES) -> dict[str, bytes]:
+    """The files of a gzipped tar by name, without a leading slash.
+
+    ``BundleRefused`` for anything that is no plain file under a plain name, for two of the same name, and for
+    what unpacks to more than ``limit`` bytes.
+    """
+    try:
+        with gzip.open(io.BytesIO(content)) as compressed:
+            # All at once, and not member by member: headers, too, may unpack to a lot.
+            plain = compressed.read(limit + 1)
+        if len(plain) > limit:
+            raise BundleRefused(f"it unpacks to more than {limit >> 20} MiB")
+        files: dict[str, bytes] = {}
+        with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
+            for member in archive:
+                if member.isdir():
+                    continue
+                name = member.name.removeprefix("./").lstrip("/")
+                if not member.isfile() or member.issparse():
+                    raise BundleRefused(f"{member.name!r} in it is no plain file")
+                if (
+                    not name
+                    or "\\" in name
+                    or "\0" in name
+                    or name != str(PurePosixPath(name))
+                    or ".." in name.split("/")
+                ):
+                    raise BundleRefused(f"{member.name!r} in it is no plain name of a file")
+                if name in files:
+                    raise BundleRefused(f"{name} is in it twice")
+                file = archive.extractfile(member)
+                files[name] = file.read() if file else b""
+        return files
+    except _UNREADABLE as error:
+        raise BundleRefused(f"it cannot be read: {error}") from None
+
+
+def canonical(value: Any) -> bytes:
+    """JSON in the one form whose bytes are what OPA hashes when it checks a signature (its ``bundle/hash.go``)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    # Go writes these two as escapes.
+    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").encode()
+
+
+def read_manifest(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The manifest, with its ``metadata`` in any case an object; ``BundleRefused`` if there is none."""
+    try:
+        manifest = json.loads(files[MANIFEST])
+        manifest.setdefault("metadata", {})
+        if isinstance(manifest["metadata"], dict):
+            return dict(manifest)
+    except KeyError:
+        raise BundleRefused("it has no manifest") from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise BundleRefused(f"its manifest cannot be read: {error}") from None
+    raise BundleRefused("its manifest's metadata is no object")
+
+
+def load_json(content: bytes) -> Any:
+    """JSON whose numbers mean the same to both engines: 1e3 and 1000.0 are 1000. ``ValueError`` if it is none."""
+    return json.loads(content.decode(), parse_float=_number)
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number

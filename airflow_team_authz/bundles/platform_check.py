@@ -1,0 +1,86 @@
+"""What the platform's own part has to be before it counts: airflow/site, roles and directory, with tests."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from airflow_team_authz.bundles.findings import Finding
+from airflow_team_authz.compile import CompileError, check_ownership, find_opa, merged, run_opa, shipped_policies
+
+# What `opa` says of a file, at the start of a line.
+_TOLD = re.compile(r"^(?:\d+ errors? occurred: ?)?(?P<file>[^\s:]+):(?P<line>\d+): (?P<message>.+)$", re.MULTILINE)
+_TYPED = {"airflow/directory/data.json": "directory", "airflow/roles/data.json": "roles"}
+
+
+def check_platform(files: Mapping[str, bytes], opa: str | None = None) -> list[Finding]:
+    """Everything that is wrong with the files of a platform's policy directory (``airflow/**``), merged with the
+    shipped policy: data against its schema, strict check, packages, tests. None: it may be published.
+    """
+    found = list(_data(files))
+    with tempfile.TemporaryDirectory() as directory:
+        staged = Path(directory)
+        tests = {name: text for name, text in files.items() if name.endswith("_test.rego")}
+        for name, content in (merged(files) | tests).items():
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
+            (staged / name).write_bytes(content)
+        return found + list(_rego(staged, find_opa(opa), bool(tests)))
+
+
+def _data(files: Mapping[str, bytes]) -> Iterator[Finding]:
+    import jsonschema
+
+    for name, schema in _TYPED.items():
+        if name not in files:
+            continue
+        rules = json.loads((shipped_policies() / "schemas" / f"{schema}.json").read_bytes())
+        way_out = f"see policies/schemas/{schema}.json of the package for what may be in it"
+        try:
+            problems = list(jsonschema.Draft202012Validator(rules).iter_errors(json.loads(files[name])))
+        except (ValueError, RecursionError) as error:
+            yield Finding("data-invalid", name, 1, f"it is no JSON: {error}", "correct the file")
+            continue
+        for problem in problems:
+            place = "/".join(map(str, problem.absolute_path)) or "the whole"
+            yield Finding("data-invalid", name, 1, f"{place}: {problem.message[:200]}", way_out)
+
+
+def _rego(staged: Path, opa: str, tested: bool) -> Iterator[Finding]:
+    shipped = shipped_policies()
+    limits = ["--schema", str(shipped / "schemas"), "--capabilities", str(shipped / "capabilities.json")]
+    try:
+        run_opa([opa, "check", "--bundle", "--strict", *limits, "."], staged)
+        check_ownership(staged, opa)
+    except CompileError as error:
+        yield from _findings("check", str(error), "correct the rule; a rule may use the built-ins of capabilities.json")
+        return
+    if tested:
+        try:
+            run_opa([opa, "test", "--bundle", "."], staged)
+        except CompileError as error:
+            yield from _findings("test-failed", str(error), "run `opa test --bundle .` in the policy directory")
+
+
+def _findings(rule: str, told: str, way_out: str) -> Iterator[Finding]:
+    places = list(_TOLD.finditer(told))
+    for place in places:
+        yield Finding(rule, place["file"], int(place["line"]), place["message"], way_out)
+    if not places:
+        yield Finding(rule, "airflow", 1, told[-1000:], way_out)
+
+
+def read_platform(directory: Path) -> dict[str, bytes]:
+    """The platform's own files of a policy directory: rules and their tests, role table, directory, data."""
+    root = directory / "airflow"
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and (path.suffix == ".rego" or path.name == "data.json") and not _shipped(path, root)
+    }
+
+
+def _shipped(path: Path, root: Path) -> bool:
+    return path.is_relative_to(root / "authz")

@@ -1,0 +1,39 @@
+"""Whose bundles an engine of ours loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from airflow_team_authz.bundles.aggregate import scope
+from airflow_team_authz.bundles.archive import BundleRefused, read_manifest, unpack
+from airflow_team_authz.bundles.signing import KeyUnfit, TrustedKeys
+
+
+class Opened(NamedTuple):
+    """A bundle that is what it has to be: its files by name, and the serial of the build that it is from."""
+
+    files: dict[str, bytes]
+    serial: int
+
+
+class Trust(NamedTuple):
+    """Only a bundle of this name counts, signed by one of the keys (PEM) in a file, which is read each time."""
+
+    keys_file: Path
+    name: str
+
+    def open(self, content: bytes) -> Opened:
+        """The bundle; ``BundleRefused`` if it is not to be trusted, is broken, or changes another one (a delta)."""
+        files = unpack(content)
+        try:
+            keys = TrustedKeys.read(self.keys_file)
+        except KeyUnfit as error:
+            raise BundleRefused(f"nobody can be trusted: {error}") from None
+        keys.verify(files, scope(self.name))
+        if "patch.json" in files:
+            raise BundleRefused("it is a delta bundle, which are not used here")
+        serial = read_manifest(files)["metadata"].get("serial")
+        if type(serial) is not int:
+            raise BundleRefused("its manifest tells no serial")
+        return Opened(files, serial)

@@ -1,0 +1,111 @@
+"""``team-authz keys``: who signs, and whose signature counts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from airflow_team_authz.bundles.signing import ALGORITHM, SigningKey, TrustedKeys
+from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json
+
+app = typer.Typer(no_args_is_help=True, help="Make, replace and retire the keys that bundles are signed with.")
+
+KeyArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="The private key; FILE.pub beside it has the public ones.")
+]
+
+
+@app.command()
+def new(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
+    """Make a key: FILE, for its owner alone, and FILE.pub, for those who check. Nothing that exists is changed."""
+    for path in (file, _public(file)):
+        if path.exists():
+            raise UserError(f"{path} exists: name another file, or replace its key with `team-authz keys rotate`")
+    key = SigningKey.new()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _write(file, key.pem())
+    _public(file).write_bytes(key.public.pem())
+    _show(TrustedKeys.of([key.public]), output, f"Keep {file} secret. Give {_public(file)} to those who check.")
+
+
+@app.command()
+def rotate(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
+    """Replace the key. The old public key stays in FILE.pub, so both are valid until `team-authz keys retire`."""
+    SigningKey.load(_read(file), str(file))
+    old = TrustedKeys.read(_public(file))
+    if len(old) > 1:
+        raise UserError(f"{_public(file)} has two keys already: run `team-authz keys retire {file}` first")
+    key = SigningKey.new()
+    trusted = TrustedKeys.of([key.public, *old.values()])
+    # First those who check: a key that is lost before anybody has signed with it does no harm.
+    _replace(_public(file), trusted.pem(), 0o644)
+    _replace(file, key.pem(), 0o600)
+    _show(trusted, output, f"Give {_public(file)} to those who check, sign, then `team-authz keys retire {file}`.")
+
+
+@app.command()
+def retire(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
+    """Take all public keys out of FILE.pub but that of FILE: what was signed with them is refused from then on."""
+    key = SigningKey.load(_read(file), str(file))
+    trusted = TrustedKeys.of([key.public])
+    _replace(_public(file), trusted.pem(), 0o644)
+    _show(trusted, output, f"Give {_public(file)} to those who check.")
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Public keys, as in FILE.pub.")],
+    opa: Annotated[bool, typer.Option("--opa", help="Print the `keys` of an OPA configuration, as JSON.")] = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Say which public keys a file has, by their ids."""
+    trusted = TrustedKeys.read(file)
+    if opa:
+        keys = {id_: {"algorithm": ALGORITHM, "key": key.pem().decode()} for id_, key in trusted.items()}
+        typer.echo(json.dumps({"keys": keys}))
+    else:
+        _show(trusted, output)
+
+
+def signing_key(file: Path | None, variable: str = "TEAM_AUTHZ_SIGNING_KEY") -> SigningKey:
+    """The private key in a file, or in a variable of the environment if no file is named."""
+    if file is not None:
+        return SigningKey.load(_read(file), str(file))
+    if pem := os.environ.get(variable):
+        return SigningKey.load(pem.encode(), variable)
+    raise UserError(f"name the key by --key, or put it into {variable}: `team-authz keys new` makes one")
+
+
+def _public(file: Path) -> Path:
+    return file.with_name(f"{file.name}.pub")
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _write(file: Path, content: bytes, mode: int = 0o600) -> None:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as opened:
+        opened.write(content)
+
+
+def _replace(file: Path, content: bytes, mode: int) -> None:
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    _write(fresh, content, mode)
+    fresh.replace(file)
+
+
+def _show(keys: TrustedKeys, output: Output, next_: str = "") -> None:
+    if output is Output.JSON:
+        print_json([{"id": id_, "algorithm": ALGORITHM} for id_ in keys])
+        return
+    print_columns([[id_, ALGORITHM] for id_ in keys])
+    if next_:
+        typer.echo(f"\n{next_}")

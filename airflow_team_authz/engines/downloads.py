@@ -1,0 +1,300 @@
+"""The in-process engine over a bundle from elsewhere: a bundle server, any web server, or an object store.
+
+One process of the host downloads, all of them watch the file that it puts there: so what has arrived is in force
+everywhere at the same time, and whoever starts while the server is down has the last good one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import random
+import socket
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from airflow_team_authz.bundles.archive import MAX_BYTES, BundleRefused
+from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.engines import Reply
+from airflow_team_authz.engines.in_process import InProcess
+from airflow_team_authz.model import PolicyBroken
+
+log = logging.getLogger(__name__)
+
+WAIT_SECONDS = 30
+# A server that does not let us wait, and object stores, are asked this often.
+POLL_SECONDS = 5.0
+STATUS_SECONDS = 30.0
+_LEAD_SECONDS = 1.0
+_TIMEOUT_SECONDS = 10.0
+_MAX_PAUSE_SECONDS = 30.0
+
+
+class Fetched(NamedTuple):
+    """A bundle, what names this state of it, and whether the next question may wait for another one."""
+
+    content: bytes | None
+    tag: str
+    waits: bool = False
+
+
+class Store(Protocol):
+    """Where bundles come from."""
+
+    def fetch(self, tag: str, wait: int) -> Fetched:
+        """The bundle, or no content if it still has this tag. Any exception means that it cannot be had."""
+
+
+class Downloaded:
+    """An ``Engine`` over the bundle at an address; ``PolicyBroken`` if there is none and has never been one.
+
+    ``place`` is the directory that the processes of a host share for it.
+    """
+
+    def __init__(self, url: str, place: Path, trust: Trust, token_file: Path | None = None) -> None:
+        self._url = url
+        self._file = place / "bundle.tar.gz"
+        self._trust = trust
+        self._store = open_store(url, token_file)
+        self._report = _reporter(url, token_file)
+        self._stop = threading.Event()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
+        self._trouble = ""
+        self._tag = ""
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._engine = self._open()
+
+    def _open(self) -> InProcess:
+        try:
+            return InProcess(self._file, trust=self._trust)
+        except PolicyBroken as kept:
+            missing = not self._file.exists()
+            try:
+                self._keep(self._store.fetch("", 0))
+            except Exception as error:
+                why = f"the bundle {self._url} cannot be had: {_told(error)}"
+                raise PolicyBroken(why if missing else f"{why}; and {kept}") from None
+            return InProcess(self._file, trust=self._trust)
+
+    @property
+    def revision(self) -> str:
+        """Revision of the policy in force."""
+        return self._engine.revision
+
+    def query(self, entrypoint: str, question: bytes, size: int) -> Reply:
+        """See ``Engine``."""
+        thread = self._thread
+        # The thread of a parent looks alive in its forked child.
+        if thread is None or self._pid != os.getpid() or not thread.is_alive():
+            self._start()
+        return self._engine.query(entrypoint, question, size)
+
+    def close(self) -> None:
+        """Stop downloading and watching."""
+        self._stop.set()
+        self._engine.close()
+
+    def _start(self) -> None:
+        if self._pid != os.getpid():
+            self._pid, self._starting, self._thread = os.getpid(), threading.Lock(), None
+        with self._starting:
+            if (self._thread is None or not self._thread.is_alive()) and not self._stop.is_set():
+                self._thread = threading.Thread(target=self._run, name="team-authz-download", daemon=True)
+                self._thread.start()
+                if self._report is not None:
+                    threading.Thread(target=self._report_on, name="team-authz-status", daemon=True).start()
+
+    def _run(self) -> None:
+        """Download whenever no other process of the host does."""
+        lock: IO[bytes] | None = None
+        pause, failures = 0.0, 0
+        while not self._stop.wait(pause):
+            try:
+                lock = lock or self._lead()
+                if lock is None:
+                    pause = _LEAD_SECONDS
+                    continue
+                fetched = self._store.fetch(self._tag, WAIT_SECONDS)
+                self._keep(fetched)
+                pause, failures = 0.0 if fetched.waits else POLL_SECONDS, 0
+                self._tell("")
+            except Exception as error:
+                # All of them: a thread that ends would leave everybody with an old policy, without a word.
+                failures += 1
+                pause = min(_MAX_PAUSE_SECONDS, 2.0 ** min(failures, 10)) * random.uniform(0.5, 1)  # noqa: S311
+                self._tell(_told(error))
+        if lock is not None:
+            lock.close()
+
+    def _lead(self) -> IO[bytes] | None:
+        """The lock that only one process of the host holds; the system gives it back when the process ends."""
+        lock = self._file.with_name("lock").open("wb")
+        try:
+            # Unlike those of `flock`, these are not handed on to forked children, which would keep them.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            return None
+        return lock
+
+    def _keep(self, fetched: Fetched) -> None:
+        """Put a bundle that is to be trusted, and newer than the present one, in its place at once and as a whole."""
+        if fetched.content is not None:
+            opened = self._trust.open(fetched.content)
+            present = self._present()
+            if opened.serial < present:
+                raise BundleRefused(f"it is older, {opened.serial}, than what was there before, {present}")
+            fresh = self._file.with_name(f".{os.getpid()}.{threading.get_ident()}")
+            try:
+                with fresh.open("wb") as file:
+                    file.write(fetched.content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                fresh.replace(self._file)
+            finally:
+                fresh.unlink(missing_ok=True)
+        self._tag = fetched.tag
+
+    def _present(self) -> int:
+        try:
+            return self._trust.open(self._file.read_bytes()).serial
+        except (OSError, BundleRefused):
+            return 0
+
+    def _tell(self, trouble: str) -> None:
+        """Log a change of state, not each attempt."""
+        if trouble and trouble != self._trouble:
+            log.error("policy revision %s stays in force: the bundle %s: %s", self.revision, self._url, trouble)
+        elif self._trouble and not trouble:
+            log.warning("the bundle %s can be had again", self._url)
+        self._trouble = trouble
+
+    def _report_on(self) -> None:
+        """Tell the bundle server which policy this process runs: at once when it changes, else now and then."""
+        told, failing = "", False
+        identity = f"{socket.gethostname()}-{os.getpid()}"
+        waited = STATUS_SECONDS
+        while not self._stop.is_set():
+            state = f"{self.revision} {self._trouble or self._engine.trouble}"
+            if state != told or waited >= STATUS_SECONDS:
+                try:
+                    assert self._report is not None  # noqa: S101 - for the type checker
+                    self._report(self._status(identity))
+                    failing = False
+                except Exception as error:
+                    if not failing:
+                        log.warning("the bundle server is not told about this process: %s", _told(error))
+                    failing = True
+                told, waited = state, 0.0
+            self._stop.wait(0.5)
+            waited += 0.5
+
+    def _status(self, identity: str) -> dict[str, Any]:
+        """As OPA's status plugin has it (https://www.openpolicyagent.org/docs/management-status)."""
+        now = datetime.now(UTC).isoformat()
+        trouble = self._trouble or self._engine.trouble
+        bundle = {
+            "name": self._trust.name,
+            "active_revision": self.revision,
+            "last_request": now,
+            **({"code": "bundle_error", "message": trouble} if trouble else {"last_successful_activation": now}),
+        }
+        labels = {"app": "airflow_team_authz", "host": socket.gethostname(), "pid": str(os.getpid()), "id": identity}
+        return {"labels": labels, "bundles": {self._trust.name: bundle}}
+
+
+def bundle_name(url: str) -> str:
+    """The name that the bundle at an address is signed for: the last part of it."""
+    return urlsplit(url).path.rpartition("/")[2].removesuffix(".tar.gz")
+
+
+def shared_place(state: Path, url: str) -> Path:
+    """The directory below ``state`` for the bundle at an address."""
+    return state / "policy" / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def open_store(url: str, token_file: Path | None) -> Store:
+    """By the address: the web's, or whatever fsspec knows."""
+    return _Web(url, token_file) if url.startswith(("http://", "https://")) else _ObjectStore(url)
+
+
+class _Web:
+    """A bundle server that lets us wait for a new bundle, as OPA does, or any other server that knows ETags."""
+
+    def __init__(self, url: str, token_file: Path | None) -> None:
+        self._url = url
+        self._token_file = token_file
+
+    def fetch(self, tag: str, wait: int) -> Fetched:
+        """See ``Store``."""
+        import httpx
+
+        headers = _bearer(self._token_file) | {"Prefer": f"modes=snapshot;wait={wait}" if wait else "modes=snapshot"}
+        if tag:
+            headers["If-None-Match"] = tag
+        timeout = httpx.Timeout(_TIMEOUT_SECONDS, read=_TIMEOUT_SECONDS + wait)
+        with httpx.stream("GET", self._url, headers=headers, timeout=timeout) as answer:
+            waits = answer.headers.get("Content-Type") == "application/vnd.openpolicyagent.bundles"
+            if answer.status_code == httpx.codes.NOT_MODIFIED:
+                return Fetched(None, tag, waits)
+            answer.raise_for_status()
+            content = b""
+            for part in answer.iter_bytes():
+                content += part
+                if len(content) > MAX_BYTES:
+                    raise BundleRefused(f"it is larger than {MAX_BYTES >> 20} MiB")
+            return Fetched(content, answer.headers.get("ETag", ""), waits)
+
+
+class _ObjectStore:
+    """S3, Google's, Azure's, files: as fsspec has them, with the credentials of the environment."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def fetch(self, tag: str, wait: int) -> Fetched:  # noqa: ARG002 - stores cannot wait
+        """See ``Store``."""
+        import fsspec
+
+        files, path = fsspec.core.url_to_fs(self._url, use_listings_cache=False)
+        about = files.info(path)
+        now = "-".join(str(about[key]) for key in ("ETag", "etag", "mtime", "LastModified", "size") if about.get(key))
+        if now and now == tag:
+            return Fetched(None, tag)
+        if (about.get("size") or 0) > MAX_BYTES:
+            raise BundleRefused(f"it is larger than {MAX_BYTES >> 20} MiB")
+        return Fetched(files.cat_file(path), now)
+
+
+def _reporter(url: str, token_file: Path | None) -> Callable[[dict[str, Any]], None] | None:
+    """What sends a status to the bundle server; none for what is not one."""
+    address, found, _ = url.rpartition("/bundles/")
+    if not found or not url.startswith(("http://", "https://")):
+        return None
+
+    def report(status: dict[str, Any]) -> None:
+        import httpx
+
+        httpx.post(
+            f"{address}/status", json=status, headers=_bearer(token_file), timeout=_TIMEOUT_SECONDS
+        ).raise_for_status()
+
+    return report
+
+
+def _bearer(token_file: Path | None) -> dict[str, str]:
+    # Read each time, so that a renewed token counts without a restart.
+    return {"Authorization": f"Bearer {token_file.read_text().strip()}"} if token_file else {}
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, in a sentence without line breaks. Neither tokens nor answers are in it."""
+    return " ".join(f"{error}".split())[:300] or type(error).__name__

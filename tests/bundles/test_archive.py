@@ -1,0 +1,83 @@
+"""Archives: the same bytes each time, and nothing odd comes out of one."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_team_authz.bundles.archive import BundleRefused, canonical, load_json, pack, read_manifest, unpack
+
+FILES = {"teams/a/größe.rego": "package teams.a # ä".encode(), ".manifest": b"{}", "data.json": b'{"x": 1}'}
+
+
+def archive(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for member, content in members:
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname = kind, link
+    return made
+
+
+def test_the_same_files_are_the_same_bytes() -> None:
+    assert pack(FILES) == pack(dict(reversed(FILES.items())))
+    assert unpack(pack(FILES)) == FILES
+    assert unpack(archive((member("./data.json"), b"{}"), (member("teams", tarfile.DIRTYPE), b""))) == {
+        "data.json": b"{}"
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "cannot be read"),
+        (b"nonsense", "cannot be read"),
+        (pack(FILES)[:-30], "cannot be read"),
+        (gzip.compress(b"x" * 2048), "cannot be read"),
+        (archive((member("../data.json"), b"{}")), "no plain name"),
+        (archive((member("a/../../data.json"), b"{}")), "no plain name"),
+        (archive((member("a//b"), b"{}")), "no plain name"),
+        (archive((member("a\\b"), b"{}")), "no plain name"),
+        (archive((member("data.json"), b"{}"), (member("/data.json"), b"[]")), "data.json is in it twice"),
+        (archive((member("x", tarfile.SYMTYPE, "/etc/passwd"), b"")), "no plain file"),
+        (archive((member("x", tarfile.LNKTYPE, "y"), b"")), "no plain file"),
+        (archive((member("x", tarfile.FIFOTYPE), b"")), "no plain file"),
+        (archive((member("x", tarfile.CHRTYPE), b"")), "no plain file"),
+        (gzip.compress(b"\0" * (2 << 20)), "unpacks to more than 1 MiB"),
+    ],
+)
+def test_what_is_odd_is_refused(content: bytes, told: str) -> None:
+    with pytest.raises(BundleRefused, match=told):
+        unpack(content, 1 << 20)
+
+
+@given(st.binary(max_size=600))
+def test_any_bytes_are_refused_in_our_words(content: bytes) -> None:
+    for attempt in (content, gzip.compress(content), pack(FILES)[: len(content)] + content):
+        with suppress(BundleRefused):
+            assert isinstance(unpack(attempt), dict)
+
+
+@pytest.mark.parametrize("text", ['{"b": 1e3, "a": [1.10, -0, 12345678901234567890123]}', '"\\u2028<&>\\u0007\\b/é🚀"'])
+def test_numbers_and_texts_stay_what_they_were(text: str) -> None:
+    assert json.loads(canonical(load_json(text.encode()))) == json.loads(text)
+    assert canonical(load_json(b'{"b": 1e3, "a": [1.10, 2.0, 1e300]}')) == b'{"a":[1.1,2,1e+300],"b":1000}'
+
+
+@pytest.mark.parametrize("manifest", [None, b"", b"[]", b"{", b'{"metadata": 1}', b"\xff"])
+def test_a_manifest_that_is_none_is_told(manifest: bytes | None) -> None:
+    with pytest.raises(BundleRefused, match="manifest"):
+        read_manifest({} if manifest is None else {".manifest": manifest})
