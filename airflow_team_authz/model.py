@@ -177,3 +177,7 @@ class PolicyBroken(EngineError):
 
 class KeysUnknown(EngineError):
     """The keys of whoever issued a login's token cannot be had, so nobody can say whether it is genuine."""
+
+
+class KeyUnfit(Exception):
+    """A file or a variable does not hold the key that it should; the message names what is wrong, never the key."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
@@ -17,3 +18,31 @@ class Finding(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """The finding as ``--output json`` prints it."""
         return self._asdict()
+
+
+def sarif(findings: Iterable[Finding]) -> dict[str, Any]:
+    """The findings for code review: SARIF 2.1.0 (https://docs.oasis-open.org/sarif/sarif/v2.1.0/)."""
+    listed = list(findings)
+    helps = {found.rule: found.help for found in reversed(listed)}
+    rules = [{"id": rule, "help": {"text": text}} for rule, text in sorted(helps.items())]
+    results = [
+        {
+            "ruleId": found.rule,
+            "level": "error",
+            "message": {"text": f"{found.message}: {found.help}"},
+            "locations": [
+                {
+                    "physicalLocation": {
+                        "artifactLocation": {"uri": found.file},
+                        "region": {"startLine": max(found.line, 1)},
+                    }
+                }
+            ],
+        }
+        for found in listed
+    ]
+    return {
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+        "version": "2.1.0",
+        "runs": [{"tool": {"driver": {"name": "team-authz bundle check", "rules": rules}}, "results": results}],
+    }

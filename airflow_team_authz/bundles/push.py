@@ -18,7 +18,8 @@ def push(files: list[Path], url: str) -> list[str]:
 
     written = []
     try:
-        store, folder = fsspec.core.url_to_fs(url)
+        local = {"auto_mkdir": True} if url.startswith("file:") else {}
+        store, folder = fsspec.core.url_to_fs(url, **local)
         for file in sorted(files, key=lambda file: (-len(file.name), file.name)):
             target = f"{folder.rstrip('/')}/{file.name}"
             # A transaction moves a local file to its place in the end; object stores are atomic themselves.

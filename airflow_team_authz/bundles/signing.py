@@ -23,14 +23,11 @@ from jwt.exceptions import PyJWTError
 from jwt.utils import der_to_raw_signature
 
 from airflow_team_authz.bundles.archive import BundleRefused, canonical
+from airflow_team_authz.model import KeyUnfit
 
 SIGNATURES = ".signatures.json"
 ALGORITHM = "ES256"
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
-
-
-class KeyUnfit(Exception):
-    """A file or a variable does not hold the key that it should; the message names what is wrong, never the key."""
 
 
 class SigningKey:

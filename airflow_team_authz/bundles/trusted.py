@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from airflow_team_authz.bundles.aggregate import scope
 from airflow_team_authz.bundles.archive import BundleRefused, read_manifest, unpack
-from airflow_team_authz.bundles.signing import KeyUnfit, TrustedKeys
+from airflow_team_authz.bundles.signing import TrustedKeys
+from airflow_team_authz.model import KeyUnfit
 
 
 class Opened(NamedTuple):

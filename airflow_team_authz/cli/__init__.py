@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from airflow_team_authz.cli import assets, decide, doctor, imports, init, whoami
+from airflow_team_authz.cli import assets, bundle, decide, doctor, imports, init, keys, whoami
 from airflow_team_authz.cli.console import UserError, complain
 
 CANNOT = 2
@@ -20,11 +20,16 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """See the base class."""
         from airflow_team_authz.compile import CompileError
-        from airflow_team_authz.model import EngineError
+        from airflow_team_authz.model import EngineError, KeyUnfit
 
         try:
             return super().invoke(ctx)
-        except (UserError, EngineError, CompileError) as error:
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("airflow_team_authz"):
+                raise
+            complain(f"{error.name} is not installed: pip install 'airflow-team-authz[bundles,server]'")
+            raise typer.Exit(CANNOT) from None
+        except (UserError, EngineError, CompileError, KeyUnfit) as error:
             complain(str(error))
             raise typer.Exit(CANNOT) from None
 
@@ -39,10 +44,12 @@ app = typer.Typer(
     help="Authorization for teams in Airflow: ask for decisions, check an installation, start a policy directory.",
 )
 app.add_typer(assets.app, name="assets")
+app.add_typer(bundle.app, name="bundle")
 app.command("decide")(decide.decide)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
 app.add_typer(imports.app, name="import")
+app.add_typer(keys.app, name="keys")
 app.command("whoami")(whoami.whoami)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from airflow_team_authz.bundles.signing import ALGORITHM, SigningKey, TrustedKeys
 from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json
+
+if TYPE_CHECKING:
+    from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 
 app = typer.Typer(no_args_is_help=True, help="Make, replace and retire the keys that bundles are signed with.")
 
@@ -22,6 +23,8 @@ KeyArgument = Annotated[
 @app.command()
 def new(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
     """Make a key: FILE, for its owner alone, and FILE.pub, for those who check. Nothing that exists is changed."""
+    from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
+
     for path in (file, _public(file)):
         if path.exists():
             raise UserError(f"{path} exists: name another file, or replace its key with `team-authz keys rotate`")
@@ -35,6 +38,8 @@ def new(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
 @app.command()
 def rotate(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
     """Replace the key. The old public key stays in FILE.pub, so both are valid until `team-authz keys retire`."""
+    from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
+
     SigningKey.load(_read(file), str(file))
     old = TrustedKeys.read(_public(file))
     if len(old) > 1:
@@ -50,6 +55,8 @@ def rotate(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
 @app.command()
 def retire(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
     """Take all public keys out of FILE.pub but that of FILE: what was signed with them is refused from then on."""
+    from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
+
     key = SigningKey.load(_read(file), str(file))
     trusted = TrustedKeys.of([key.public])
     _replace(_public(file), trusted.pem(), 0o644)
@@ -59,20 +66,26 @@ def retire(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
 @app.command()
 def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Public keys, as in FILE.pub.")],
-    opa: Annotated[bool, typer.Option("--opa", help="Print the `keys` of an OPA configuration, as JSON.")] = False,
+    opa: Annotated[bool, typer.Option("--opa", help="Print the `keys` of an OPA configuration, as YAML.")] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Say which public keys a file has, by their ids."""
+    from airflow_team_authz.bundles.signing import ALGORITHM, TrustedKeys
+
     trusted = TrustedKeys.read(file)
     if opa:
-        keys = {id_: {"algorithm": ALGORITHM, "key": key.pem().decode()} for id_, key in trusted.items()}
-        typer.echo(json.dumps({"keys": keys}))
+        typer.echo("keys:")
+        for id_, key in trusted.items():
+            pem = key.pem().decode().replace("\n", "\n      ").rstrip()
+            typer.echo(f'  "{id_}":\n    algorithm: {ALGORITHM}\n    key: |\n      {pem}')
     else:
         _show(trusted, output)
 
 
 def signing_key(file: Path | None, variable: str = "TEAM_AUTHZ_SIGNING_KEY") -> SigningKey:
     """The private key in a file, or in a variable of the environment if no file is named."""
+    from airflow_team_authz.bundles.signing import SigningKey
+
     if file is not None:
         return SigningKey.load(_read(file), str(file))
     if pem := os.environ.get(variable):
@@ -103,6 +116,8 @@ def _replace(file: Path, content: bytes, mode: int) -> None:
 
 
 def _show(keys: TrustedKeys, output: Output, next_: str = "") -> None:
+    from airflow_team_authz.bundles.signing import ALGORITHM
+
     if output is Output.JSON:
         print_json([{"id": id_, "algorithm": ALGORITHM} for id_ in keys])
         return

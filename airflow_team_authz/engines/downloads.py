@@ -246,12 +246,12 @@ class _Web:
             if answer.status_code == httpx.codes.NOT_MODIFIED:
                 return Fetched(None, tag, waits)
             answer.raise_for_status()
-            content = b""
+            content = bytearray()
             for part in answer.iter_bytes():
                 content += part
                 if len(content) > MAX_BYTES:
                     raise BundleRefused(f"it is larger than {MAX_BYTES >> 20} MiB")
-            return Fetched(content, answer.headers.get("ETag", ""), waits)
+            return Fetched(bytes(content), answer.headers.get("ETag", ""), waits)
 
 
 class _ObjectStore:

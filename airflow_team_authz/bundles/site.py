@@ -1,0 +1,149 @@
+"""Aggregating without a server: artifacts, trusted keys, what was good last and what was built, each in a directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from airflow_team_authz.bundles.aggregate import build
+from airflow_team_authz.bundles.archive import BundleRefused, read_manifest, unpack
+from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, digest, read_artifact
+from airflow_team_authz.bundles.gate import check_package
+from airflow_team_authz.bundles.platform_check import check_platform
+from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
+from airflow_team_authz.compile import CompileError
+from airflow_team_authz.model import KeyUnfit
+
+_SUFFIX = ".tar.gz"
+
+
+class Outcome(NamedTuple):
+    """What became of a team's artifact: ``published``, ``unchanged``, or ``refused``, and then why."""
+
+    did: str
+    team_id: str
+    version: int
+    detail: str = ""
+
+
+class Refused(Exception):
+    """The platform's own part is not fit to be published."""
+
+
+class Site(NamedTuple):
+    """The directories: ``artifacts/<team>.tar.gz``, ``trusted/<team>.pub``, and ``out`` for what is built.
+
+    ``out/.good`` keeps the last good artifact of each team: it is what stays when a newer one is refused.
+    """
+
+    artifacts: Path
+    trusted: Path
+    out: Path
+
+    def aggregate(
+        self, environment: str, platform: Mapping[str, bytes], key: SigningKey, opa: str | None = None
+    ) -> list[Outcome]:
+        """Build the bundles from the platform's files and each team's newest artifact that is good.
+
+        One team's bad artifact holds nobody up: its last good one stays. Raises ``Refused`` if the platform's
+        part is not fit, ``CompileError`` if nothing can be compiled at all.
+        """
+        if findings := check_platform(platform, opa):
+            raise Refused("; ".join(f"{found.file}:{found.line}: {found.message}" for found in findings))
+        good = dict(self._good())
+        outcomes = []
+        changed = set()
+        for file in sorted(self.artifacts.glob(f"*{_SUFFIX}")):
+            team_id = file.name.removesuffix(_SUFFIX)
+            before = good.get(team_id)
+            outcome, artifact = self._admit(team_id, file, before, platform, good, opa)
+            outcomes.append(outcome)
+            if artifact is not None:
+                good[team_id] = artifact
+                changed.add(team_id)
+        self._build(environment, platform, good, changed, key, opa)
+        for team_id in changed:
+            _write(self._kept(team_id), (self.artifacts / f"{team_id}{_SUFFIX}").read_bytes())
+        return outcomes
+
+    def _good(self) -> Iterator[tuple[str, Artifact]]:
+        """The last good artifacts. Their signatures were checked when they came; a key may have been retired since."""
+        for file in (self.out / ".good").glob(f"*{_SUFFIX}"):
+            files = unpack(file.read_bytes())
+            version = read_manifest(files)["metadata"]["version"]
+            own = {name: text for name, text in files.items() if name.startswith("teams/")}
+            yield file.name.removesuffix(_SUFFIX), Artifact(file.name.removesuffix(_SUFFIX), version, own)
+
+    def _admit(
+        self,
+        team_id: str,
+        file: Path,
+        before: Artifact | None,
+        platform: Mapping[str, bytes],
+        good: Mapping[str, Artifact],
+        opa: str | None,
+    ) -> tuple[Outcome, Artifact | None]:
+        version = before.version if before else 0
+        content = file.read_bytes()
+        if before and self._kept(team_id).read_bytes() == content:
+            return Outcome("unchanged", team_id, version), None
+        try:
+            artifact = read_artifact(content, team_id, TrustedKeys.read(self.trusted / f"{team_id}.pub"), version)
+        except (BundleRefused, KeyUnfit) as error:
+            return Outcome("refused", team_id, version, f"{file.name}: {error}"), None
+        others = {name: text for other in good.values() if other.owner != team_id for name, text in other.files.items()}
+        try:
+            findings = check_package(artifact.files, team_id, {**platform, **others}, opa)
+        except CompileError as error:
+            return Outcome("refused", team_id, version, f"it could not be checked: {error}"), None
+        if findings:
+            told = "; ".join(f"{found.file}:{found.line}: {found.message} ({found.rule})" for found in findings)
+            return Outcome("refused", team_id, version, told), None
+        return Outcome("published", team_id, artifact.version), artifact
+
+    def _build(
+        self,
+        environment: str,
+        platform: Mapping[str, bytes],
+        teams: Mapping[str, Artifact],
+        changed: set[str],
+        key: SigningKey,
+        opa: str | None,
+    ) -> None:
+        state_file = self.out / ".state.json"
+        before = json.loads(state_file.read_text()) if state_file.exists() else {}
+        platform_digest = digest(platform)
+        everything = before.get("platform") != platform_digest or before.get("key") != key.public.id
+        if not everything and not changed:
+            return
+        # By the clock, so that it also rises where the directory is lost.
+        serial = max(int(before.get("serial", 0)) + 1, int(time.time()))
+        artifact = Artifact(PLATFORM, int(before.get("platform_version", 0)) + everything, platform)
+        built = build(environment, artifact, teams, serial, key, None if everything else changed, opa)
+        for name, content in sorted(built.items(), reverse=True):
+            _write(self.out / f"{name}{_SUFFIX}", content)
+        state = {
+            "serial": serial,
+            "platform": platform_digest,
+            "platform_version": artifact.version,
+            "key": key.public.id,
+        }
+        _write(state_file, json.dumps(state).encode())
+
+    def _kept(self, team_id: str) -> Path:
+        return self.out / ".good" / f"{team_id}{_SUFFIX}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)

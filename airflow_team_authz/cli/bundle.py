@@ -1,0 +1,14 @@
+"""``team-authz bundle``: the commands that take a package from a repository to the engines."""
+
+from __future__ import annotations
+
+import typer
+
+from airflow_team_authz.cli import bundle_check, bundles
+
+app = typer.Typer(no_args_is_help=True, help="Check, build, publish, aggregate and push policy bundles.")
+app.command("check")(bundle_check.check)
+app.command("build")(bundles.build)
+app.command("publish")(bundles.publish)
+app.command("aggregate")(bundles.aggregate)
+app.command("push")(bundles.push)

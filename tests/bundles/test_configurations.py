@@ -1,0 +1,213 @@
+"""The OPA configurations in `bundles/` are started as their comments say, by a real OPA, from real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from airflow_team_authz.bundles.aggregate import build
+from airflow_team_authz.bundles.artifact import Artifact
+from airflow_team_authz.bundles.push import PushFailed, push
+from airflow_team_authz.bundles.signing import SigningKey
+from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.compile import find_opa
+from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.engines.downloads import Downloaded
+from airflow_team_authz.engines.opa_server import OpaServer
+from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
+from tests.bundles.conftest import lends
+from tests.conftest import REPOSITORY, eventually
+
+NGINX = """
+daemon off; pid {place}/nginx.pid; error_log stderr warn; worker_processes 1;
+events {{ worker_connections 64; }}
+http {{
+  access_log off; client_body_temp_path {place}/t1; proxy_temp_path {place}/t2; fastcgi_temp_path {place}/t3;
+  uwsgi_temp_path {place}/t4; scgi_temp_path {place}/t5;
+  server {{ listen 127.0.0.1:{port}; root {root}; }}
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def built(platform: Artifact, key: SigningKey, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of bundles, as an aggregate is."""
+    place = tmp_path_factory.mktemp("built")
+    teams = {team_id: lends(team_id, version=2) for team_id in ("alpha", "beta")}
+    for name, content in build("production", platform, teams, 7, key).items():
+        (place / f"{name}.tar.gz").write_bytes(content)
+    return place
+
+
+@pytest.fixture(scope="module")
+def nginx(built: Path, tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[str]:
+    """Address of an nginx that serves them; under ``bundles`` by the names that a bundle server has."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if program is None:
+        assert "REQUIRE_ALL" not in os.environ
+        pytest.skip("nginx is not installed")
+    place, port = tmp_path_factory.mktemp("nginx"), free_port()
+    (built / "bundles").mkdir()
+    for file in built.glob("*.tar.gz"):
+        (built / "bundles" / file.name.removesuffix(".tar.gz")).symlink_to(file)
+    place.chmod(0o755)
+    (place / "nginx.conf").write_text(NGINX.format(place=place, port=port, root=built))
+    command = [program, "-p", str(place), "-c", str(place / "nginx.conf"), "-g", "user root;"]
+    with started(command, place, {}):
+        url = f"http://127.0.0.1:{port}"
+        eventually(lambda: reached(url))
+        yield url
+
+
+def reached(url: str) -> bool:
+    try:
+        httpx.get(url)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+@contextmanager
+def started(command: list[str], place: Path, environment: dict[str, str]) -> Iterator[None]:
+    with (place / "log").open("wb") as log:
+        running = subprocess.Popen(command, cwd=place, env=os.environ | environment, stderr=log)
+    try:
+        yield
+    finally:
+        running.terminate()
+        running.wait()
+
+
+@contextmanager
+def opa(configuration: str, key: SigningKey, place: Path, **environment: str) -> Iterator[OpaServer]:
+    """An OPA with a configuration of `bundles/` and the keys that `team-authz keys show --opa` prints."""
+    (place / "key.pub").write_bytes(key.public.pem())
+    keys = subprocess.run(
+        ["team-authz", "keys", "show", str(place / "key.pub"), "--opa"], capture_output=True, check=True, text=True
+    )
+    (place / "opa.yaml").write_text((REPOSITORY / "bundles" / configuration).read_text() + keys.stdout)
+    (place / "token").write_text("secret")
+    address = f"unix://{place}/opa.sock"
+    command = [find_opa(), "run", "--server", "--config-file", str(place / "opa.yaml"), "--addr", address]
+    environment |= {"BUNDLE_TOKEN_FILE": str(place / "token"), "HOST_NAME": "here"}
+    with started([*command, "--skip-version-check", "--log-level-request", "debug"], place, environment):
+        yield OpaServer(address, deadline_ms=5_000)
+
+
+def lent(server: OpaServer | Downloaded, team_id: str) -> tuple[bool, str] | None:
+    """Whether anybody may read a team's connection, and the revision that says so; ``None``: no decision."""
+    question = Evaluations(Subject("user", "gus"), "read", [Resource("connection", team_id, "pg")])
+    try:
+        (decision,), revision = DecisionPoint(server).decide(question)
+    except EngineError:
+        return None
+    return decision.allow, revision.partition("-")[0]
+
+
+ALL_TEAMS = {"alpha": (True, "7"), "beta": (True, "7")}
+ONLY_ALPHA = {"alpha": (True, "7"), "beta": (False, "7")}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "environment", "answers"),
+    [
+        ("opa.yaml", {"BUNDLE_SERVER_URL": "{}"}, ALL_TEAMS),
+        ("team-opa.yaml", {"BUNDLE_SERVER_URL": "{}", "TEAM_ID": "alpha"}, ONLY_ALPHA),
+        ("web.yaml", {"WEB_SERVER_URL": "{}"}, ALL_TEAMS),
+    ],
+)
+def test_from_a_web_server(
+    configuration: str,
+    environment: dict[str, str],
+    answers: dict[str, tuple[bool, str]],
+    nginx: str,
+    key: SigningKey,
+    tmp_path: Path,
+) -> None:
+    with opa(
+        configuration, key, tmp_path, **{name: value.format(nginx) for name, value in environment.items()}
+    ) as server:
+        eventually(lambda: lent(server, "alpha") is not None)
+        assert {team_id: lent(server, team_id) for team_id in ("alpha", "beta")} == answers
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(tmp_path / "opa.sock"))) as client:
+            written = client.put("http://localhost/v1/policies/mine", content="package airflow.site")
+        assert written.status_code == 400
+        assert "bundle" in written.text
+
+
+@pytest.mark.parametrize(("team_id", "answers"), [("alpha", ONLY_ALPHA), ("", ALL_TEAMS)])
+def test_discovered(
+    team_id: str, answers: dict[str, tuple[bool, str]], nginx: str, built: Path, key: SigningKey, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_bytes(key.pem())
+    (tmp_path / "claims.json").write_text(json.dumps({"scope": "discovery", "keyid": key.public.id}))
+    command = [find_opa(), "build", "--bundle", str(REPOSITORY / "bundles" / "discovery"), "--signing-alg", "ES256"]
+    signed = ["--signing-key", "key", "--claims-file", "claims.json", "--output", str(built / "discovery.tar.gz")]
+    subprocess.run([*command, *signed], cwd=tmp_path, check=True)
+    with opa("discovery.yaml", key, tmp_path, WEB_SERVER_URL=nginx, TEAM_ID=team_id) as server:
+        eventually(lambda: lent(server, "alpha") is not None)
+        assert {team: lent(server, team) for team in ("alpha", "beta")} == answers
+
+
+@pytest.fixture(scope="module")
+def s3(free_port: Callable[[], int]) -> Iterator[str]:
+    """Address of an S3 server with an empty bucket ``policies``, known to everything that reads the environment."""
+    from moto.server import ThreadedMotoServer
+
+    port = free_port()
+    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    server.start()
+    url = f"http://127.0.0.1:{port}"
+    known = {
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "eu-central-1",
+        "AWS_DEFAULT_REGION": "eu-central-1",
+        "AWS_ENDPOINT_URL": url,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in known.items():
+            patch.setenv(name, value)
+        import boto3
+
+        boto3.client("s3").create_bucket(
+            Bucket="policies", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
+        )
+        yield url
+    server.stop()
+
+
+def test_pushed_to_s3_and_fetched_by_both_engines(s3: str, built: Path, key: SigningKey, tmp_path: Path) -> None:
+    written = push(sorted(built.glob("production*.tar.gz")), "s3://policies/airflow")
+    assert sorted(written) == [
+        f"s3://policies/airflow/{file.name}" for file in sorted(built.glob("production*.tar.gz"))
+    ]
+    assert written[-1] == "s3://policies/airflow/production.tar.gz"
+    with opa("s3.yaml", key, tmp_path, BUCKET_URL=f"{s3}/policies/airflow") as server:
+        eventually(lambda: lent(server, "alpha") is not None)
+        assert {team_id: lent(server, team_id) for team_id in ("alpha", "beta")} == ALL_TEAMS
+    trust = Trust(tmp_path / "key.pub", "production.wasm")
+    engine = Downloaded("s3://policies/airflow/production.wasm.tar.gz", tmp_path / "state", trust)
+    with ExitStack() as closing:
+        closing.callback(engine.close)
+        assert {team_id: lent(engine, team_id) for team_id in ("alpha", "beta")} == ALL_TEAMS
+
+
+def test_a_store_that_does_not_take_them_is_told(s3: str, built: Path, tmp_path: Path) -> None:  # noqa: ARG001
+    with pytest.raises(PushFailed, match="s3://nobodys/x does not take the bundles"):
+        push([built / "production.tar.gz"], "s3://nobodys/x")
+    with pytest.raises(PushFailed, match="nosuch://x does not take the bundles"):
+        push([built / "production.tar.gz"], "nosuch://x")
+    with pytest.raises(PushFailed, match="does not take"):
+        push([tmp_path / "missing.tar.gz"], tmp_path.as_uri())
+    assert push([built / "production.tar.gz"], f"{tmp_path.as_uri()}/out") == [
+        f"file://{tmp_path}/out/production.tar.gz"
+    ]

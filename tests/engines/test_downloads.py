@@ -1,0 +1,323 @@
+"""The in-process engine over a bundle from elsewhere: what arrives, what is refused, what stays when nothing comes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_team_authz.bundles.aggregate import build
+from airflow_team_authz.bundles.artifact import Artifact
+from airflow_team_authz.bundles.signing import SigningKey
+from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.engines import DecisionPoint, downloads
+from airflow_team_authz.engines.downloads import Downloaded, bundle_name, shared_place
+from airflow_team_authz.model import Evaluations, PolicyBroken, Resource, Subject
+from airflow_team_authz.settings import SettingsError, parse_settings
+from tests.bundles.conftest import lends
+from tests.conftest import REPOSITORY, errors, eventually
+
+NAME = "production.wasm"
+QUESTION = Evaluations(Subject("user", "gus"), "read", [Resource("connection", "alpha", "pg")])
+MEDIA_TYPE = "application/vnd.openpolicyagent.bundles"
+
+
+@pytest.fixture(scope="module")
+def key() -> SigningKey:
+    return SigningKey.new()
+
+
+@pytest.fixture(scope="module")
+def bundle(key: SigningKey) -> Callable[[int], bytes]:
+    """The bundle of a serial, in which alpha's package has this version and the even ones lend ``pg``."""
+    made: dict[int, bytes] = {}
+
+    def make(serial: int) -> bytes:
+        if serial not in made:
+            teams: dict[str, Artifact] = {"alpha": lends("alpha", "other" if serial % 2 else "pg", serial)}
+            made[serial] = build("production", None, teams, serial, key)[NAME]
+        return made[serial]
+
+    return make
+
+
+@pytest.fixture
+def trust(key: SigningKey, tmp_path: Path) -> Trust:
+    (tmp_path / "trusted.pem").write_bytes(key.public.pem())
+    return Trust(tmp_path / "trusted.pem", NAME)
+
+
+class Web(ThreadingHTTPServer):
+    """A bundle server whose answers a test chooses; it lets clients wait as OPA's protocol has it."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.content, self.status, self.waits = b"", 200, True
+        self.asked: list[dict[str, str]] = []
+        self.told: list[dict[str, Any]] = []
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/bundles/{NAME}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Web
+
+    def do_GET(self) -> None:
+        self.server.asked.append(dict(self.headers))
+        asked, end = self.headers.get("If-None-Match"), time.monotonic() + 2
+        while self.server.waits and asked == self.tag and self.server.status == 200 and time.monotonic() < end:
+            time.sleep(0.02)
+        changed = asked != self.tag
+        self.send_response(self.server.status if self.server.status != 200 or changed else 304)
+        self.send_header("ETag", self.tag)
+        self.send_header("Content-Type", MEDIA_TYPE if self.server.waits else "application/gzip")
+        self.end_headers()
+        if changed:
+            self.wfile.write(self.server.content)
+
+    def do_POST(self) -> None:
+        self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    @property
+    def tag(self) -> str:
+        return f'"{hash(self.server.content)}"'
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with Web() as server:
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def open_engine(
+    tmp_path: Path, trust: Trust, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[Downloaded, DecisionPoint]]]:
+    monkeypatch.setattr(downloads, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(downloads, "_MAX_PAUSE_SECONDS", 0.1)
+    opened = []
+
+    def open_one(url: str, token_file: Path | None = None) -> tuple[Downloaded, DecisionPoint]:
+        engine = Downloaded(url, shared_place(tmp_path / "state", url), trust, token_file)
+        opened.append(engine)
+        return engine, DecisionPoint(engine)
+
+    yield open_one
+    for engine in opened:
+        engine.close()
+
+
+def version(point: DecisionPoint) -> object:
+    return point.decide(QUESTION).decisions[0].team_version
+
+
+def test_what_arrives_is_in_force(web: Web, bundle: Callable[[int], bytes], open_engine: Any, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret-token\n")
+    web.content = bundle(10)
+    engine, point = open_engine(web.url, tmp_path / "token")
+    assert point.decide(QUESTION).decisions[0].allow is True
+    web.content = bundle(11)
+    eventually(lambda: version(point) == 11)
+    assert point.decide(QUESTION).decisions[0].allow is False
+    assert engine.revision.startswith("11-")
+    assert web.asked[-1]["Authorization"] == "Bearer secret-token"
+    assert "wait=30" in web.asked[-1]["Prefer"]
+    # It waits: so it is not asked again and again.
+    asked = len(web.asked)
+    time.sleep(0.5)
+    assert len(web.asked) <= asked + 1
+    eventually(lambda: bool(web.told) and web.told[-1]["bundles"][NAME]["active_revision"].startswith("11-"))
+    assert web.told[-1]["labels"]["pid"] == str(os.getpid())
+
+
+def test_a_server_that_cannot_wait_is_asked_now_and_then(
+    web: Web, bundle: Callable[[int], bytes], open_engine: Any
+) -> None:
+    web.waits, web.content = False, bundle(10)
+    _, point = open_engine(web.url)
+    assert version(point) == 10
+    web.content = bundle(12)
+    eventually(lambda: version(point) == 12)
+
+
+def test_a_store_of_files(bundle: Callable[[int], bytes], open_engine: Any, tmp_path: Path) -> None:
+    file = tmp_path / f"{NAME}.tar.gz"
+    file.write_bytes(bundle(10))
+    _, point = open_engine(file.as_uri())
+    assert version(point) == 10
+    file.write_bytes(bundle(11))
+    eventually(lambda: version(point) == 11)
+
+
+BAD: dict[str, tuple[Callable[[Callable[[int], bytes]], bytes], str]] = {
+    "older, replayed": (lambda bundle: bundle(8), "it is older, 8, than what was there before, 10"),
+    "truncated": (lambda bundle: bundle(12)[:-20], "cannot be read"),
+    "signed by somebody else": (
+        lambda _: build("production", None, {}, 13, SigningKey.new())[NAME],
+        "which is not trusted here",
+    ),
+    "for another environment": (lambda _: b"", ""),
+    "nonsense": (lambda _: b"<html>sign in</html>", "cannot be read"),
+    "too large": (lambda _: os.urandom(1 << 20) * 65, "larger than 64 MiB"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_not_to_be_trusted_changes_nothing(
+    case: str,
+    web: Web,
+    bundle: Callable[[int], bytes],
+    key: SigningKey,
+    open_engine: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    web.content = bundle(10)
+    engine, point = open_engine(web.url)
+    assert version(point) == 10
+    make, told = BAD[case]
+    if case == "for another environment":
+        web.content, told = build("staging", None, {}, 14, key)["staging.wasm"], "signed for 'bundles/staging.wasm'"
+    else:
+        web.content = make(bundle)
+    eventually(lambda: any(told in error for error in errors(caplog)))
+    time.sleep(0.3)
+    assert version(point) == 10
+    # Told once, and to the server too.
+    assert len([error for error in errors(caplog) if told in error]) == 1
+    eventually(lambda: any(told in str(status["bundles"][NAME].get("message")) for status in web.told))
+    assert open_engine(web.url)[0].revision == engine.revision
+    web.content = bundle(15)
+    eventually(lambda: version(point) == 15)
+
+
+def test_the_last_good_one_stays_while_the_server_is_gone_also_after_a_restart(
+    web: Web, bundle: Callable[[int], bytes], open_engine: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    web.content = bundle(10)
+    _, point = open_engine(web.url)
+    assert version(point) == 10
+    web.status = 503
+    eventually(lambda: any("503" in error for error in errors(caplog)))
+    web.shutdown()
+    web.server_close()
+    assert version(point) == 10
+    assert version(open_engine(web.url)[1]) == 10
+
+
+def test_a_file_that_somebody_changed_is_fetched_again(
+    web: Web, bundle: Callable[[int], bytes], open_engine: Any, tmp_path: Path
+) -> None:
+    web.content = bundle(10)
+    engine, point = open_engine(web.url)
+    assert version(point) == 10
+    engine.close()
+    kept = shared_place(tmp_path / "state", web.url) / "bundle.tar.gz"
+    kept.write_bytes(bundle(12)[:-30])
+    assert version(open_engine(web.url)[1]) == 10
+    kept.write_bytes(b"")
+    web.status = 500
+    with pytest.raises(PolicyBroken, match=r"cannot be had: .*500.*; and the bundle .* is refused"):
+        open_engine(web.url)
+
+
+def test_nothing_ever_is_an_error_and_no_decision(web: Web, open_engine: Any) -> None:
+    web.status = 404
+    with pytest.raises(PolicyBroken, match=rf"^the bundle {web.url} cannot be had: .*404"):
+        open_engine(web.url)
+    with pytest.raises(PolicyBroken, match="cannot be had"):
+        open_engine("nosuchstore://bucket/production.wasm.tar.gz")
+
+
+_ASK = """
+import sys
+from pathlib import Path
+from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.engines import downloads
+from airflow_team_authz.engines.downloads import Downloaded
+downloads._MAX_PAUSE_SECONDS = 0.1
+engine = Downloaded(sys.argv[1], Path(sys.argv[2]), Trust(Path(sys.argv[3]), "production.wasm"))
+for _ in sys.stdin:
+    engine.query("decisions", b'{"resources": []}', 0)
+    print(engine.revision, flush=True)
+"""
+
+
+def test_one_process_of_a_host_downloads_and_another_one_takes_over(
+    web: Web, bundle: Callable[[int], bytes], trust: Trust, tmp_path: Path
+) -> None:
+    web.content = bundle(10)
+    command = [sys.executable, "-c", _ASK, web.url, str(tmp_path / "shared"), str(trust.keys_file)]
+    running = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+        for _ in range(3)
+    ]
+
+    def revision(process: subprocess.Popen[str]) -> str:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        return process.stdout.readline()
+
+    try:
+        assert all(revision(process).startswith("10-") for process in running)
+        time.sleep(1.5)
+        waiting = len([asked for asked in web.asked if "wait=30" in asked["Prefer"]])
+        assert waiting <= 2  # the leader's, and perhaps its next
+        for serial in (11, 12, 13):
+            web.content = bundle(serial)
+            eventually(lambda serial=serial: all(revision(one).startswith(f"{serial}-") for one in running))  # type: ignore[misc]
+            if len(running) > 1:
+                # Whoever leads, one of the two that go is it, or the third does not need to take over.
+                gone = running.pop(0)
+                gone.kill()
+                gone.wait()
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def test_settings(tmp_path: Path) -> None:
+    (tmp_path / "keys.pem").write_text("")
+    address = "https://bundles.example/bundles/production.wasm"
+    settings = parse_settings({"policy": address, "policy_keys_file": str(tmp_path / "keys.pem")})
+    assert settings.policy == address
+    with pytest.raises(SettingsError, match="policy_keys_file must say whose signature counts"):
+        parse_settings({"policy": address})
+    with pytest.raises(SettingsError, match="policy_keys_file: there is no such file"):
+        parse_settings({"policy": address, "policy_keys_file": str(tmp_path / "nothing")})
+    with pytest.raises(SettingsError, match="policy: there is no such file"):
+        parse_settings({"policy": str(tmp_path / "nothing")})
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://host/bundles/production.wasm", "production.wasm"),
+        ("https://host/bundles/production.wasm.tar.gz?x=1", "production.wasm"),
+        ("s3://bucket/folder/staging.wasm.tar.gz", "staging.wasm"),
+    ],
+)
+def test_a_bundle_is_called_as_the_end_of_its_address(url: str, name: str) -> None:
+    assert bundle_name(url) == name

@@ -1,0 +1,234 @@
+"""Packages that try to get more than is theirs, with the reason that each is refused for; and some that only look so.
+
+Each is the text of ``teams/alpha/alpha.rego`` after its package clause. The line that is refused ends with ``# here``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Hostile(NamedTuple):
+    """What is tried, and which rules of the gate refuse it."""
+
+    rego: str
+    rules: set[str]
+
+
+def body(line: str) -> str:
+    """An ``allow`` with one condition."""
+    return f'allow contains "x" if {{\n\t{line} # here\n}}\n'
+
+
+def reads(line: str) -> Hostile:
+    return Hostile(body(line), {"foreign-data"})
+
+
+def imports(clause: str, line: str = "true") -> Hostile:
+    return Hostile(f"import {clause} # here\n\nallow contains 1 if {line}\n", {"foreign-data"})
+
+
+HOSTILE: dict[str, Hostile] = {
+    # Reading what is not the team's.
+    "another team": reads("data.teams.beta.secret"),
+    "another team by brackets": reads('data.teams["beta"].secret'),
+    "another team, every part in brackets": reads('data["teams"]["beta"].secret'),
+    "a team that the question names": reads("data.teams[input.resource.team_id].secret"),
+    "all teams": reads("some team in data.teams; team.secret"),
+    "all teams by a wildcard": reads("data.teams[_].secret"),
+    "all of data": reads("some x in data; x"),
+    "data as a value": reads("x := data; x.teams.beta.secret"),
+    "data in an array": reads("[x] := [data]; x.teams"),
+    "data in an object": reads('{"d": d} := {"d": data}; d.teams'),
+    "data as an argument": reads("count(data) > 0"),
+    "data by object.get": reads('object.get(data, ["teams", "beta"], 0) == 1'),
+    "data by walk": reads("walk(data, [path, value]); count(path) > 0; value == 1"),
+    "a part of data that is computed": reads('data[concat("", ["tea", "ms"])].beta'),
+    "a part that is a variable": reads('x := "teams"; data[x].beta.secret'),
+    "a set of references": reads("count({data.teams.beta}) == 1"),
+    "in an array comprehension": reads("count([x | some x in data.teams.beta]) > 0"),
+    "in a set comprehension": reads("count({x | x := data.teams.beta.secret}) > 0"),
+    "in an object comprehension": reads("count({k: 1 | some k, _ in data.teams}) > 0"),
+    "in the head of a comprehension": reads("count([data.teams.beta | true]) > 0"),
+    "in every": reads("every x in data.teams.beta { x }"),
+    "in the body of every": reads("every x in [1] { data.teams.beta[x] }"),
+    "negated": reads("not data.teams.beta.secret"),
+    "as a key": reads("input.context[data.teams.beta.key]"),
+    "in a comparison": reads("input.subject.id == data.teams.beta.boss"),
+    "in membership": reads("input.subject.id in data.teams.beta.members"),
+    "the site's rules": reads("data.airflow.site.deny"),
+    "the site's data": reads("data.airflow.site.platform_connections[_]"),
+    "what decides": reads("data.airflow.authz.decision.allow"),
+    "another part of standing": reads('"x" in data.airflow.authz.standing.common_roles'),
+    "the whole of standing": reads("some x in data.airflow.authz.standing"),
+    "a part of standing that is a variable": reads("some part; data.airflow.authz.standing[part]"),
+    "a function of the platform": reads('data.airflow.authz.baseline.allows({"type": "pool", "team_id": "beta"})'),
+    "a function of standing": reads("count(data.airflow.authz.standing.included({1})) > 0"),
+    "which versions there are": reads("data.airflow.revisions.teams.beta > 1"),
+    "what OPA keeps": reads("data.system.bundles"),
+    "a team of a similar name": reads("data.teams.alphabet.secret"),
+    "an import of all": imports("data", "data.teams"),
+    "an import of all teams": imports("data.teams", "teams.beta.secret"),
+    "an import of another team": imports("data.teams.beta", "beta.secret"),
+    "an import under another name": imports("data.teams.beta as own", "own.secret"),
+    "an import of the site": imports("data.airflow.site"),
+    "an import of the router": imports("data.airflow.authz"),
+    "an import that hides as input's": imports("data.teams.beta as context", "context.secret"),
+    "an allowed import, another part": Hostile(
+        "import data.airflow.authz.standing\n\n" + body("standing.common_roles[_]"), {"foreign-data"}
+    ),
+    "an allowed import as a value": Hostile(
+        "import data.airflow.authz.standing\n\n" + body("x := standing; x.common_roles"), {"foreign-data"}
+    ),
+    "an allowed import under another name": Hostile(
+        "import data.airflow.authz.standing as s\n\n" + body("s[input.action]"), {"foreign-data"}
+    ),
+    "in the reason": Hostile("allow contains data.teams.beta.secret if true # here\n", {"foreign-data"}),
+    "in a template": Hostile('allow contains $"{data.teams.beta.secret}" if true # here\n', {"foreign-data"}),
+    "in a helper": Hostile("helper := data.teams.beta.secret # here\n\nallow contains helper\n", {"foreign-data"}),
+    "in a default": Hostile(
+        "default helper := {1 | data.teams.beta.secret} # here\n\nallow contains 1 if count(helper) > 0\n",
+        {"foreign-data"},
+    ),
+    "in else": Hostile(
+        "helper := 1 if {\n\tinput.action\n} else := data.teams.beta.secret # here\n\nallow contains helper\n",
+        {"foreign-data"},
+    ),
+    "in the body of else": Hostile(
+        "helper := 1 if {\n\tinput.action\n} else := 2 if data.teams.beta.secret # here\n\nallow contains helper\n",
+        {"foreign-data"},
+    ),
+    "in an argument": Hostile("f(x) := x\n\nallow contains 1 if f(data.teams.beta.secret) # here\n", {"foreign-data"}),
+    # Changing what others are made of.
+    "with input": Hostile("helper if input.action == 1\n\n" + body('helper with input as {"action": 1}'), {"with"}),
+    "with data": Hostile(body('data.teams.alpha.x with data.teams.beta as {"x": 1}'), {"with", "schema-missing"}),
+    "with a built-in": Hostile(body("count([]) == 1 with count as 1"), {"with"}),
+    "with another team's data as a value": Hostile(
+        body("input.action with input.action as data.teams.beta.secret"), {"with"}
+    ),
+    # What decides, as anything but a set of reasons.
+    "allow is a boolean": Hostile("default allow := false # here\n\nallow if input.action\n", {"entry-rule"}),
+    "allow is true": Hostile("allow := true # here\n", {"entry-rule"}),
+    "allow is an array": Hostile('allow := ["x"] # here\n', {"entry-rule"}),
+    "deny is a function": Hostile("deny(x) := x # here\n", {"entry-rule"}),
+    "deny is an object": Hostile('deny[x] := 1 if some x in ["a"] # here\n', {"entry-rule", "partial-object"}),
+    "allow with a name below it": Hostile("allow.x := 1 # here\n", {"entry-rule"}),
+    "allow with a set below it": Hostile("allow.x contains 1 # here\n", {"entry-rule"}),
+    "the default pool is a rule": Hostile('default_pool := "x" # here\n', {"default-pool"}),
+    # What may have two values, which is an error for everybody who asks in the same list.
+    "two values by iteration": Hostile('x := y if some y in ["a", "b"] # here\n\nallow contains x\n', {"may-conflict"}),
+    "two values by a wildcard": Hostile("x := input.subject.roles[_] # here\n\nallow contains x\n", {"may-conflict"}),
+    "two values by an open index": Hostile(
+        "x := i if input.subject.roles[i] # here\n\nallow contains x\n", {"may-conflict"}
+    ),
+    "two values through a variable": Hostile(
+        "x := z if { # here\n\tsome y in input.subject.roles\n\tz := lower(y)\n}\n\nallow contains x\n",
+        {"may-conflict"},
+    ),
+    "two definitions": Hostile(
+        'x := "a" if input.action == "read"\n\nx := "b" if input.subject.id == "ann" # here\n\nallow contains x\n',
+        {"may-conflict"},
+    ),
+    "a function of two values": Hostile(
+        "f(a) := y if some y in a # here\n\nallow contains x if x := f([1, 2])\n", {"may-conflict"}
+    ),
+    "two values of a key": Hostile(
+        body('x := {"k": v | some v in input.subject.roles}; count(x) > 0'), {"may-conflict"}
+    ),
+    "two values of a computed key": Hostile(
+        body("x := {lower(k): v | some k, v in input.subject.claims}; count(x) > 0"), {"may-conflict"}
+    ),
+    "two values of a key by iteration inside": Hostile(
+        body("x := {k: v | some k, vs in input.subject.claims; some v in vs}; count(x) > 0"), {"may-conflict"}
+    ),
+    "a partial object": Hostile("x[k] := v if some k, v in input.subject.claims # here\n", {"partial-object"}),
+    "a variable in the name": Hostile("x[k].y := 1 if some k, _ in input.subject.claims # here\n", {"rule-head"}),
+    "a variable in the name of a set": Hostile(
+        "x[k] contains 1 if some k, _ in input.subject.claims # here\n", {"rule-head"}
+    ),
+    "two values at a constant place": Hostile(
+        'x.y := "a" if input.action\n\nx.y := "b" if input.subject.id == "ann" # here\n\nallow contains x.y\n',
+        {"may-conflict"},
+    ),
+    "two values by iteration at a constant place": Hostile(
+        "x.y := z if some z in input.subject.roles # here\n\nallow contains x.y\n", {"may-conflict"}
+    ),
+    "two values of an array of an open index": Hostile(
+        "x := [i, 1] if input.subject.roles[i] # here\n\nallow contains x[0]\n", {"may-conflict"}
+    ),
+    "two values of a comprehension over an open variable": Hostile(
+        "x := [y | y := z] if some z in input.subject.roles # here\n\nallow contains x[0]\n", {"may-conflict"}
+    ),
+    # What fails, is not pure, or never ends.
+    "a pattern that the question brings": Hostile(body("regex.match(input.action, input.subject.id)"), {"pattern"}),
+    "a pattern in a variable": Hostile(body('x := "("; regex.match(x, input.action)'), {"pattern"}),
+    "a pattern of data": Hostile(body("regex.match(data.teams.alpha.p, input.action)"), {"pattern", "schema-missing"}),
+    "a pattern that is none": Hostile(body('regex.match("(", input.action)'), {"pattern"}),
+    "a pattern that looks back": Hostile(body("regex.match(`(?<=a)b`, input.action)"), {"pattern"}),
+    "a glob that the question brings": Hostile(body("glob.match(input.action, [], input.subject.id)"), {"pattern"}),
+    "delimiters that the question brings": Hostile(
+        body('glob.match("*", input.subject.roles, input.subject.id)'), {"pattern"}
+    ),
+    "the network": Hostile(
+        body('http.send({"method": "get", "url": "http://localhost"}).status_code == 200'), {"check"}
+    ),
+    "the clock": Hostile(body("time.now_ns() > 0"), {"check"}),
+    "the runtime": Hostile(body("opa.runtime().env.SECRET"), {"check"}),
+    "chance": Hostile(body('rand.intn("x", 2) == 1'), {"check"}),
+    "a number from text": Hostile(body("to_number(input.subject.id) > 3"), {"check"}),
+    "a division": Hostile(body("1 / count(input.subject.roles) > 0"), {"check"}),
+    "a built-in on the wrong type": Hostile(body("startswith(input.subject.roles, 1)"), {"check"}),
+    "a word that the question does not have": Hostile(body("input.resource.owner"), {"check"}),
+    "recursion": Hostile("x if y # here\n\ny if x\n\nallow contains 1 if x\n", {"check"}),
+    "an unsafe variable": Hostile(body("not x == 1"), {"check"}),
+    "a built-in by another name": Hostile("count(x) := 7 # here\n\nallow contains 1 if count([]) == 7\n", {"check"}),
+    "input as an argument": Hostile("f(input) := 1 # here\n\nallow contains 1 if f(2) == 1\n", {"shadowing"}),
+    "data as a variable": Hostile(body("some data in [1]"), {"foreign-data"}),
+    "a schema of its own": Hostile(
+        "# METADATA\n# schemas:\n#   - input.resource: {type: object}\nallow contains 1 if input.resource.owner\n",
+        {"schema-named"},
+    ),
+    "future syntax": Hostile("import rego.v2\n\nallow contains 1\n", {"check"}),
+}
+
+FINE: dict[str, str] = {
+    "its own data by brackets": 'allow contains "x" if data.teams["alpha"].names[_] == "ann"\n',
+    "its own data by the question": 'allow contains "x" if data.teams.alpha.lent[input.resource.id]\n',
+    "its own rules in full": 'helper if input.action == "read"\n\nallow contains "x" if data.teams.alpha.helper\n',
+    "an import of its own": 'import data.teams.alpha.names\n\nallow contains "x" if "ann" in names\n',
+    "an import of input": 'import input.resource as r\n\nallow contains "x" if r.id == "pg"\n',
+    "standing": 'import data.airflow.authz.standing\n\nallow contains "x" if "alpha" in standing.team_ids\n',
+    "standing under another name": (
+        'import data.airflow.authz.standing as who\n\nallow contains "x" if "alpha" in who.team_ids\n'
+    ),
+    "a team's roles": 'allow contains "x" if "op" in data.airflow.authz.standing.team_roles.alpha\n',
+    "a text that looks like a reference": 'allow contains "data.teams.beta.secret" if input.action == "read"\n',
+    "a template that looks like one": 'allow contains $"data.teams.beta {input.action}" if input.subject.id == "ann"\n',
+    "a comment that looks like one": '# data.teams.beta.secret\nallow contains "x" if input.action == "read"\n',
+    "a key called data": 'allow contains "x" if {"data": {"teams": 1}}.data.teams == 1\n',
+    "a key called with": 'allow contains "x" if {"with": 1}["with"] == 1\n',
+    "a variable called teams": 'allow contains teams if some teams in input.subject.team_ids\n',
+    "a rule called beta": 'beta := {"secret": 1}\n\nallow contains "x" if beta.secret == 1\n',
+    "a constant pattern": 'allow contains "x" if regex.match(`^p[a-z]$`, input.resource.id)\n',
+    "a constant glob": 'allow contains "x" if glob.match("p*", [], input.resource.id)\n',
+    "one value by else": (
+        'kind := "a" if {\n\tinput.action == "x"\n} else := "b"\n\nallow contains kind if input.subject.id == "ann"\n'
+    ),
+    "one value twice": 'good if input.action\n\ngood if input.subject.id\n\nallow contains "x" if good\n',
+    "one value, collected": 'all := [name | some name in input.subject.team_ids]\n\nallow contains $"{all}"\n',
+    "one value through a variable": (
+        'upper_id := z if {\n\ty := input.resource.id\n\tz := upper(y)\n}\n\nallow contains upper_id\n'
+    ),
+    "one value of a key": (
+        'copied := {k: v | some k, v in input.subject.claims}\n\nallow contains "x" if copied.dept == ["sales"]\n'
+    ),
+    "one value of a key, computed": (
+        'sizes := {k: n |\n\tsome k, v in input.subject.claims\n\tn := count(v)\n}\n\nallow contains sizes.dept\n'
+    ),
+    "a function of its arguments": (
+        'named(a, b) := concat("", [a, b])\n\nallow contains named("x", input.resource.id) if input.action == "read"\n'
+    ),
+    "every": 'allow contains "x" if {\n\tevery id in input.subject.team_ids {\n\t\tid == "alpha"\n\t}\n}\n',
+    "a deny": 'deny contains "x" if input.subject.id == "ann"\n',
+    "the directory": 'allow contains "x" if not data.airflow.directory.groups.nobody\n',
+}  # fmt: skip

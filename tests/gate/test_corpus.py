@@ -1,0 +1,93 @@
+"""The gate over the corpus: what is hostile is refused for the right reason, what only looks so is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from airflow_team_authz.bundles.gate import check_package
+from airflow_team_authz.compile import find_opa
+from tests.gate.corpus import FINE, HOSTILE
+
+ASKED = {
+    "subject": {"type": "user", "id": "ann", "team_ids": ["alpha"], "roles": ["op"], "claims": {"dept": ["sales"]}},
+    "action": "read",
+    "resource": {"type": "connection", "id": "pg", "team_id": "alpha"},
+}
+DATA = {"names": ["ann"], "lent": {"pg": True}}
+SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "names": {"type": "array", "items": {"type": "string"}},
+        "lent": {"type": "object", "additionalProperties": {"type": "boolean"}},
+    },
+}
+TEST = f"""package teams.alpha_test
+
+import data.teams.alpha
+
+test_asked if {{
+	team := alpha with input as {json.dumps(ASKED)}
+	is_object(team)
+}}
+"""
+# Of these a package may have some beside what it is refused for.
+BESIDE = {"format", "coverage", "test-failed", "no-tests", "merged"}
+
+
+def formatted(text: str) -> bytes:
+    done = subprocess.run([find_opa(), "fmt"], input=text, capture_output=True, text=True, check=False)
+    return (done.stdout or text).encode()
+
+
+def package(rego: str, typed: bool) -> dict[str, bytes]:
+    files = {
+        "teams/alpha/alpha.rego": formatted(f"package teams.alpha\n\n{rego}"),
+        "teams/alpha/alpha_test.rego": formatted(TEST),
+        "teams/alpha/data.json": json.dumps(DATA).encode(),
+    }
+    return files | ({"teams/alpha/schema.json": json.dumps(SCHEMA).encode()} if typed else {})
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_is_hostile_is_refused(case: str) -> None:
+    hostile = HOSTILE[case]
+    files = package(hostile.rego, typed=False)
+    found = check_package(files, "alpha")
+    # What is refused for another reason may be unknown to OPA as well.
+    assert {finding.rule for finding in found} - BESIDE - ({"check"} - hostile.rules) == hostile.rules
+    lines = files["teams/alpha/alpha.rego"].decode().split("\n")
+    here = [number for number, line in enumerate(lines, 1) if line.endswith("# here")]
+    if here:
+        told = [finding for finding in found if finding.rule in hostile.rules - {"schema-missing"}]
+        # Formatting may put the mark a line or two away from what it stood behind.
+        assert any(finding.file.endswith("alpha.rego") and abs(finding.line - here[0]) <= 2 for finding in told)
+    assert all(finding.message and finding.help for finding in found)
+
+
+@pytest.mark.parametrize("case", FINE)
+def test_what_only_looks_hostile_is_fine(case: str) -> None:
+    found = check_package(package(FINE[case], typed=True), "alpha")
+    # A question goes one way only, past the branch of an else.
+    assert [finding for finding in found if finding.rule != "coverage"] == []
+
+
+def test_the_corpus_is_there() -> None:
+    assert len(HOSTILE) >= 60
+    assert len(FINE) >= 20
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    cases = ("another team", "with input", "allow is true", "a pattern in a variable", "the clock")
+    files = {
+        f"teams/alpha/{number}.rego": formatted(f"package teams.alpha.p{number}\n\n{HOSTILE[case].rego}")
+        for number, case in enumerate(cases)
+    }
+    files |= {"teams/alpha/main.rego": b"package teams.alpha\nallow  := true\n", "teams/alpha/data.json": b"{"}
+    found = {finding.rule for finding in check_package(files, "alpha")}
+    assert {"foreign-data", "with", "entry-rule", "pattern", "check", "format", "data-invalid", "no-tests"} <= found
+    assert not list(tmp_path.iterdir())
