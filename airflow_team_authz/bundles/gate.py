@@ -96,9 +96,8 @@ class _Check:
             if not broken:
                 self._stage()
                 patterns = [pattern for module in modules for pattern in module.patterns]
-                steps: list[Callable[[], Iterable[Finding]]] = [
-                    self._format, self._strict, lambda: self._tests(modules), self._merged, lambda: self._patterns(patterns),
-                ]  # fmt: skip
+                steps: list[Callable[[], Iterable[Finding]]] = [self._format, self._strict, self._merged]
+                steps += [lambda: self._tests(modules), lambda: self._patterns(patterns)]
                 if self._platform_tests():
                     steps.append(self._platform_still_passes)
                 for found in pool.map(lambda step: list(step()), steps):

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from airflow_team_authz.cli import assets, bundle, decide, doctor, imports, init, keys, whoami
+from airflow_team_authz.cli import assets, bundle, decide, doctor, imports, init, keys, server, whoami
 from airflow_team_authz.cli.console import UserError, complain
 
 CANNOT = 2
@@ -50,6 +50,7 @@ app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
 app.add_typer(imports.app, name="import")
 app.add_typer(keys.app, name="keys")
+app.add_typer(server.app, name="server")
 app.command("whoami")(whoami.whoami)
 
 

@@ -1,0 +1,168 @@
+"""Who calls, and what they may: by tokens of this server, or by those of an OpenID Connect issuer."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import httpx
+import jwt
+from jwt import PyJWKClient
+from jwt.exceptions import PyJWKClientConnectionError, PyJWTError
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from airflow_team_authz.server.database import Token
+
+PLATFORM, TEAM, READER = "platform", "team", "reader"
+_PREFIX = "taz"
+# A revoked token counts as long as this at most.
+_REMEMBERED_SECONDS = 1.0
+_ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
+class NotKnown(Exception):
+    """The token is none, is over or was revoked."""
+
+
+class IssuerGone(Exception):
+    """The issuer's keys cannot be had, so its tokens cannot be checked."""
+
+
+class Caller(NamedTuple):
+    """Who calls. The platform may do everything, a team what is its own, a reader fetch bundles (one, or all)."""
+
+    name: str
+    kind: str
+    team_ids: tuple[str, ...] = ()
+    bundle: str | None = None
+
+    def owns(self, team_id: str) -> bool:
+        """Whether the team's package is the caller's to change."""
+        return self.kind == PLATFORM or (self.kind == TEAM and team_id in self.team_ids)
+
+    def reads(self, bundle: str) -> bool:
+        """Whether the caller may fetch a bundle."""
+        return self.kind == PLATFORM or (self.kind == READER and self.bundle in {None, bundle})
+
+
+class Oidc(NamedTuple):
+    """An issuer whose bearer tokens count: which claim names the teams, and which one with which value the platform."""
+
+    issuer: str
+    audience: str
+    team_claim: str = "team_id"
+    platform_claim: tuple[str, str] | None = None
+
+
+class Issued(NamedTuple):
+    """A new token; ``secret`` is shown this once."""
+
+    id: str
+    secret: str
+    expires_at: datetime
+
+
+def issue(session: Session, kind: str, days: int, team_id: str | None = None, bundle: str | None = None) -> Issued:
+    """Make a token."""
+    id_, secret, now = secrets.token_hex(6), secrets.token_urlsafe(32), datetime.now(UTC)
+    expires = now + timedelta(days=days)
+    hashed = hashlib.sha256(secret.encode()).hexdigest()
+    session.add(
+        Token(id=id_, hash=hashed, kind=kind, team_id=team_id, bundle=bundle, created_at=now, expires_at=expires)
+    )
+    return Issued(id_, f"{_PREFIX}_{id_}_{secret}", expires)
+
+
+class Access:
+    """Tells callers by their tokens. Thread-safe."""
+
+    def __init__(self, engine: Engine, oidc: Oidc | None = None) -> None:
+        self._engine = engine
+        self._oidc = oidc
+        self._keys: PyJWKClient | None = None
+        self._opening = threading.Lock()
+        self._remembered: dict[str, tuple[float, Caller]] = {}
+
+    def remembered(self, token: str) -> Caller | None:
+        """Whose a token is, if it was looked up a moment ago: without waiting for anything."""
+        until, caller = self._remembered.get(hashlib.sha256(token.encode()).hexdigest(), (0.0, None))
+        return caller if until > time.monotonic() else None
+
+    def caller(self, token: str) -> Caller:
+        """Whose a token is. ``NotKnown``, ``IssuerGone``; errors of the database as they are."""
+        caller = self._own(token) if token.startswith(f"{_PREFIX}_") else self._issuers(token)
+        if len(self._remembered) > 10_000:
+            self._remembered.clear()
+        self._remembered[hashlib.sha256(token.encode()).hexdigest()] = (time.monotonic() + _REMEMBERED_SECONDS, caller)
+        return caller
+
+    def _own(self, token: str) -> Caller:
+        _, id_, secret = [*token.split("_", 2), "", ""][:3]
+        with Session(self._engine) as session:
+            found = session.get(Token, id_)
+            expected = found.hash if found else "0" * 64
+            given = hashlib.sha256(secret.encode()).hexdigest()
+            # Compared also where there is none, so that it takes the same time.
+            same = hmac.compare_digest(expected, given)
+            if found is None or not same:
+                raise NotKnown("the token is not known")
+            if found.revoked_at is not None:
+                raise NotKnown(f"the token {id_} was revoked")
+            if _aware(found.expires_at) <= datetime.now(UTC):
+                raise NotKnown(f"the token {id_} is over since {found.expires_at:%Y-%m-%d}: ask for a new one")
+            teams = (found.team_id,) if found.team_id else ()
+            return Caller(f"token {id_}", found.kind, teams, found.bundle)
+
+    def _issuers(self, token: str) -> Caller:
+        if self._oidc is None:
+            raise NotKnown("the token is none of this server's")
+        try:
+            key = self._published().get_signing_key_from_jwt(token)
+            claims = jwt.decode(
+                token,
+                key.key,
+                algorithms=_ALGORITHMS,
+                audience=self._oidc.audience,
+                issuer=self._oidc.issuer,
+                leeway=10,
+                options={"require": ["exp", "iss", "aud"]},
+            )
+        except (PyJWKClientConnectionError, httpx.HTTPError) as error:
+            raise IssuerGone(f"the keys of {self._oidc.issuer} cannot be had: {error}") from None
+        except (PyJWTError, ValueError, KeyError, TypeError) as error:
+            raise NotKnown(f"the token is refused: {error}") from None
+        return self._from_claims(claims, self._oidc)
+
+    @staticmethod
+    def _from_claims(claims: dict[str, Any], oidc: Oidc) -> Caller:
+        name = f"{claims.get('sub') or 'somebody'} of {oidc.issuer}"[:200]
+        if oidc.platform_claim is not None:
+            said = claims.get(oidc.platform_claim[0])
+            if oidc.platform_claim[1] in (said if isinstance(said, list) else [said]):
+                return Caller(name, PLATFORM)
+        teams = claims.get(oidc.team_claim)
+        named = [team for team in (teams if isinstance(teams, list) else [teams]) if isinstance(team, str) and team]
+        if not named:
+            raise NotKnown(f"the token's claim {oidc.team_claim} names no team")
+        return Caller(name, TEAM, tuple(named))
+
+    def _published(self) -> PyJWKClient:
+        assert self._oidc is not None  # noqa: S101 - for the type checker
+        with self._opening:
+            if self._keys is None:
+                told = httpx.get(f"{self._oidc.issuer.rstrip('/')}/.well-known/openid-configuration", timeout=5)
+                told.raise_for_status()
+                address = told.json()["jwks_uri"]
+                self._keys = PyJWKClient(address, cache_keys=True, lifespan=300, timeout=5)
+            return self._keys
+
+
+def _aware(moment: datetime) -> datetime:
+    # SQLite does not keep the zone.
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,111 @@
+"""Who runs what: OPA's status reports, and those of Airflow processes, which have the same form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from airflow_team_authz.server.database import Client
+from airflow_team_authz.server.served import Held
+
+STALE = timedelta(minutes=2)
+_FORGOTTEN = timedelta(days=7)
+_TOLD_CHARACTERS = 500
+
+
+class BundleStatus(BaseModel):
+    """What a client says of one bundle."""
+
+    model_config = ConfigDict(extra="ignore")
+    active_revision: str = Field("", max_length=200)
+    last_successful_activation: str = Field("", max_length=60)
+    code: str = Field("", max_length=100)
+    message: str = ""
+    name: str = Field("", max_length=200)
+
+
+class StatusReport(BaseModel):
+    """See https://www.openpolicyagent.org/docs/management-status. What is not needed here is ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+    labels: dict[str, str] = Field(max_length=50, description="`id` names the client.")
+    bundles: dict[str, BundleStatus] = Field(default_factory=dict, max_length=50)
+
+
+class ClientState(BaseModel):
+    """A client, and whether there is something to do about it."""
+
+    id: str
+    kind: str
+    version: str
+    seen_at: datetime
+    revisions: dict[str, str]
+    alarms: list[str]
+
+
+def note(engine: Engine, report: StatusReport) -> None:
+    """Remember what a client says."""
+    labels = report.labels
+    bundles = {
+        name[:200]: {
+            "revision": status.active_revision,
+            "trouble": f"{status.code} {status.message}".strip()[:_TOLD_CHARACTERS],
+        }
+        for name, status in report.bundles.items()
+    }
+    now = datetime.now(UTC)
+    with Session(engine) as session:
+        session.merge(
+            Client(
+                id=labels.get("id", "unnamed")[:200],
+                kind=labels.get("app", "opa")[:40],
+                version=labels.get("version", "")[:40],
+                bundles=bundles,
+                seen_at=now,
+            )
+        )
+        session.commit()
+
+
+def states(engine: Engine, served: Mapping[str, Held]) -> list[ClientState]:
+    """All clients that were seen in the last days, with alarms."""
+    now = datetime.now(UTC)
+    current = {held.revision for held in served.values()}
+    with Session(engine) as session:
+        found = session.scalars(select(Client).where(Client.seen_at > now - _FORGOTTEN).order_by(Client.id)).all()
+    return [_state(client, current, now) for client in found]
+
+
+def _state(client: Client, current: set[str], now: datetime) -> ClientState:
+    seen = client.seen_at if client.seen_at.tzinfo else client.seen_at.replace(tzinfo=UTC)
+    alarms = []
+    if now - seen > STALE:
+        alarms.append(f"not heard of since {seen:%Y-%m-%d %H:%M:%S} UTC")
+    for name, told in client.bundles.items():
+        if told["trouble"]:
+            alarms.append(f"{name}: {told['trouble']}")
+        if told["revision"] not in current:
+            alarms.append(f"{name}: runs {told['revision'] or 'no revision'}, which is not the present one")
+    revisions = {name: str(told["revision"]) for name, told in client.bundles.items()}
+    return ClientState(
+        id=client.id, kind=client.kind, version=client.version, seen_at=seen, revisions=revisions, alarms=alarms
+    )
+
+
+def as_rows(found: list[ClientState]) -> list[list[Any]]:
+    """For the page."""
+    return [
+        [
+            state.id,
+            state.kind,
+            ", ".join(state.revisions.values()),
+            f"{state.seen_at:%Y-%m-%d %H:%M:%S}",
+            "; ".join(state.alarms),
+        ]
+        for state in found
+    ]

@@ -1,0 +1,153 @@
+"""What the server remembers. SQLite or PostgreSQL; the tables are made by the migrations beside this file."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import JSON, Engine, LargeBinary, MetaData, String, Text, create_engine, event
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import DateTime
+
+_BUSY_SECONDS = 15
+# Any number, the same in all servers: migrations of PostgreSQL wait for each other by it.
+_MIGRATION_LOCK = 7_205_759
+
+
+class Base(DeclarativeBase):
+    """All tables."""
+
+    metadata = MetaData(naming_convention={"pk": "pk_%(table_name)s", "ix": "ix_%(column_0_label)s"})
+    type_annotation_map = {datetime: DateTime(timezone=True), dict[str, Any]: JSON}  # noqa: RUF012 - SQLAlchemy's
+
+
+class OwnerKeys(Base):
+    """The public keys of a team, or of the platform, that sign its artifacts: one, or two while one is replaced."""
+
+    __tablename__ = "owner_keys"
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    pem: Mapped[str] = mapped_column(Text)
+    actor: Mapped[str] = mapped_column(String(200))
+    at: Mapped[datetime]
+
+
+class Package(Base):
+    """An artifact that has passed the gate, as it came. Never changed, never deleted."""
+
+    __tablename__ = "package"
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(String(12))
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+    actor: Mapped[str] = mapped_column(String(200))
+    at: Mapped[datetime]
+
+
+class Release(Base):
+    """Which version of an owner's package an environment has from then on. The newest counts; rows are only added."""
+
+    __tablename__ = "release"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    environment: Mapped[str] = mapped_column(String(64), index=True)
+    owner: Mapped[str] = mapped_column(String(64), index=True)
+    version: Mapped[int]
+    serial: Mapped[int]
+    action: Mapped[str] = mapped_column(String(16))
+    actor: Mapped[str] = mapped_column(String(200))
+    at: Mapped[datetime]
+
+
+class Environment(Base):
+    """The serial of an environment's newest bundles."""
+
+    __tablename__ = "environment"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    serial: Mapped[int]
+
+
+class Bundle(Base):
+    """A bundle as it is handed out."""
+
+    __tablename__ = "bundle"
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    environment: Mapped[str] = mapped_column(String(64))
+    serial: Mapped[int]
+    revision: Mapped[str] = mapped_column(String(64))
+    etag: Mapped[str] = mapped_column(String(80))
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Token(Base):
+    """Who may call the server. Of the secret there is only a hash."""
+
+    __tablename__ = "token"
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    hash: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(16))
+    team_id: Mapped[str | None] = mapped_column(String(64))
+    bundle: Mapped[str | None] = mapped_column(String(200))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class Freeze(Base):
+    """What must not change for now: ``*``, ``team:<id>`` or ``environment:<name>``."""
+
+    __tablename__ = "freeze"
+    scope: Mapped[str] = mapped_column(String(80), primary_key=True)
+    reason: Mapped[str] = mapped_column(String(500))
+    actor: Mapped[str] = mapped_column(String(200))
+    at: Mapped[datetime]
+
+
+class Client(Base):
+    """An OPA or an Airflow process, and what it said last."""
+
+    __tablename__ = "client"
+    id: Mapped[str] = mapped_column(String(200), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(40))
+    version: Mapped[str] = mapped_column(String(40))
+    bundles: Mapped[dict[str, Any]]
+    seen_at: Mapped[datetime]
+
+
+class BadDatabase(Exception):
+    """The address of the database cannot be used; the message says why."""
+
+
+def connect(url: str) -> Engine:
+    """The database at an address such as ``sqlite:///bundles.db`` or ``postgresql+psycopg2://user@host/name``."""
+    try:
+        engine = create_engine(url, pool_pre_ping=True)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        # Not the address itself: it may hold a password.
+        raise BadDatabase(f"the database's address cannot be used: {error.__class__.__name__}") from None
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        # Writing from the start: two that read first and write then would refuse each other.
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:
+    # The driver must not begin transactions by itself.
+    connection.isolation_level = None
+    for setting in ("journal_mode = WAL", "synchronous = FULL", f"busy_timeout = {_BUSY_SECONDS * 1000}"):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the tables up to date; servers that start at once wait for each other."""
+    from alembic import command
+    from alembic.config import Config
+
+    configuration = Config()
+    configuration.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, "head")

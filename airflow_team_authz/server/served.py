@@ -1,0 +1,97 @@
+"""The bundles as they are handed out: in memory, so that they stay when the database is gone, and waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from typing import NamedTuple
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from airflow_team_authz.server.database import Bundle
+
+log = logging.getLogger(__name__)
+
+# What another server process has published is seen after this time.
+LOOK_SECONDS = 0.25
+
+
+class Held(NamedTuple):
+    """A bundle: its ETag, its bytes, and which revision and serial it is."""
+
+    etag: str
+    content: bytes
+    revision: str
+    serial: int
+
+
+class Served:
+    """All bundles by name. Of the event loop, except ``look``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._bundles: dict[str, Held] = {}
+        self._changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._now = asyncio.Event()
+        self.trouble = ""
+
+    def get(self, name: str) -> Held | None:
+        """A bundle, if there is one of this name."""
+        return self._bundles.get(name)
+
+    def names(self) -> dict[str, Held]:
+        """All of them."""
+        return dict(self._bundles)
+
+    async def changed_from(self, name: str, etags: set[str], seconds: float) -> Held | None:
+        """The bundle as soon as its ETag is none of these; after the time, whatever there is.
+
+        Who waits costs neither a thread nor a question to the database.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            held = self._bundles.get(name)
+            left = end - time.monotonic()
+            if (held is not None and held.etag not in etags) or left <= 0:
+                return held
+            event = self._changed[name]
+            try:
+                await asyncio.wait_for(event.wait(), left)
+            except TimeoutError:
+                return self._bundles.get(name)
+
+    def look_now(self) -> None:
+        """Look at once: something was published here."""
+        self._now.set()
+
+    async def keep_looking(self) -> None:
+        """Take over what is published, here or by other servers, until cancelled."""
+        while True:
+            try:
+                fresh = await asyncio.to_thread(self._look)
+                self.trouble = ""
+            except Exception as error:  # whatever the driver raises: what is in memory goes on being served
+                if not self.trouble:
+                    log.error("the database cannot be read, bundles are served from memory: %s", type(error).__name__)
+                self.trouble = "the database cannot be read"
+                fresh = {}
+            self._bundles |= fresh
+            for name in fresh:
+                self._changed.pop(name, asyncio.Event()).set()
+            try:
+                await asyncio.wait_for(self._now.wait(), LOOK_SECONDS)
+                self._now.clear()
+            except TimeoutError:
+                pass
+
+    def _look(self) -> dict[str, Held]:
+        with Session(self._engine) as session:
+            etags = dict(session.execute(select(Bundle.name, Bundle.etag)).tuples().all())
+            news = [
+                name for name, etag in etags.items() if name not in self._bundles or self._bundles[name].etag != etag
+            ]
+            rows = session.scalars(select(Bundle).where(Bundle.name.in_(news))).all()
+            return {row.name: Held(row.etag, row.content, row.revision, row.serial) for row in rows}
