@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.downloads import Downloaded
 from airflow_team_authz.engines.opa_server import OpaServer
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
+from demo.airflow import free_port
 from tests.bundles.conftest import lends
 from tests.conftest import REPOSITORY, eventually
 
@@ -48,7 +49,7 @@ def built(platform: Artifact, key: SigningKey, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def nginx(built: Path, tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[str]:
+def nginx(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of an nginx that serves them; under ``bundles`` by the names that a bundle server has."""
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if program is None:
@@ -158,7 +159,7 @@ def test_discovered(
 
 
 @pytest.fixture(scope="module")
-def s3(free_port: Callable[[], int]) -> Iterator[str]:
+def s3() -> Iterator[str]:
     """Address of an S3 server with an empty bucket ``policies``, known to everything that reads the environment."""
     from moto.server import ThreadedMotoServer
 

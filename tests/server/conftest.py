@@ -1,0 +1,171 @@
+"""A bundle server as its command starts it, on SQLite or PostgreSQL, and everybody's keys and tokens for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, build_artifact
+from airflow_team_authz.bundles.platform_check import read_platform
+from airflow_team_authz.bundles.signing import SigningKey
+from demo.airflow import free_port
+from tests.bundles.conftest import lends
+from tests.conftest import REPOSITORY, eventually
+from tests.running.postgres import Postgres, programs
+
+ENVIRONMENTS = ("staging", "production")
+
+
+class Server:
+    """A server, its files in ``home``; it can be killed and started again."""
+
+    def __init__(self, home: Path, database: str = "", environments: tuple[str, ...] = ENVIRONMENTS) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self.home, self.database = home, database or f"sqlite:///{home}/server.db"
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.key = SigningKey.new()
+        self.keys = {owner: SigningKey.new() for owner in (PLATFORM, "alpha", "beta")}
+        (home / "signing").write_bytes(self.key.pem())
+        (home / "trusted.pub").write_bytes(self.key.public.pem())
+        self.options = [f"--environment={name}" for name in environments]
+        self.tokens: dict[str, str] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self, *arguments: str) -> str:
+        done = subprocess.run(
+            ["team-authz", "server", *arguments, "--database", self.database],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    def start(self, *more: str) -> None:
+        port = self.url.rpartition(":")[2]
+        options = ["--database", self.database, "--port", port, "--signing-key", str(self.home / "signing")]
+        with (self.home / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["team-authz", "server", "run", *options, *self.options, *more], stdout=log, stderr=log, cwd=self.home
+            )
+        eventually(self.reached)
+
+    def reached(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.home / "log").read_text()[-2000:]
+        try:
+            return httpx.get(f"{self.url}/health").status_code in {200, 503}
+        except httpx.HTTPError:
+            return False
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self._process is not None:
+            os.kill(self._process.pid, how)
+            self._process.wait()
+            self._process = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def prepare(self) -> None:
+        """Everybody's tokens, and the keys of those who publish."""
+        options = {
+            "platform": ["--platform"],
+            "alpha": ["--team", "alpha"],
+            "beta": ["--team", "beta"],
+            "reader": ["--reader"],
+            "narrow": ["--reader", "--bundle", "production.team.alpha"],
+        }
+        for name, arguments in options.items():
+            self.tokens[name] = self.command("token", "create", *arguments)
+        for owner, key in self.keys.items():
+            self.register(owner, key.public.pem().decode())
+
+    def register(self, owner: str, pem: str) -> httpx.Response:
+        place = "platform" if owner == PLATFORM else f"teams/{owner}"
+        return self.ask("PUT", f"/{place}/keys", "platform", json={"pem": pem})
+
+    def ask(self, method: str, path: str, who: str | None = "platform", **more: Any) -> httpx.Response:
+        headers = more.pop("headers", {}) | ({"Authorization": f"Bearer {self.tokens.get(who, who)}"} if who else {})
+        return httpx.request(method, self.url + path, headers=headers, timeout=60, **more)
+
+    def publish(
+        self, artifact: Artifact, who: str = "", environment: str = "production", key: SigningKey | None = None
+    ) -> httpx.Response:
+        content = build_artifact(artifact, key or self.keys[artifact.owner])
+        place = "platform" if artifact.owner == PLATFORM else f"teams/{artifact.owner}"
+        who = who or ("platform" if artifact.owner == PLATFORM else artifact.owner)
+        return self.ask("PUT", f"/{place}/package?environment={environment}", who, content=content)
+
+    def bundle(self, name: str, who: str = "reader", **headers: str) -> httpx.Response:
+        return self.ask("GET", f"/bundles/{name}", who, headers=headers)
+
+    def log(self) -> str:
+        return (self.home / "log").read_text()
+
+
+def of_platform(version: int = 1) -> Artifact:
+    return Artifact(PLATFORM, version, read_platform(REPOSITORY / "policies"))
+
+
+def good(team_id: str, version: int, connection: str = "pg") -> Artifact:
+    """A package that the gate lets through."""
+    return lends(team_id, connection, version)
+
+
+@contextmanager
+def running(home: Path, database: str = "") -> Iterator[Server]:
+    server = Server(home, database)
+    server.start()
+    try:
+        server.prepare()
+        yield server
+    finally:
+        server.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    if programs() is None:
+        assert "REQUIRE_ALL" not in os.environ
+        pytest.skip("PostgreSQL is not on this machine: apt-get install postgresql")
+    started = Postgres(tmp_path_factory.mktemp("postgres") / "server")
+    started.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="package", params=["sqlite", "postgresql"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that all tests of this package share: they publish under versions of their own."""
+    database = request.getfixturevalue("postgres").url if request.param == "postgresql" else ""
+    with running(tmp_path_factory.mktemp("server"), database) as started:
+        assert started.publish(of_platform()).status_code == 200
+        yield started
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    """A server for one test, which may break it."""
+    with running(tmp_path / "server") as started:
+        yield started
+
+
+def newest(server: Server, owner: str) -> int:
+    """The version to publish next."""
+    listed = server.ask("GET", f"/teams/{owner}/history").json()
+    return max((entry["version"] for entry in listed), default=0) + 1
+
+
+def told(answer: httpx.Response) -> str:
+    return str(json.loads(answer.text).get("error"))
