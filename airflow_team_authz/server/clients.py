@@ -63,7 +63,8 @@ def note(engine: Engine, report: StatusReport) -> None:
         session.merge(
             Client(
                 id=labels.get("id", "unnamed")[:200],
-                kind=labels.get("app", "opa")[:40],
+                # OPA makes an id of its own, so people tell them apart by what else they say.
+                kind=" ".join(labels[name] for name in ("app", "team_id", "host") if labels.get(name))[:100],
                 version=labels.get("version", "")[:40],
                 bundles=bundles,
                 seen_at=now,

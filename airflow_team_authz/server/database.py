@@ -108,7 +108,7 @@ class Client(Base):
 
     __tablename__ = "client"
     id: Mapped[str] = mapped_column(String(200), primary_key=True)
-    kind: Mapped[str] = mapped_column(String(40))
+    kind: Mapped[str] = mapped_column(String(100))
     version: Mapped[str] = mapped_column(String(40))
     bundles: Mapped[dict[str, Any]]
     seen_at: Mapped[datetime]

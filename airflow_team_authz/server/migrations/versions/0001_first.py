@@ -72,7 +72,7 @@ def upgrade() -> None:
     op.create_table(
         "client",
         sa.Column("id", sa.String(200), primary_key=True),
-        sa.Column("kind", sa.String(40), nullable=False),
+        sa.Column("kind", sa.String(100), nullable=False),
         sa.Column("version", sa.String(40), nullable=False),
         sa.Column("bundles", sa.JSON, nullable=False),
         sa.Column("seen_at", moment, nullable=False),

@@ -1,0 +1,176 @@
+"""How bundles go out: ETags and waiting, real OPAs, our own engine, and who runs what."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from msgspec import UNSET
+
+from airflow_team_authz.bundles.archive import read_manifest, unpack
+from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.compile import find_opa
+from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.engines.downloads import Downloaded
+from airflow_team_authz.engines.opa_server import OpaServer
+from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
+from tests.conftest import REPOSITORY, eventually
+from tests.server.conftest import Server, good, newest
+
+MEDIA_TYPE = "application/vnd.openpolicyagent.bundles"
+
+
+def publish(server: Server, team_id: str = "alpha", connection: str = "pg") -> int:
+    version = newest(server, team_id)
+    answer = server.publish(good(team_id, version, connection))
+    assert answer.status_code == 200, answer.text
+    serial = answer.json()["serial"]
+    eventually(lambda: server.bundle("production").headers["ETag"] != "" and revision(server).startswith(str(serial)))
+    return version
+
+
+def revision(server: Server) -> str:
+    return str(read_manifest(unpack(server.bundle("production").content))["revision"])
+
+
+def test_unchanged_is_304_and_waits_if_asked_to(server: Server) -> None:
+    publish(server)
+    etag = server.bundle("production").headers["ETag"]
+    for tags in (etag, f'"x", {etag}', f"{etag},"):
+        answer = server.bundle("production", **{"If-None-Match": tags})
+        assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", etag)
+        assert answer.headers["Content-Type"] == MEDIA_TYPE
+    began = time.monotonic()
+    answer = server.bundle("production", **{"If-None-Match": etag, "Prefer": "modes=snapshot,delta;wait=1"})
+    assert answer.status_code == 304
+    assert 0.9 < time.monotonic() - began < 5
+    arrived: list[tuple[float, httpx.Response]] = []
+
+    def wait() -> None:
+        told = server.bundle("production", **{"If-None-Match": etag, "Prefer": "modes=snapshot,delta;wait=30"})
+        arrived.append((time.monotonic(), told))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    time.sleep(0.3)
+    assert server.publish(good("alpha", newest(server, "alpha"))).status_code == 200
+    done = time.monotonic()
+    waiting.join()
+    ((moment, told),) = arrived
+    assert (told.status_code, told.headers["ETag"] != etag) == (200, True)
+    assert moment - done < 5
+
+
+def test_readers_read_what_is_theirs(server: Server) -> None:
+    publish(server)
+    assert server.bundle("production.team.alpha", "narrow").status_code == 200
+    for name, who, code in (
+        ("production", "narrow", 403),
+        ("production", "alpha", 403),
+        ("production", "nonsense", 401),
+        ("production", "platform", 200),
+        ("nothing", "reader", 404),
+        ("production.team.nobody", "reader", 404),
+        ("ä" * 200, "reader", 404),
+        ("x" * 251, "reader", 422),
+        ("..%2f..%2fetc%2fpasswd", "reader", 404),
+    ):
+        assert server.bundle(name, who).status_code == code, (name, who)
+
+
+@contextmanager
+def opa(server: Server, configuration: str, place: Path, who: str, **environment: str) -> Iterator[OpaServer]:
+    place.mkdir()
+    (place / "token").write_text(server.tokens[who])
+    keys = ["team-authz", "keys", "show", str(server.home / "trusted.pub"), "--opa"]
+    shown = subprocess.run(keys, capture_output=True, text=True, check=True).stdout
+    (place / "opa.yaml").write_text((REPOSITORY / "bundles" / configuration).read_text() + shown)
+    known = {"BUNDLE_SERVER_URL": server.url, "BUNDLE_TOKEN_FILE": str(place / "token"), "HOST_NAME": place.name}
+    address = f"unix://{place}/opa.sock"
+    command = [find_opa(), "run", "--server", "--config-file", "opa.yaml", "--addr", address, "--skip-version-check"]
+    with (place / "log").open("wb") as log:
+        running = subprocess.Popen(command, cwd=place, env=os.environ | known | environment, stderr=log)
+    try:
+        yield OpaServer(address, deadline_ms=5_000)
+    finally:
+        running.terminate()
+        running.wait()
+
+
+def lent(engine: OpaServer | Downloaded, team_id: str = "alpha") -> tuple[bool, object] | None:
+    question = Evaluations(Subject("user", "gus"), "read", [Resource("connection", team_id, "pg")])
+    try:
+        (decision,), _ = DecisionPoint(engine).decide(question)
+    except EngineError:
+        return None
+    return decision.allow, decision.team_version
+
+
+def test_published_is_enforced_by_every_engine_and_they_say_so(server: Server, tmp_path: Path) -> None:
+    first = publish(server)
+    publish(server, "beta")
+    trust = Trust(server.home / "trusted.pub", "production.wasm")
+    (tmp_path / "reader").write_text(server.tokens["reader"])
+    own = Downloaded(f"{server.url}/bundles/production.wasm", tmp_path / "state", trust, tmp_path / "reader")
+    with (
+        opa(server, "opa.yaml", tmp_path / "shared", "reader") as shared,
+        opa(server, "team-opa.yaml", tmp_path / "alphas", "reader", TEAM_ID="alpha") as alphas,
+    ):
+        engines = [own, shared, alphas]
+        for engine in engines:
+            eventually(lambda engine=engine: lent(engine) == (True, first))  # type: ignore[misc]
+        assert lent(alphas, "beta") == (False, UNSET)
+        second = publish(server, connection="other")
+        for engine in engines:
+            eventually(lambda engine=engine: lent(engine) == (False, second))  # type: ignore[misc]
+
+        def states() -> dict[str, list[str]]:
+            return {state["kind"]: state["alarms"] for state in server.ask("GET", "/status").json()}
+
+        expected = {"opa shared", "opa alpha alphas"}
+        eventually(lambda: expected <= states().keys() and not any(states()[name] for name in expected))
+        eventually(lambda: states().get(f"airflow_team_authz {socket.gethostname()}") == [])
+    own.close()
+
+
+def test_alarms(server: Server) -> None:
+    publish(server)
+    report = {
+        "labels": {"id": "<script>", "version": "1.22.2"},
+        "bundles": {
+            "production": {"name": "production", "active_revision": "old", "code": "bundle_error", "message": "no"}
+        },
+    }
+    assert server.ask("POST", "/status", "reader", json=report).json() == {"noted": "<script>"}
+    packed = gzip.compress(json.dumps(report).encode())
+    headers = {"Content-Encoding": "gzip"}
+    assert server.ask("POST", "/status", "reader", content=packed, headers=headers).status_code == 200
+    (state,) = [state for state in server.ask("GET", "/status").json() if state["id"] == "<script>"]
+    assert state["alarms"] == ["production: bundle_error no", "production: runs old, which is not the present one"]
+    shown = httpx.get(server.url, auth=("x", server.tokens["platform"]))
+    assert shown.status_code == 200
+    assert "&lt;script&gt;" in shown.text
+    assert "<script>" not in shown.text
+    assert "default-src 'none'" in shown.headers["Content-Security-Policy"]
+    for content, code in ((b"nonsense", 422), (b"[]", 422), (b"{}", 422), (b"x" * 300_000, 413)):
+        assert server.ask("POST", "/status", "reader", content=content).status_code == code
+    bomb = gzip.compress(b"[" * 50_000_000)
+    assert server.ask("POST", "/status", "reader", content=bomb, headers=headers).status_code == 422
+    assert server.ask("POST", "/status", "alpha", json=report).status_code == 403
+    assert server.ask("GET", "/status", "reader").status_code == 403
+
+
+@pytest.mark.parametrize("who", ["reader", "alpha", "nonsense"])
+def test_the_page_is_the_platforms(server: Server, who: str) -> None:
+    assert httpx.get(server.url).status_code == 401
+    assert httpx.get(server.url, auth=("x", server.tokens.get(who, who))).status_code == 401
