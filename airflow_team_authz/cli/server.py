@@ -83,6 +83,37 @@ def migrate(database: Database = _DEFAULT_DATABASE) -> None:
     typer.echo("The tables are up to date.")
 
 
+@app.command()
+def trust(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Public keys, as in FILE.pub of `team-authz keys new`.")],
+    team: Annotated[str | None, typer.Option(metavar="ID", help="Whose artifacts they sign: this team's.")] = None,
+    platform: Annotated[bool, typer.Option("--platform", help="Whose artifacts they sign: the platform's.")] = False,
+    database: Database = _DEFAULT_DATABASE,
+) -> None:
+    """Say which keys sign a team's artifacts, or the platform's: one, or two while one is replaced."""
+    from datetime import UTC, datetime
+
+    from sqlalchemy.orm import Session
+
+    from airflow_team_authz.bundles.artifact import PLATFORM
+    from airflow_team_authz.bundles.signing import TrustedKeys
+    from airflow_team_authz.cli.words import TEAM_ID
+    from airflow_team_authz.server.database import OwnerKeys
+
+    if (team is not None) == platform:
+        raise UserError("name either --team or --platform")
+    if team is not None and not TEAM_ID.fullmatch(team):
+        raise UserError(f"--team: {team!r} is no team id, which is 3 to 50 of a-z, A-Z, 0-9, _ and -")
+    keys = TrustedKeys.read(file)
+    if len(keys) > 2:
+        raise UserError(f"{file} has {len(keys)} keys, and two can be valid at a time: `team-authz keys retire`")
+    with Session(_opened(database)) as session:
+        pem = keys.pem().decode()
+        session.merge(OwnerKeys(owner=team or PLATFORM, pem=pem, actor="the command line", at=datetime.now(UTC)))
+        session.commit()
+    print_columns([["ok", team or "the platform", ", ".join(sorted(keys))]])
+
+
 @token_app.command()
 def create(
     database: Database = _DEFAULT_DATABASE,
