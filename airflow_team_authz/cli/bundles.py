@@ -173,7 +173,7 @@ def _put(url: str, content: bytes, token_file: Path | None, environment: str | N
             url,
             content=content,
             params={"environment": environment} if environment else {},
-            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/gzip"},
+            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"},
             timeout=120,
         )
         body = answer.json()

@@ -114,7 +114,7 @@ class Access:
                 raise NotKnown("the token is not known")
             if found.revoked_at is not None:
                 raise NotKnown(f"the token {id_} was revoked")
-            if _aware(found.expires_at) <= datetime.now(UTC):
+            if found.expires_at <= datetime.now(UTC):
                 raise NotKnown(f"the token {id_} is over since {found.expires_at:%Y-%m-%d}: ask for a new one")
             teams = (found.team_id,) if found.team_id else ()
             return Caller(f"token {id_}", found.kind, teams, found.bundle)
@@ -161,8 +161,3 @@ class Access:
                 address = told.json()["jwks_uri"]
                 self._keys = PyJWKClient(address, cache_keys=True, lifespan=300, timeout=5)
             return self._keys
-
-
-def _aware(moment: datetime) -> datetime:
-    # SQLite does not keep the zone.
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -22,6 +22,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from airflow_team_authz.bundles.artifact import MAX_ARTIFACT_BYTES
 from airflow_team_authz.bundles.artifact import PLATFORM as PLATFORM_OWNER
@@ -194,7 +195,7 @@ _STATUS = {
 _ARTIFACT = {
     "requestBody": {
         "required": True,
-        "content": {"application/gzip": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
 
@@ -485,8 +486,9 @@ def _tell_errors(app: FastAPI) -> None:
     for kind in codes:
         app.add_exception_handler(kind, tell)
 
-    @app.exception_handler(HTTPException)
-    async def told(_: Request, error: HTTPException) -> JSONResponse:
+    # Also what the framework itself says: no such route, a body that is none.
+    @app.exception_handler(StarletteHTTPException)
+    async def told(_: Request, error: StarletteHTTPException) -> JSONResponse:
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)

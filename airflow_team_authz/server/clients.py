@@ -83,10 +83,9 @@ def states(engine: Engine, served: Mapping[str, Held]) -> list[ClientState]:
 
 
 def _state(client: Client, current: set[str], now: datetime) -> ClientState:
-    seen = client.seen_at if client.seen_at.tzinfo else client.seen_at.replace(tzinfo=UTC)
     alarms = []
-    if now - seen > STALE:
-        alarms.append(f"not heard of since {seen:%Y-%m-%d %H:%M:%S} UTC")
+    if now - client.seen_at > STALE:
+        alarms.append(f"not heard of since {client.seen_at:%Y-%m-%d %H:%M:%S} UTC")
     for name, told in client.bundles.items():
         if told["trouble"]:
             alarms.append(f"{name}: {told['trouble']}")
@@ -94,7 +93,12 @@ def _state(client: Client, current: set[str], now: datetime) -> ClientState:
             alarms.append(f"{name}: runs {told['revision'] or 'no revision'}, which is not the present one")
     revisions = {name: str(told["revision"]) for name, told in client.bundles.items()}
     return ClientState(
-        id=client.id, kind=client.kind, version=client.version, seen_at=seen, revisions=revisions, alarms=alarms
+        id=client.id,
+        kind=client.kind,
+        version=client.version,
+        seen_at=client.seen_at,
+        revisions=revisions,
+        alarms=alarms,
     )
 
 

@@ -1,0 +1,154 @@
+"""What stays when something breaks: the last good bundles, and everybody's decisions."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from airflow_team_authz.bundles.aggregate import scope
+from airflow_team_authz.bundles.archive import read_manifest, unpack
+from airflow_team_authz.bundles.signing import TrustedKeys
+from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.engines.downloads import Downloaded
+from demo.airflow import free_port
+from tests.conftest import eventually
+from tests.server.conftest import Server, good, newest, of_platform, told
+from tests.server.test_protocol import lent
+
+
+def serial(server: Server, name: str = "production") -> int:
+    """The serial of a bundle that is whole and signed."""
+    files = unpack(server.bundle(name).content)
+    TrustedKeys.of([server.key.public]).verify(files, scope(name))
+    return int(read_manifest(files)["metadata"]["serial"])
+
+
+def test_killed_at_any_moment_nothing_is_half_published(own_server: Server) -> None:
+    chance = random.Random(6)  # noqa: S311
+    assert own_server.publish(of_platform()).status_code == 200
+    for round_ in range(5):
+        version = newest(own_server, "alpha")
+        publishing = threading.Thread(target=_publish, args=(own_server, version))
+        publishing.start()
+        time.sleep(chance.uniform(0.05, 0.7))
+        own_server.stop(signal.SIGKILL)
+        publishing.join()
+        own_server.start()
+        history = own_server.ask("GET", "/teams/alpha/history").json()
+        versions = [entry["version"] for entry in history]
+        assert versions == sorted(set(versions), reverse=True), round_
+        eventually(lambda: own_server.bundle("production").status_code == 200)
+        bundled = read_manifest(unpack(own_server.bundle("production").content))["metadata"]
+        # All of it is there, or nothing: the history, the shared bundle, and the team's own.
+        assert bundled["teams"].get("alpha", {}).get("version") == (versions[0] if versions else None)
+        assert serial(own_server) == serial(own_server, "production.wasm")
+        if versions:
+            assert serial(own_server, "production.team.alpha") == history[0]["serial"]
+
+
+def _publish(server: Server, version: int) -> None:
+    from contextlib import suppress
+
+    import httpx
+
+    with suppress(httpx.HTTPError):
+        server.publish(good("alpha", version))
+
+
+def test_while_the_database_is_gone_bundles_are_served_and_nothing_is_published(own_server: Server) -> None:
+    assert own_server.publish(good("alpha", 1)).status_code == 200
+    before = serial(own_server)
+    for name in ("server.db", "server.db-wal", "server.db-shm"):
+        path = own_server.home / name
+        if path.exists():
+            path.rename(path.with_suffix(f"{path.suffix}.away"))
+    (own_server.home / "server.db").mkdir()
+    with sqlite3.connect(own_server.home / "other.db"):
+        pass
+    token = own_server.tokens["reader"]
+    # Connections that are open go on; those of a new process cannot be made.
+    second = Server(own_server.home / "second", own_server.database)
+    with pytest.raises(AssertionError, match="the database cannot be used"):
+        second.start()
+    assert own_server.bundle("production", token).status_code in {200, 401, 503}
+    (own_server.home / "server.db").rmdir()
+    for path in own_server.home.glob("server.db*.away"):
+        path.rename(
+            path.with_suffix(path.suffix.removesuffix(".away")) if path.suffix != ".away" else path.with_suffix("")
+        )
+    eventually(lambda: own_server.bundle("production", token).status_code == 200)
+    assert serial(own_server) == before
+
+
+def test_a_full_disk_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    """The database may not grow any more."""
+    server = Server(tmp_path / "server")
+    server.start()
+    try:
+        server.prepare()
+        assert server.publish(good("alpha", 1)).status_code == 200
+        before = serial(server)
+        import resource
+
+        size = max(path.stat().st_size for path in server.home.glob("server.db*"))
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (size + 4096, resource.RLIM_INFINITY))
+        answer = server.publish(good("alpha", 2))
+        assert answer.status_code == 503, answer.text
+        assert "nothing has changed" in told(answer)
+        assert serial(server) == before
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert server.publish(good("alpha", 2)).status_code == 200
+        eventually(lambda: serial(server) > before)
+    finally:
+        server.stop()
+
+
+def test_an_engine_goes_on_while_the_server_is_gone_and_takes_what_comes_then(
+    own_server: Server, tmp_path: Path
+) -> None:
+    assert own_server.publish(good("alpha", 1)).status_code == 200
+    (tmp_path / "token").write_text(own_server.tokens["reader"])
+    trust = Trust(own_server.home / "trusted.pub", "production.wasm")
+
+    def engine() -> Downloaded:
+        return Downloaded(f"{own_server.url}/bundles/production.wasm", tmp_path / "state", trust, tmp_path / "token")
+
+    first = engine()
+    assert lent(first) == (True, 1)
+    own_server.stop(signal.SIGKILL)
+    restarted = engine()
+    assert lent(first) == lent(restarted) == (True, 1)
+    own_server.start()
+    assert own_server.publish(good("alpha", 2, "other")).status_code == 200
+    eventually(lambda: lent(first) == lent(restarted) == (False, 2))
+    for opened in (first, restarted):
+        opened.close()
+
+
+def test_two_servers_on_one_database(own_server: Server) -> None:
+    second = Server(own_server.home / "second", own_server.database)
+    second.key, second.keys, second.tokens = own_server.key, own_server.keys, own_server.tokens
+    (second.home / "signing").write_bytes(own_server.key.pem())
+    second.url = f"http://127.0.0.1:{free_port()}"
+    second.start()
+    try:
+        for version in range(1, 5):
+            publisher, other = (own_server, second) if version % 2 else (second, own_server)
+            answer = publisher.publish(good("alpha", version))
+            assert answer.status_code == 200, answer.text
+            expected = answer.json()["serial"]
+            eventually(lambda other=other, expected=expected: serial_or_none(other) == expected)  # type: ignore[misc]
+    finally:
+        second.stop()
+    assert os.path.exists(own_server.home / "server.db")
+
+
+def serial_or_none(server: Server) -> int | None:
+    return serial(server) if server.bundle("production").status_code == 200 else None
