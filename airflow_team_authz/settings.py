@@ -106,9 +106,8 @@ class Settings(BaseModel):
     @field_validator("policy", mode="before")
     @classmethod
     def _is_path_or_url(cls, value: Any) -> Any:
-        if isinstance(value, str) and "://" in value:
-            return value
-        return value if value is None else Path(value)
+        is_path = isinstance(value, str) and value != "" and "://" not in value
+        return Path(value) if is_path else value
 
     @field_validator(
         "policy",

@@ -26,6 +26,8 @@ DEFAULTS = {
     "claims": None,
     "opa_url": None,
     "policy": None,
+    "policy_keys_file": None,
+    "policy_token_file": None,
     "opa": None,
     "deadline_ms": 250,
     "opa_ca_file": None,

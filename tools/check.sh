@@ -19,10 +19,11 @@ run "ruff check" ruff check --quiet .
 run "ruff format (make format repairs it)" ruff format --check --diff --quiet .
 run "mypy" mypy
 run "import contracts" lint-imports --no-logo
-run "opa fmt (make format repairs it)" opa fmt --fail --diff policies
+run "opa fmt (make format repairs it)" opa fmt --fail --diff policies bundles/discovery
 run "opa check" opa check --bundle --strict --schema policies/schemas --capabilities policies/capabilities.json policies
 run "opa test" tools/rego_tests.py "$EXPECTED_REGO_CASES"
 run "regal lint" regal lint policies
+run "the gate on the example teams" team-authz bundle check policies
 
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'FAILED: %s\n' "${failed[@]}" >&2
