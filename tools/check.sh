@@ -23,6 +23,7 @@ run "opa fmt (make format repairs it)" opa fmt --fail --diff policies bundles/di
 run "opa check" opa check --bundle --strict --schema policies/schemas --capabilities policies/capabilities.json policies
 run "opa test" tools/rego_tests.py "$EXPECTED_REGO_CASES"
 run "regal lint" regal lint policies
+run "regal test" regal test .regal/rules
 run "the gate on the example teams" team-authz bundle check policies
 
 if [ ${#failed[@]} -gt 0 ]; then

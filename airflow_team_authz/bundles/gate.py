@@ -174,7 +174,7 @@ class _Check:
                     "test-failed", tests[0], 1, "the tests take too long or too much memory", "make them smaller"
                 )
             else:
-                yield from self._told("test-failed", done, "see `opa test --bundle .`", tests[0])
+                yield from self._told("test-failed", done, "see `opa test --bundle --ignore .regal .`", tests[0])
             return
         own = [result for result in results if str(result.get("location", {}).get("file", "")).lstrip("./") in tests]
         if not sum(_cases(result, modules) for result in own):
@@ -184,7 +184,11 @@ class _Check:
             told = f"{result['name']} fails" + (f": {result['error'].get('message')}" if result.get("error") else "")
             place = result["location"]
             yield Finding(
-                "test-failed", place["file"].lstrip("./"), place["row"], told[:300], "see `opa test --bundle .`"
+                "test-failed",
+                place["file"].lstrip("./"),
+                place["row"],
+                told[:300],
+                "see `opa test --bundle --ignore .regal .`",
             )
         if not failed:
             yield from self._coverage(covering.result())

@@ -61,7 +61,9 @@ def _rego(staged: Path, opa: str, tested: bool) -> Iterator[Finding]:
         try:
             run_opa([opa, "test", "--bundle", "."], staged)
         except CompileError as error:
-            yield from _findings("test-failed", str(error), "run `opa test --bundle .` in the policy directory")
+            yield from _findings(
+                "test-failed", str(error), "run `opa test --bundle --ignore .regal .` in the policy directory"
+            )
 
 
 def _findings(rule: str, told: str, way_out: str) -> Iterator[Finding]:

@@ -1,0 +1,1 @@
+../../airflow_team_authz/templates/shared/dot-regal/rules/constant_pattern.rego

@@ -1,0 +1,47 @@
+# METADATA
+# description: A team's rules read only what is the team's
+# schemas:
+#   - input: schema.regal.ast
+package custom.regal.rules.teams["foreign-data"]
+
+import data.regal.ast
+import data.regal.result
+
+report contains violation if {
+	input["package"].path[1].value == "teams"
+	not endswith(input.regal.file.name, "_test.rego")
+	some ref in ast.found.refs[_]
+	ref.value[0].value == "data"
+	not _own(ref)
+	not _shared(ref)
+	violation := result.fail(rego.metadata.chain(), result.location(ref))
+}
+
+report contains violation if {
+	input["package"].path[1].value == "teams"
+	not endswith(input.regal.file.name, "_test.rego")
+	some imported in input.imports
+	imported.path.value[0].value == "data"
+	not _own(imported.path)
+	not _shared(imported.path)
+	[part.value | some part in imported.path.value] != ["data", "airflow", "authz", "standing"]
+	violation := result.fail(rego.metadata.chain(), result.location(imported.path))
+}
+
+_own(ref) if {
+	ref.value[1].value == "teams"
+	ref.value[2].type == "string"
+	ref.value[2].value == input["package"].path[2].value
+}
+
+_shared(ref) if {
+	path := [part.value | some i, part in ref.value; i > 0]
+	some allowed in [
+		["airflow", "authz", "standing", "team_ids"],
+		["airflow", "authz", "standing", "team_roles"],
+		["airflow", "authz", "standing", "platform_roles"],
+		["airflow", "directory"],
+		["airflow", "roles"],
+	]
+	array.slice(path, 0, count(allowed)) == allowed
+}
