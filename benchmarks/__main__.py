@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--output", choices=["text", "json"], default="text")
     parser.add_argument("--keycloak", action="store_true", help="compare with people out of a real Keycloak instead")
     parser.add_argument("--doors", action="store_true", help="compare tasks, asset events and parsed Dags instead")
+    parser.add_argument("--bundles", action="store_true", help="compare ways and sizes of policy bundles instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         os.environ["AIRFLOW_HOME"] = home
@@ -41,6 +42,10 @@ def main() -> int:
             from benchmarks.keycloak import comparisons
 
             rows = list(comparisons(Path(home), options.rounds // 4))
+        elif options.bundles:
+            from benchmarks import bundles
+
+            rows = list(bundles.comparisons(Path(home)))
         elif options.doors:
             from benchmarks import doors
 

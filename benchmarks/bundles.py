@@ -1,0 +1,314 @@
+"""What policy bundles cost: from publishing to enforcing, many teams, many waiting OPAs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from airflow_team_authz.bundles.aggregate import build
+from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, build_artifact
+from airflow_team_authz.bundles.platform_check import read_platform
+from airflow_team_authz.bundles.signing import SigningKey
+from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.compile import find_opa, shipped_policies
+from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.engines.downloads import Downloaded
+from airflow_team_authz.engines.opa_server import OpaServer
+from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
+
+PUBLISHED_TEAMS = 200
+MANY_TEAMS = 1_000
+PUBLISHES = 100
+CLIENTS = 500
+_TICK = os.sysconf("SC_CLK_TCK")
+
+Row = dict[str, Any]
+
+
+def comparisons(home: Path) -> Iterator[Row]:
+    """All of them, in rows that the main program shows."""
+    yield from sizes(home)
+    with serving(home, PUBLISHED_TEAMS) as server:
+        yield from publishes(server)
+        yield from waiting(server)
+
+
+def package(number: int, version: int = 1) -> Artifact:
+    """A team's package with a rule, data and a test; the version is in the reason."""
+    team = f"team_{number}"
+    rego = f"""package teams.{team}
+
+allow contains "version {version}" if {{
+	input.resource.type == "connection"
+	input.resource.id in data.teams.{team}.lent
+}}
+"""
+    test = f"""package teams.{team}_test
+
+import data.teams.{team}
+
+test_lent if {{
+	reasons := {team}.allow with input as {{"resource": {{"type": "connection", "id": "pg"}}}}
+	count(reasons) == 1
+}}
+"""
+    schema = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"lent": {"type": "array", "items": {"type": "string"}}},
+    }
+    place = f"teams/{team}"
+    files = {
+        f"{place}/{team}.rego": rego.encode(),
+        f"{place}/{team}_test.rego": test.encode(),
+        f"{place}/data.json": b'{"lent": ["pg"]}',
+        f"{place}/schema.json": json.dumps(schema).encode(),
+    }
+    return Artifact(team, version, files)
+
+
+def platform() -> Artifact:
+    return Artifact(PLATFORM, 1, read_platform(shipped_policies()))
+
+
+def row(comparison: str, what: str, seconds: float, first: float, goal: str = "") -> Row:
+    return {"comparison": comparison, "what": what, "median_us": seconds * 1e6, "ratio": seconds / first, "goal": goal}
+
+
+def sizes(home: Path) -> Iterator[Row]:
+    """Building for one changed team, and OPA's cold start, with more and more teams."""
+    key = SigningKey.new()
+    built: list[tuple[int, float, float, float]] = []
+    for teams in (10, 100, MANY_TEAMS):
+        packages = {artifact.owner: artifact for artifact in map(package, range(teams))}
+        bundles = build("production", platform(), packages, 1, key, only=set())
+        took = []
+        for version in (2, 3, 4):
+            packages["team_1"] = package(1, version)
+            began = time.perf_counter()
+            bundles = build("production", platform(), packages, version, key, only={"team_1"})
+            took.append(time.perf_counter() - began)
+        (home / "production.tar.gz").write_bytes(bundles["production"])
+        started, memory = zip(*(cold_start(home) for _ in range(3)), strict=True)
+        built.append((teams, statistics.median(took), statistics.median(started), statistics.median(memory)))
+    for teams, took_, _, _ in built:
+        goal = "below 2 s" if teams == MANY_TEAMS else ""
+        yield row("building the bundles when one team has changed", f"{teams} teams", took_, built[0][1], goal)
+    for teams, _, start, rss in built:
+        goal = "below 1 s" if teams == MANY_TEAMS else ""
+        yield row("OPA from start to its first answer", f"{teams} teams, {rss:.0f} MB", start, built[0][2], goal)
+
+
+def cold_start(home: Path) -> tuple[float, float]:
+    """Seconds from starting an OPA with the bundle to its first answer, and its memory in MB then."""
+    address = home / "cold.sock"
+    address.unlink(missing_ok=True)
+    command = [find_opa(), "run", "--server", "--addr", f"unix://{address}", "--skip-version-check", "--skip-verify"]
+    began = time.perf_counter()
+    opa = subprocess.Popen([*command, "--bundle", str(home / "production.tar.gz")], stderr=subprocess.DEVNULL)
+    try:
+        engine = OpaServer(f"unix://{address}", deadline_ms=5_000)
+        while version_of(engine, "team_1") is None:
+            time.sleep(0.002)
+        return time.perf_counter() - began, resident(opa.pid)
+    finally:
+        opa.kill()
+        opa.wait()
+
+
+def resident(pid: int) -> float:
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
+
+
+def version_of(engine: OpaServer | Downloaded, team_id: str) -> object:
+    """Which version of a team's package an engine has in force; ``None`` if it decides nothing."""
+    question = Evaluations(Subject("user", "gus"), "read", [Resource("connection", team_id, "pg")])
+    try:
+        (decision,), _ = DecisionPoint(engine).decide(question)
+    except EngineError:
+        return None
+    return decision.team_version
+
+
+class Server:
+    """A bundle server whose database has all teams in it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.key, self.team_key = SigningKey.new(), SigningKey.new()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.tokens: dict[str, str] = {}
+        self.pid = 0
+
+    def put(self, artifact: Artifact) -> httpx.Response:
+        place = "platform" if artifact.owner == PLATFORM else f"teams/{artifact.owner}"
+        return httpx.put(
+            f"{self.url}/{place}/package",
+            content=build_artifact(artifact, self.team_key),
+            headers={"Authorization": f"Bearer {self.tokens['platform']}"},
+            timeout=120,
+        )
+
+    def processor_seconds(self) -> float:
+        """What the server has used so far, without the programs that it has started."""
+        parts = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(parts[11]) + int(parts[12])) / _TICK
+
+
+@contextmanager
+def serving(home: Path, teams: int) -> Iterator[Server]:
+    from sqlalchemy.orm import Session
+
+    from airflow_team_authz.server import access
+    from airflow_team_authz.server.database import OwnerKeys, Package, Release, connect, migrate
+
+    server = Server(home)
+    (home / "signing").write_bytes(server.key.pem())
+    (home / "trusted.pub").write_bytes(server.key.public.pem())
+    engine = connect(f"sqlite:///{home}/server.db")
+    migrate(engine)
+    now = datetime.now(UTC)
+    with Session(engine) as session:
+        for kind in (access.PLATFORM, access.READER):
+            server.tokens[kind] = access.issue(session, kind, 1).secret
+        pem = server.team_key.public.pem().decode()
+        session.add(OwnerKeys(owner=PLATFORM, pem=pem, actor="benchmark", at=now))
+        for number in range(teams):
+            artifact = package(number)
+            content = build_artifact(artifact, server.team_key)
+            said = {"owner": artifact.owner, "version": 1, "actor": "benchmark", "at": now}
+            session.add(OwnerKeys(owner=artifact.owner, pem=pem, actor="benchmark", at=now))
+            session.add(Package(**said, digest=artifact.digest, content=content))
+            session.add(Release(**said, environment="production", serial=0, action="publish"))
+        session.commit()
+    (home / "token").write_text(server.tokens[access.READER])
+    command = ["team-authz", "server", "run", "--database", f"sqlite:///{home}/server.db", "--port", str(server.port)]
+    with (home / "server.log").open("wb") as log:
+        running = subprocess.Popen([*command, "--signing-key", str(home / "signing")], stdout=log, stderr=log)
+    try:
+        server.pid = running.pid
+        while not answers(server.url):
+            time.sleep(0.05)
+        server.put(platform()).raise_for_status()
+        yield server
+    finally:
+        running.terminate()
+        running.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").is_success
+    except httpx.HTTPError:
+        return False
+
+
+def publishes(server: Server) -> Iterator[Row]:
+    """From the request that publishes until each engine decides by it."""
+    trust = Trust(server.home / "trusted.pub", "production.wasm")
+    own = Downloaded(f"{server.url}/bundles/production.wasm", server.home / "state", trust, server.home / "token")
+    keys = ["team-authz", "keys", "show", str(server.home / "trusted.pub"), "--opa"]
+    configuration = (Path(__file__).resolve().parents[1] / "bundles" / "opa.yaml").read_text()
+    shown = subprocess.run(keys, capture_output=True, text=True, check=True).stdout
+    (server.home / "opa.yaml").write_text(configuration + shown)
+    known = {"BUNDLE_SERVER_URL": server.url, "BUNDLE_TOKEN_FILE": str(server.home / "token"), "HOST_NAME": "benchmark"}
+    address = f"unix://{server.home}/opa.sock"
+    command = [find_opa(), "run", "--server", "--config-file", str(server.home / "opa.yaml"), "--addr", address]
+    opa = subprocess.Popen(
+        [*command, "--skip-version-check"], env=os.environ | known, cwd=server.home, stderr=subprocess.DEVNULL
+    )
+    taken: dict[str, list[float]] = {"the server's answer": [], "OPA server": [], "in process": []}
+    try:
+        engines: dict[str, OpaServer | Downloaded] = {"OPA server": OpaServer(address, 5_000), "in process": own}
+        for version in range(2, PUBLISHES + 2):
+            with ThreadPoolExecutor(2) as pool:
+                began = time.perf_counter()
+                seen = {name: pool.submit(wait_for, engine, version) for name, engine in engines.items()}
+                server.put(package(7, version)).raise_for_status()
+                taken["the server's answer"].append(time.perf_counter() - began)
+                for name, future in seen.items():
+                    taken[name].append(future.result() - began)
+    finally:
+        opa.terminate()
+        opa.wait()
+        own.close()
+    title = f"from publishing to enforcing, {PUBLISHED_TEAMS} teams, {PUBLISHES} times"
+    first = statistics.median(taken["the server's answer"])
+    for name, seconds in taken.items():
+        goal = "" if name == "the server's answer" else "below 1 s"
+        yield row(title, f"{name}, p50", statistics.median(seconds), first)
+        yield row(title, f"{name}, p95", statistics.quantiles(seconds, n=20)[-1], first, goal)
+
+
+def wait_for(engine: OpaServer | Downloaded, version: int) -> float:
+    end = time.monotonic() + 30
+    while version_of(engine, "team_7") != version and time.monotonic() < end:
+        time.sleep(0.005)
+    return time.perf_counter()
+
+
+def waiting(server: Server) -> Iterator[Row]:
+    """Many OPAs that wait at one server, as OPA's protocol has it; and what asking for nothing new costs."""
+    url = f"{server.url}/bundles/production"
+    headers = {"Authorization": f"Bearer {server.tokens['reader']}"}
+    etag = httpx.get(url, headers=headers).headers["ETag"]
+    with httpx.Client(headers=headers | {"If-None-Match": etag}) as client:
+        used, began = server.processor_seconds(), time.perf_counter()
+        for _ in range(2_000):
+            assert client.get(url).status_code == 304
+        unchanged = (time.perf_counter() - began) / 2_000
+        of_server = (server.processor_seconds() - used) / 2_000
+    yield row("a question that finds nothing new", "until the answer", unchanged, unchanged)
+    yield row("a question that finds nothing new", "processor time of the server", of_server, unchanged)
+    idle, arrived, busy = asyncio.run(wait_together(server, etag))
+    title = f"{CLIENTS} waiting OPAs: from publishing to each having the bundle"
+    spread = sorted(arrived)
+    yield row(title, "the first", spread[0], spread[0])
+    yield row(title, "the median", statistics.median(spread), spread[0])
+    yield row(title, "the last", spread[-1], spread[0])
+    yield row(title, "processor time of the server, publishing included", busy, spread[0])
+    yield row(title, "processor time in a second of waiting", idle, spread[0])
+
+
+async def wait_together(server: Server, etag: str) -> tuple[float, list[float], float]:
+    request = (
+        f"GET /bundles/production HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.tokens['reader']}\r\n"
+        f"If-None-Match: {etag}\r\nPrefer: modes=snapshot,delta;wait=60\r\n\r\n"
+    ).encode()
+
+    async def one() -> float:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        length = next(int(line[16:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length: "))
+        await reader.readexactly(length)
+        writer.close()
+        return time.perf_counter()
+
+    clients = [asyncio.create_task(one()) for _ in range(CLIENTS)]
+    await asyncio.sleep(3)
+    used = server.processor_seconds()
+    await asyncio.sleep(5)
+    idle = (server.processor_seconds() - used) / 5
+    used, began = server.processor_seconds(), time.perf_counter()
+    await asyncio.to_thread(server.put, package(9, 2))
+    done = await asyncio.gather(*clients)
+    return idle, [moment - began for moment in done], server.processor_seconds() - used

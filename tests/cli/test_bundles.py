@@ -1,0 +1,181 @@
+"""``team-authz keys`` and ``team-authz bundle``: build, aggregate and push, without a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from airflow_team_authz.bundles.aggregate import scope
+from airflow_team_authz.bundles.archive import read_manifest, unpack
+from airflow_team_authz.bundles.signing import TrustedKeys
+from airflow_team_authz.cli import app
+from tests.bundles.conftest import lends
+from tests.conftest import REPOSITORY
+
+
+def run(*arguments: object, code: int = 0, **environment: str) -> Result:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
+    assert done.exit_code == code, done.output
+    return done
+
+
+class Works:
+    """A directory with keys, teams' repositories, artifacts, and what is built of them."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.artifacts, self.trusted, self.out = (place / name for name in ("artifacts", "trusted", "out"))
+        self.trusted.mkdir(parents=True)
+        run("keys", "new", place / "production")
+
+    def build(
+        self, team_id: str, version: int, connection: str = "pg", code: int = 0, key: str | None = None
+    ) -> Result:
+        if not (self.place / (key or team_id)).exists():
+            run("keys", "new", self.place / (key or team_id))
+        public = self.place / f"{team_id}.pub"
+        if public.exists():
+            (self.trusted / f"{team_id}.pub").write_bytes(public.read_bytes())
+        for name, content in lends(team_id, connection).files.items():
+            (self.place / team_id.upper() / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.place / team_id.upper() / name).write_bytes(content)
+        return run(
+            "bundle", "build", self.place / team_id.upper(), "--key", self.place / (key or team_id),
+            "--version", version, "--out", self.artifacts / f"{team_id}.tar.gz", code=code,
+        )  # fmt: skip
+
+    def aggregate(self, code: int = 0) -> dict[str, dict[str, object]]:
+        done = run(
+            "bundle", "aggregate", "--out", self.out, "--platform", REPOSITORY / "policies",
+            "--artifacts", self.artifacts, "--trusted", self.trusted, "--key", self.place / "production", "--output", "json", code=code,
+        )  # fmt: skip
+        return {outcome["team_id"]: outcome for outcome in json.loads(done.stdout)}
+
+    def versions(self) -> dict[str, int]:
+        """The versions in the bundle of all teams, whose signature is checked."""
+        files = unpack((self.out / "production.tar.gz").read_bytes())
+        TrustedKeys.read(self.place / "production.pub").verify(files, scope("production"))
+        teams = read_manifest(files)["metadata"]["teams"]
+        return {team_id: said["version"] for team_id, said in teams.items()}
+
+    def serial(self) -> int:
+        return int(read_manifest(unpack((self.out / "production.tar.gz").read_bytes()))["metadata"]["serial"])
+
+
+@pytest.fixture
+def works(tmp_path: Path) -> Works:
+    return Works(tmp_path)
+
+
+def test_a_bad_artifact_holds_nobody_up_and_its_last_good_one_stays(works: Works) -> None:
+    works.build("alpha", 1)
+    works.build("beta", 1)
+    assert {outcome["did"] for outcome in works.aggregate().values()} == {"published"}
+    assert works.versions() == {"alpha": 1, "beta": 1}
+    before = works.serial()
+    assert {outcome["did"] for outcome in works.aggregate().values()} == {"unchanged"}
+    assert works.serial() == before
+    good = (works.artifacts / "alpha.tar.gz").read_bytes()
+    works.build("alpha", 2, "other")
+    second = (works.artifacts / "alpha.tar.gz").read_bytes()
+    for bad, told in (
+        (second[:-20], "cannot be read"),
+        (b"", "cannot be read"),
+        ((works.artifacts / "beta.tar.gz").read_bytes(), "which is not trusted here"),
+    ):
+        (works.artifacts / "alpha.tar.gz").write_bytes(bad)
+        works.build("beta", works.versions()["beta"] + 1)
+        outcomes = works.aggregate(code=1)
+        assert (outcomes["alpha"]["did"], outcomes["beta"]["did"]) == ("refused", "published")
+        assert told in str(outcomes["alpha"]["detail"])
+        assert works.versions()["alpha"] == 1
+    (works.artifacts / "alpha.tar.gz").write_bytes(second)
+    assert works.aggregate()["alpha"]["did"] == "published"
+    (works.artifacts / "alpha.tar.gz").write_bytes(good)
+    assert "is not above 2, which is published already" in str(works.aggregate(code=1)["alpha"]["detail"])
+    assert works.versions()["alpha"] == 2
+    assert works.serial() > before
+    assert (works.out / "production.team.alpha.tar.gz").exists()
+
+
+def test_what_the_gate_refuses_is_not_built_and_not_aggregated(works: Works) -> None:
+    works.build("alpha", 1)
+    stranger = works.place / "ALPHA" / "teams" / "alpha" / "x.rego"
+    stranger.write_text("package teams.alpha\n\nx := data.teams.beta.y\n")
+    refused = works.build("alpha", 2, code=1)
+    assert "teams/alpha/x.rego:3: it reads data.teams.beta.y [foreign-data]" in refused.stdout
+    # Who builds with another program is checked again.
+    from airflow_team_authz.bundles.artifact import Artifact, build_artifact
+    from airflow_team_authz.bundles.signing import SigningKey
+
+    key = SigningKey.load((works.place / "alpha").read_bytes(), "alpha")
+    files = {**lends("alpha").files, "teams/alpha/x.rego": stranger.read_bytes()}
+    (works.artifacts / "alpha.tar.gz").write_bytes(build_artifact(Artifact("alpha", 2, files), key))
+    assert "foreign-data" in str(works.aggregate(code=1)["alpha"]["detail"])
+
+
+def test_the_same_build_is_the_same_bytes_and_git_numbers_versions(works: Works) -> None:
+    works.build("alpha", 1)
+    first = (works.artifacts / "alpha.tar.gz").read_bytes()
+    works.build("alpha", 1)
+    assert (works.artifacts / "alpha.tar.gz").read_bytes() == first
+    repository = works.place / "ALPHA"
+    build = ("bundle", "build", repository, "--key", works.place / "alpha", "--out", works.artifacts / "alpha.tar.gz")
+    assert "name one by --version" in run(*build, code=2).stderr
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(repository)]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"], ["commit", "-qm", "two", "--allow-empty"]):
+        subprocess.run([*git, *command], check=True)
+    assert json.loads(run(*build, "--output", "json").stdout)["version"] == 2
+    pem = (works.place / "alpha").read_text()
+    environment = [part for part in build if part not in {"--key", works.place / "alpha"}]
+    assert run(*environment, TEAM_AUTHZ_SIGNING_KEY=pem).exit_code == 0
+    assert "TEAM_AUTHZ_SIGNING_KEY" in run(*environment, code=2, TEAM_AUTHZ_SIGNING_KEY="").stderr
+    assert "BEGIN" not in run(*environment, code=2, TEAM_AUTHZ_SIGNING_KEY=pem[:90]).stderr
+
+
+def test_push(works: Works, tmp_path: Path) -> None:
+    works.build("alpha", 1)
+    works.aggregate()
+    target = tmp_path / "store"
+    written = json.loads(run("bundle", "push", works.out, target.as_uri(), "--output", "json").stdout)
+    assert [Path(name).name for name in written][-1] == "production.tar.gz"
+    assert (target / "production.wasm.tar.gz").read_bytes() == (works.out / "production.wasm.tar.gz").read_bytes()
+    assert "there are no bundles" in run("bundle", "push", tmp_path / "nothing", target.as_uri(), code=2).stderr
+    assert "does not take the bundles" in run("bundle", "push", works.out, "nosuch://x", code=2).stderr
+
+
+def test_keys(tmp_path: Path) -> None:
+    key, public = tmp_path / "key", tmp_path / "key.pub"
+    (first,) = json.loads(run("keys", "new", key, "--output", "json").stdout)
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert "exists" in run("keys", "new", key, code=2).stderr
+    old = key.read_bytes()
+    rotated = json.loads(run("keys", "rotate", key, "--output", "json").stdout)
+    assert [entry["id"] for entry in rotated][1] == first["id"]
+    assert key.read_bytes() != old
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert "team-authz keys retire" in run("keys", "rotate", key, code=2).stderr
+    shown = run("keys", "show", public, "--opa").stdout
+    assert shown.count("algorithm: ES256") == 2
+    assert [entry["id"] for entry in json.loads(run("keys", "retire", key, "--output", "json").stdout)] == [
+        rotated[0]["id"]
+    ]
+    assert "PRIVATE" not in public.read_text()
+    for command in (("show", tmp_path / "no"), ("rotate", tmp_path / "no"), ("show", key)):
+        assert run("keys", *command, code=2).stderr.startswith("team-authz: ")
+
+
+def test_the_server_cannot_be_reached(works: Works) -> None:
+    works.build("alpha", 1)
+    artifact = works.artifacts / "alpha.tar.gz"
+    publish = ("bundle", "publish", artifact, "--server", "http://127.0.0.1:9")
+    assert "cannot be asked" in run(*publish, code=2, TEAM_AUTHZ_TOKEN="x").stderr  # noqa: S106
+    assert "TEAM_AUTHZ_TOKEN" in run(*publish, code=2, TEAM_AUTHZ_TOKEN="").stderr
+    artifact.write_bytes(b"x")
+    assert "is no artifact" in run(*publish, code=2).stderr
+    assert os.listdir(works.trusted) == ["alpha.pub"]
