@@ -52,7 +52,8 @@ class Works:
     def aggregate(self, code: int = 0) -> dict[str, dict[str, object]]:
         done = run(
             "bundle", "aggregate", "--out", self.out, "--platform", REPOSITORY / "policies",
-            "--artifacts", self.artifacts, "--trusted", self.trusted, "--key", self.place / "production", "--output", "json", code=code,
+            "--artifacts", self.artifacts, "--trusted", self.trusted, "--key", self.place / "production",
+            "--output", "json", code=code,
         )  # fmt: skip
         return {outcome["team_id"]: outcome for outcome in json.loads(done.stdout)}
 
