@@ -126,7 +126,14 @@ def good(team_id: str, version: int, connection: str = "pg") -> Artifact:
 @contextmanager
 def running(home: Path, database: str = "") -> Iterator[Server]:
     server = Server(home, database)
-    server.start()
+    try:
+        server.start()
+    except AssertionError:
+        # Somebody else may have taken the port meanwhile; nothing else is tried again.
+        if "address already in use" not in server.log():
+            raise
+        server.url = f"http://127.0.0.1:{free_port()}"
+        server.start()
     try:
         server.prepare()
         yield server

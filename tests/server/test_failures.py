@@ -20,7 +20,7 @@ from airflow_team_authz.engines.downloads import Downloaded
 from demo.airflow import free_port
 from tests.conftest import eventually
 from tests.server.conftest import Server, good, newest, of_platform, told
-from tests.server.test_protocol import lent
+from tests.server.test_protocol import lent, opa
 
 
 def serial(server: Server, name: str = "production") -> int:
@@ -130,6 +130,19 @@ def test_an_engine_goes_on_while_the_server_is_gone_and_takes_what_comes_then(
     eventually(lambda: lent(first) == lent(restarted) == (False, 2))
     for opened in (first, restarted):
         opened.close()
+
+
+def test_an_opa_restarted_while_the_server_is_gone_still_answers(own_server: Server, tmp_path: Path) -> None:
+    assert own_server.publish(good("alpha", 1)).status_code == 200
+    kept = tmp_path / "opa"
+    with opa(own_server, "opa.yaml", kept, "reader") as first:
+        eventually(lambda: lent(first) == (True, 1))
+    own_server.stop(signal.SIGKILL)
+    with opa(own_server, "opa.yaml", kept, "reader") as second:
+        eventually(lambda: lent(second) == (True, 1))
+        own_server.start()
+        assert own_server.publish(good("alpha", 2, "other")).status_code == 200
+        eventually(lambda: lent(second) == (False, 2))
 
 
 def test_two_servers_on_one_database(own_server: Server) -> None:

@@ -90,7 +90,7 @@ def test_readers_read_what_is_theirs(server: Server) -> None:
 
 @contextmanager
 def opa(server: Server, configuration: str, place: Path, who: str, **environment: str) -> Iterator[OpaServer]:
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     (place / "token").write_text(server.tokens[who])
     keys = ["team-authz", "keys", "show", str(server.home / "trusted.pub"), "--opa"]
     shown = subprocess.run(keys, capture_output=True, text=True, check=True).stdout
