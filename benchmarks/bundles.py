@@ -8,6 +8,7 @@ import os
 import socket
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ PUBLISHED_TEAMS = 200
 MANY_TEAMS = 1_000
 PUBLISHES = 100
 CLIENTS = 500
+COMMAND = (sys.executable, "-m", "airflow_team_authz.cli")
 _TICK = os.sysconf("SC_CLK_TCK")
 
 Row = dict[str, Any]
@@ -199,7 +201,7 @@ def serving(home: Path, teams: int) -> Iterator[Server]:
             session.add(Release(**said, environment="production", serial=0, action="publish"))
         session.commit()
     (home / "token").write_text(server.tokens[access.READER])
-    command = ["team-authz", "server", "run", "--database", f"sqlite:///{home}/server.db", "--port", str(server.port)]
+    command = [*COMMAND, "server", "run", "--database", f"sqlite:///{home}/server.db", "--port", str(server.port)]
     with (home / "server.log").open("wb") as log:
         running = subprocess.Popen([*command, "--signing-key", str(home / "signing")], stdout=log, stderr=log)
     try:
@@ -224,7 +226,7 @@ def publishes(server: Server) -> Iterator[Row]:
     """From the request that publishes until each engine decides by it."""
     trust = Trust(server.home / "trusted.pub", "production.wasm")
     own = Downloaded(f"{server.url}/bundles/production.wasm", server.home / "state", trust, server.home / "token")
-    keys = ["team-authz", "keys", "show", str(server.home / "trusted.pub"), "--opa"]
+    keys = [*COMMAND, "keys", "show", str(server.home / "trusted.pub"), "--opa"]
     configuration = (Path(__file__).resolve().parents[1] / "bundles" / "opa.yaml").read_text()
     shown = subprocess.run(keys, capture_output=True, text=True, check=True).stdout
     (server.home / "opa.yaml").write_text(configuration + shown)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -25,6 +26,9 @@ import pytest
 _AIRFLOW_HOME = tempfile.mkdtemp(prefix="team-authz-tests-")
 atexit.register(shutil.rmtree, _AIRFLOW_HOME, ignore_errors=True)
 os.environ["AIRFLOW_HOME"] = os.environ.get("AIRFLOW_HOME", _AIRFLOW_HOME)
+
+# The commands of this environment, as if it were activated.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 # Guarded as in a process that has the package installed and configured, before anything imports the routes.
 from airflow.api_fastapi.execution_api import security  # noqa: E402
