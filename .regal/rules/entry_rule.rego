@@ -1,1 +1,1 @@
-../../airflow_team_authz/templates/shared/dot-regal/rules/entry_rule.rego
+../../airflow_team_authz/templates/rules/dot-regal/rules/entry_rule.rego

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from msgspec import UNSET
 
 from airflow_team_authz.cli.console import Output, OutputOption, UserError, one_line, print_columns, print_json
 from airflow_team_authz.cli.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
@@ -76,6 +75,8 @@ def _read(file: Path) -> tuple[str, bytes]:
 
 
 def _as_json(decision: Decision, revision: str) -> dict[str, Any]:
+    from msgspec import UNSET
+
     return {
         "allow": decision.allow,
         "reasons": list(decision.reasons),
@@ -85,6 +86,8 @@ def _as_json(decision: Decision, revision: str) -> dict[str, Any]:
 
 
 def _as_text(decision: Decision, revision: str) -> list[str]:
+    from msgspec import UNSET
+
     reasons = one_line("; ".join(decision.reasons)) or "no reason given"
     policy = f"revision {revision or 'unnamed'}"
     if decision.team_version is not UNSET:

@@ -70,6 +70,9 @@ def _write(directory: Path, team: str | None) -> Iterator[Done]:
     is_teams = team is not None and not (directory / _ROLES).exists()
     files = template("shared") | _ours(is_teams)
     files |= platform_files() if team is None else _team(team)
+    if is_teams:
+        # Not for the platform's directory: an OPA that is started on it would load them.
+        files |= template("rules")
     for name, content in sorted(files.items()):
         yield Done("wrote" if _write_new(directory / name, content) else "kept", str(name))
 

@@ -138,7 +138,7 @@ BAD_BUNDLES: dict[str, tuple[Callable[[dict[str, bytes]], bytes], str]] = {
     "a huge header": (lambda good: pack(good, pax_headers={"x": "x" * len(TOO_MUCH)}), "unpacks to more than 64 MiB"),
     "larger than allowed": (lambda _: TOO_MUCH, "is larger than 64 MiB"),
     "a sparse file": (lambda good: pack(good, pax_headers=SPARSE), "no plain file"),
-    "a link to nowhere": (lambda good: pack(good, type=tarfile.SYMTYPE, linkname="nowhere", size=0), "nowhere"),
+    "a link to nowhere": (lambda good: pack(good, type=tarfile.SYMTYPE, linkname="nowhere", size=0), "no plain file"),
     "no policy": (lambda good: pack({"data.json": good["data.json"]}), "no policy.wasm"),
     "half a policy": (lambda good: pack(good | {"policy.wasm": good["policy.wasm"][:9_000]}), "cannot be run"),
     "another module": (lambda good: pack(good | {"policy.wasm": b"\0asm\1\0\0\0"}), "cannot be started"),
