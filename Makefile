@@ -28,7 +28,7 @@ test: setup $(DONE)/keycloak ## Run the tests, for example: make test ARGS='-k t
 test-oldest: setup ## Run the tests against the oldest Airflow and dependencies that pyproject.toml allows
 	@test requirements/oldest.txt -ot .venv-oldest/ready || { $(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-oldest && \
 	  $(BIN)/uv pip sync --quiet --python .venv-oldest/bin/python --require-hashes requirements/oldest.txt && touch .venv-oldest/ready; }
-	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" .venv-oldest/bin/python -m pytest tests/doors tests/engines tests/identities tests/test_questions.py tests/test_settings.py $(ARGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" .venv-oldest/bin/python -m pytest --numprocesses=2 --dist=loadscope --no-loadscope-reorder tests/doors tests/engines tests/identities tests/test_questions.py tests/test_settings.py $(ARGS)
 
 check: setup ## Run every static check and the policy tests
 	@tools/check.sh

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ PUBLISHED_TEAMS = 200
 MANY_TEAMS = 1_000
 PUBLISHES = 100
 CLIENTS = 500
+REAL = 3
 COMMAND = (sys.executable, "-m", "airflow_team_authz.cli")
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -226,19 +227,9 @@ def publishes(server: Server) -> Iterator[Row]:
     """From the request that publishes until each engine decides by it."""
     trust = Trust(server.home / "trusted.pub", "production.wasm")
     own = Downloaded(f"{server.url}/bundles/production.wasm", server.home / "state", trust, server.home / "token")
-    keys = [*COMMAND, "keys", "show", str(server.home / "trusted.pub"), "--opa"]
-    configuration = (Path(__file__).resolve().parents[1] / "bundles" / "opa.yaml").read_text()
-    shown = subprocess.run(keys, capture_output=True, text=True, check=True).stdout
-    (server.home / "opa.yaml").write_text(configuration + shown)
-    known = {"BUNDLE_SERVER_URL": server.url, "BUNDLE_TOKEN_FILE": str(server.home / "token"), "HOST_NAME": "benchmark"}
-    address = f"unix://{server.home}/opa.sock"
-    command = [find_opa(), "run", "--server", "--config-file", str(server.home / "opa.yaml"), "--addr", address]
-    opa = subprocess.Popen(
-        [*command, "--skip-version-check"], env=os.environ | known, cwd=server.home, stderr=subprocess.DEVNULL
-    )
     taken: dict[str, list[float]] = {"the server's answer": [], "OPA server": [], "in process": []}
-    try:
-        engines: dict[str, OpaServer | Downloaded] = {"OPA server": OpaServer(address, 5_000), "in process": own}
+    with downloading_opa(server, "publishes") as opa, closing(own):
+        engines: dict[str, OpaServer | Downloaded] = {"OPA server": opa, "in process": own}
         for version in range(2, PUBLISHES + 2):
             with ThreadPoolExecutor(2) as pool:
                 began = time.perf_counter()
@@ -247,10 +238,6 @@ def publishes(server: Server) -> Iterator[Row]:
                 taken["the server's answer"].append(time.perf_counter() - began)
                 for name, future in seen.items():
                     taken[name].append(future.result() - began)
-    finally:
-        opa.terminate()
-        opa.wait()
-        own.close()
     title = f"from publishing to enforcing, {PUBLISHED_TEAMS} teams, {PUBLISHES} times"
     first = statistics.median(taken["the server's answer"])
     for name, seconds in taken.items():
@@ -259,9 +246,37 @@ def publishes(server: Server) -> Iterator[Row]:
         yield row(title, f"{name}, p95", statistics.quantiles(seconds, n=20)[-1], first, goal)
 
 
-def wait_for(engine: OpaServer | Downloaded, version: int) -> float:
+@contextmanager
+def downloading_opa(server: Server, name: str) -> Iterator[OpaServer]:
+    """A real OPA that takes its bundle from the server, as `bundles/opa.yaml` has it; with a bundle in force."""
+    keys = [*COMMAND, "keys", "show", str(server.home / "trusted.pub"), "--opa"]
+    configuration = (Path(__file__).resolve().parents[1] / "bundles" / "opa.yaml").read_text()
+    shown = subprocess.run(keys, capture_output=True, text=True, check=True).stdout
+    place = server.home / name
+    place.mkdir()
+    (place / "opa.yaml").write_text(configuration + shown)
+    known = {"BUNDLE_SERVER_URL": server.url, "BUNDLE_TOKEN_FILE": str(server.home / "token"), "HOST_NAME": name}
+    address = f"unix://{place}/opa.sock"
+    command = [find_opa(), "run", "--server", "--config-file", str(place / "opa.yaml"), "--addr", address]
+    opa = subprocess.Popen(
+        [*command, "--skip-version-check"], env=os.environ | known, cwd=place, stderr=subprocess.DEVNULL
+    )
+    try:
+        engine = OpaServer(address, 5_000)
+        while version_of(engine, "team_1") is None:
+            time.sleep(0.02)
+        yield engine
+    finally:
+        opa.terminate()
+        opa.wait()
+
+
+def wait_for(engine: OpaServer | Downloaded, version: int, team_id: str = "team_7") -> float:
+    """When an engine has a team's version in force, by the clock of `time.perf_counter`."""
     end = time.monotonic() + 30
-    while version_of(engine, "team_7") != version and time.monotonic() < end:
+    while version_of(engine, team_id) != version:
+        if time.monotonic() > end:
+            raise SystemExit(f"version {version} of {team_id} was not in force after 30 seconds.")
         time.sleep(0.005)
     return time.perf_counter()
 
@@ -279,17 +294,25 @@ def waiting(server: Server) -> Iterator[Row]:
         of_server = (server.processor_seconds() - used) / 2_000
     yield row("a question that finds nothing new", "until the answer", unchanged, unchanged)
     yield row("a question that finds nothing new", "processor time of the server", of_server, unchanged)
-    idle, arrived, busy = asyncio.run(wait_together(server, etag))
+    with ExitStack() as stack:
+        real = [stack.enter_context(downloading_opa(server, f"waiting {number}")) for number in range(REAL)]
+        idle, arrived, enforced, busy = asyncio.run(wait_together(server, etag, real))
     title = f"{CLIENTS} waiting OPAs: from publishing to each having the bundle"
     spread = sorted(arrived)
     yield row(title, "the first", spread[0], spread[0])
     yield row(title, "the median", statistics.median(spread), spread[0])
     yield row(title, "the last", spread[-1], spread[0])
+    yield row(title, f"the last of {REAL} real OPAs among them, by its decisions", max(enforced), spread[0])
     yield row(title, "processor time of the server, publishing included", busy, spread[0])
     yield row(title, "processor time in a second of waiting", idle, spread[0])
 
 
-async def wait_together(server: Server, etag: str) -> tuple[float, list[float], float]:
+async def wait_together(
+    server: Server, etag: str, real: list[OpaServer]
+) -> tuple[float, list[float], list[float], float]:
+    """Seconds of the server's processor in one second of waiting, seconds until each client has the bundle and until
+    each real OPA decides by it, and the server's processor seconds for all that.
+    """
     request = (
         f"GET /bundles/production HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.tokens['reader']}\r\n"
         f"If-None-Match: {etag}\r\nPrefer: modes=snapshot,delta;wait=60\r\n\r\n"
@@ -305,12 +328,15 @@ async def wait_together(server: Server, etag: str) -> tuple[float, list[float], 
         writer.close()
         return time.perf_counter()
 
-    clients = [asyncio.create_task(one()) for _ in range(CLIENTS)]
+    clients = [asyncio.create_task(one()) for _ in range(CLIENTS - REAL)]
     await asyncio.sleep(3)
     used = server.processor_seconds()
     await asyncio.sleep(5)
     idle = (server.processor_seconds() - used) / 5
     used, began = server.processor_seconds(), time.perf_counter()
-    await asyncio.to_thread(server.put, package(9, 2))
-    done = await asyncio.gather(*clients)
-    return idle, [moment - began for moment in done], server.processor_seconds() - used
+    put = asyncio.to_thread(server.put, package(9, 2))
+    deciding = [asyncio.to_thread(wait_for, engine, 2, "team_9") for engine in real]
+    answer, enforced, done = await asyncio.gather(put, asyncio.gather(*deciding), asyncio.gather(*clients))
+    answer.raise_for_status()
+    waited = [[moment - began for moment in moments] for moments in (done, enforced)]
+    return idle, waited[0], waited[1], server.processor_seconds() - used

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import httpx
+
 from demo.airflow import Settings, merged
 from demo.process import StartError
 from demo.site import Site, write_dags
@@ -113,14 +115,24 @@ class RunningSite(Site):
         run_id = run_id or f"run-{next(self._runs)}"
         self.unpause(dag_id)
         body = {"dag_run_id": run_id, "logical_date": None, "conf": conf or {}}
-        answer = self.client("pat").post(f"/api/v2/dags/{dag_id}/dagRuns", json=body)
+        answer = self._written(lambda: self.client("pat").post(f"/api/v2/dags/{dag_id}/dagRuns", json=body))
         if answer.status_code != 200:
             raise StartError(f"{dag_id} does not start: HTTP {answer.status_code} {answer.text}")
         return run_id
 
+    @staticmethod
+    def _written(ask: Callable[[], httpx.Response]) -> httpx.Response:
+        """The answer, asked for again while SQLite is locked by another of Airflow's processes."""
+        for _ in range(5):
+            answer = ask()
+            if answer.status_code != 500 or "Database error" not in answer.text:
+                break
+            time.sleep(1)
+        return answer
+
     def unpause(self, dag_id: str) -> None:
         """Let a Dag's runs begin."""
-        answer = self.client("pat").patch(f"/api/v2/dags/{dag_id}", json={"is_paused": False})
+        answer = self._written(lambda: self.client("pat").patch(f"/api/v2/dags/{dag_id}", json={"is_paused": False}))
         if answer.status_code != 200:
             raise StartError(f"{dag_id} cannot be unpaused: HTTP {answer.status_code} {answer.text}")
 

@@ -108,6 +108,10 @@ class Opa:
     def send(self, number: int) -> None:
         assert self.process is not None
         os.kill(self.process.pid, number)
+        if number == signal.SIGSTOP:
+            # It takes a moment to reach a thread on another processor, which may answer until then.
+            threads = Path(f"/proc/{self.process.pid}/task")
+            eventually(lambda: all(") T " in (thread / "stat").read_text() for thread in threads.iterdir()))
 
     def stop(self) -> None:
         if self.process is not None:

@@ -13,6 +13,7 @@ import os
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -122,9 +123,12 @@ class Downloaded:
                 if lock is None:
                     pause = _LEAD_SECONDS
                     continue
+                asked = time.monotonic()
                 fetched = self._store.fetch(self._tag, WAIT_SECONDS)
                 self._keep(fetched)
-                pause, failures = 0.0 if fetched.waits else POLL_SECONDS, 0
+                # Who says that it lets us wait, and does not, is not asked without end.
+                waited = fetched.content is not None or time.monotonic() - asked > _LEAD_SECONDS
+                pause, failures = 0.0 if fetched.waits and fetched.tag and waited else POLL_SECONDS, 0
                 self._tell("")
             except Exception as error:
                 # All of them: a thread that ends would leave everybody with an old policy, without a word.

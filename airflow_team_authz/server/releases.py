@@ -103,12 +103,18 @@ class Releases:
             raise Outdated(f"version {artifact.version} of {owner} was published by somebody else meanwhile") from None
 
     def rollback(self, owner: str, version: int, environment: str | None, actor: str, force: bool) -> Published:
-        """Put an older version in force again, under a new serial. ``force``: also while it is frozen."""
+        """Put what an environment had in force before in force again, under a new serial. ``force``: also if frozen."""
         environment = self._environment(environment)
         with Session(self._engine) as session:
             if not force:
                 self._not_frozen(session, owner, environment)
             artifact = self._artifact(session, owner, version)
+            was = select(Release.id).where(
+                Release.environment == environment, Release.owner == owner, Release.version == version
+            )
+            # Else it would be a promotion without the gate.
+            if session.scalar(was.limit(1)) is None:
+                raise NotThere(f"version {version} of {owner} was never in force in {environment}: promote it instead")
         return self._release(environment, artifact, "rollback", actor)
 
     def promote(self, owner: str, source: str, target: str, actor: str) -> Published:

@@ -63,7 +63,7 @@ class Web(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.content, self.status, self.waits = b"", 200, True
+        self.content, self.status, self.waits, self.hurries = b"", 200, True, False
         self.asked: list[dict[str, str]] = []
         self.told: list[dict[str, Any]] = []
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -79,7 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked.append(dict(self.headers))
         asked, end = self.headers.get("If-None-Match"), time.monotonic() + 2
-        while self.server.waits and asked == self.tag and self.server.status == 200 and time.monotonic() < end:
+        waits = self.server.waits and not self.server.hurries
+        while waits and asked == self.tag and self.server.status == 200 and time.monotonic() < end:
             time.sleep(0.02)
         changed = asked != self.tag
         self.send_response(self.server.status if self.server.status != 200 or changed else 304)
@@ -158,6 +159,16 @@ def test_a_server_that_cannot_wait_is_asked_now_and_then(
     assert version(point) == 10
     web.content = bundle(12)
     eventually(lambda: version(point) == 12)
+
+
+def test_a_server_that_only_says_that_it_waits_is_asked_now_and_then(
+    web: Web, bundle: Callable[[int], bytes], open_engine: Any
+) -> None:
+    web.content, web.hurries = bundle(10), True
+    _, point = open_engine(web.url)
+    assert version(point) == 10
+    time.sleep(1.05)
+    assert 5 <= len(web.asked) <= 15  # one each 0.1 seconds, as the fixture has it
 
 
 def test_a_store_of_files(bundle: Callable[[int], bytes], open_engine: Any, tmp_path: Path) -> None:

@@ -60,6 +60,16 @@ with create_session() as session:
             }[kind]())
 """
 
+# Airflow's own commands one after another, without a start of Airflow for each.
+_COMMANDS = """
+import json, sys
+from airflow.cli.cli_parser import get_parser
+
+for arguments in json.loads(sys.argv[1]):
+    known = get_parser().parse_args(arguments)
+    known.func(known)
+"""
+
 
 class AloneSite(KeycloakSite):
     """The same Airflow without this package. Roles, teams and permissions are what its own commands make."""
@@ -74,19 +84,20 @@ class AloneSite(KeycloakSite):
 
     def create_all(self) -> None:
         """The command that makes what is common to all teams."""
-        self.airflow.run("keycloak-auth-manager", "create-all", "--username", "admin", "--password", PASSWORD)
+        self._commands(("create-all",))
 
     def create_people(self) -> None:
         """See ``Site``."""
-        command = ("keycloak-auth-manager",)
-        login = ("--username", "admin", "--password", PASSWORD)
-        self.create_all()
-        for team in ("alpha", "beta"):
-            self.airflow.run(*command, "create-team", team, *login)
-        for name, (role, team) in PEOPLE.items():
+        for name, (role, _) in PEOPLE.items():
             self.realm.add_person(name, (role,))
-            if team:
-                self.airflow.run(*command, "add-user-to-team", name, team, *login)
+        added = [("add-user-to-team", name, team) for name, (_, team) in PEOPLE.items() if team]
+        self._commands(("create-all",), ("create-team", "alpha"), ("create-team", "beta"), *added)
+
+    def _commands(self, *commands: tuple[str, ...]) -> None:
+        login = ("--username", "admin", "--password", PASSWORD)
+        told = json.dumps([("keycloak-auth-manager", *command, *login) for command in commands])
+        done = self.airflow.attempt("-c", _COMMANDS, told)
+        assert done.returncode == 0, done.stderr
 
     def guard(self) -> None:
         """The same Airflow and the same Keycloak, with this package in between."""

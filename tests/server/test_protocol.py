@@ -11,11 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 from msgspec import UNSET
+from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 from airflow_team_authz.bundles.archive import read_manifest, unpack
 from airflow_team_authz.bundles.trusted import Trust
@@ -24,6 +27,8 @@ from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.downloads import Downloaded
 from airflow_team_authz.engines.opa_server import OpaServer
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
+from airflow_team_authz.server.clients import STALE
+from airflow_team_authz.server.database import Client, connect
 from tests.conftest import REPOSITORY, eventually
 from tests.server.conftest import Server, good, newest
 
@@ -168,6 +173,29 @@ def test_alarms(server: Server) -> None:
     assert server.ask("POST", "/status", "reader", content=bomb, headers=headers).status_code == 422
     assert server.ask("POST", "/status", "alpha", json=report).status_code == 403
     assert server.ask("GET", "/status", "reader").status_code == 403
+
+
+def test_who_falls_silent_is_told_of(server: Server) -> None:
+    publish(server)
+    report = {"labels": {"id": "silent"}, "bundles": {}}
+    assert server.ask("POST", "/status", "reader", json=report).is_success
+    engine = connect(server.database)
+
+    def alarms() -> list[str]:
+        return next(state["alarms"] for state in server.ask("GET", "/status").json() if state["id"] == "silent")
+
+    def heard_of(ago: timedelta) -> None:
+        with Session(engine) as session:
+            session.execute(update(Client).where(Client.id == "silent").values(seen_at=datetime.now(UTC) - ago))
+            session.commit()
+
+    heard_of(STALE - timedelta(seconds=30))
+    assert alarms() == []
+    heard_of(STALE + timedelta(seconds=1))
+    assert [alarm.partition(" since ")[0] for alarm in alarms()] == ["not heard of"]
+    heard_of(timedelta(days=8))
+    assert not [state for state in server.ask("GET", "/status").json() if state["id"] == "silent"]
+    engine.dispose()
 
 
 @pytest.mark.parametrize("who", ["reader", "alpha", "nonsense"])

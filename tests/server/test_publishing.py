@@ -138,6 +138,9 @@ def test_promotion_from_staging_to_production(server: Server) -> None:
     version = published(server, "alpha", "tried", environment="staging")
     in_force(server, "alpha", version, "staging")
     assert teams_in(server).get("alpha") != version
+    back = {"version": version, "environment": "production"}
+    answer = server.ask("POST", "/teams/alpha/rollback", "alpha", json=back)
+    assert (answer.status_code, "was never in force in production: promote it" in told(answer)) == (404, True)
     answer = server.ask("POST", "/teams/alpha/promote", "alpha", json={"from": "staging", "to": "production"})
     assert (answer.status_code, answer.json()["environment"]) == (200, "production")
     in_force(server, "alpha", version)
