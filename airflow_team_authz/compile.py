@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 MINIMUM_OPA = (1, 22, 2)
@@ -56,6 +57,15 @@ def find_opa(configured: str | None = None) -> str:
 
 def opa_version(opa: str) -> tuple[int, ...]:
     """The version of an ``opa`` program as integers; ``CompileError`` if it does not run."""
+    try:
+        return _version(opa, _state(Path(opa).stat()))
+    except OSError:
+        # A name that is looked for on PATH, or nothing at all.
+        return _version.__wrapped__(opa, "")
+
+
+@lru_cache(maxsize=8)
+def _version(opa: str, state: str) -> tuple[int, ...]:  # noqa: ARG001 - another program in its place is asked anew
     match = re.search(r"^Version: (\d+)\.(\d+)\.(\d+)", run_opa([opa, "version"]), re.MULTILINE)
     if match is None:
         raise CompileError(f"`{opa} version` does not tell a version: is this Open Policy Agent?")

@@ -75,7 +75,7 @@ class Downloaded:
 
     def _open(self) -> InProcess:
         try:
-            return InProcess(self._file, trust=self._trust)
+            return InProcess(self._file, trust=self._trust, settled=True)
         except PolicyBroken as kept:
             missing = not self._file.exists()
             try:
@@ -83,7 +83,7 @@ class Downloaded:
             except Exception as error:
                 why = f"the bundle {self._url} cannot be had: {_told(error)}"
                 raise PolicyBroken(why if missing else f"{why}; and {kept}") from None
-            return InProcess(self._file, trust=self._trust)
+            return InProcess(self._file, trust=self._trust, settled=True)
 
     @property
     def revision(self) -> str:
@@ -126,6 +126,8 @@ class Downloaded:
                 asked = time.monotonic()
                 fetched = self._store.fetch(self._tag, WAIT_SECONDS)
                 self._keep(fetched)
+                if fetched.content is not None:
+                    self._engine.look_now()
                 # Who says that it lets us wait, and does not, is not asked without end.
                 waited = fetched.content is not None or time.monotonic() - asked > _LEAD_SECONDS
                 pause, failures = 0.0 if fetched.waits and fetched.tag and waited else POLL_SECONDS, 0
