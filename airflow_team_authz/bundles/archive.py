@@ -95,6 +95,14 @@ def read_manifest(files: Mapping[str, bytes]) -> dict[str, Any]:
     raise BundleRefused("its manifest's metadata is no object")
 
 
+def manifest_of(packed: bytes) -> dict[str, Any]:
+    """The manifest of a bundle that ``pack`` has made, which is its first file: nothing else is unpacked."""
+    with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
+        first = archive.next()
+        file = archive.extractfile(first) if first and first.name == f"/{MANIFEST}" else None
+        return read_manifest({MANIFEST: file.read()} if file else {})
+
+
 def load_json(content: bytes) -> Any:
     """JSON whose numbers mean the same to both engines: 1e3 and 1000.0 are 1000. ``ValueError`` if it is none."""
     return json.loads(content.decode(), parse_float=_number)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from airflow_team_authz.bundles.aggregate import build
-from airflow_team_authz.bundles.archive import BundleRefused, read_manifest, unpack
+from airflow_team_authz.bundles.archive import BundleRefused, manifest_of, unpack
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, read_artifact, root
 from airflow_team_authz.bundles.findings import Finding
 from airflow_team_authz.bundles.gate import check_package
@@ -229,7 +229,7 @@ class Releases:
                 )
             )
             for name, content in built.items():
-                revision = str(read_manifest(unpack(content))["revision"])
+                revision = str(manifest_of(content)["revision"])
                 etag = f'"{hashlib.sha256(content).hexdigest()}"'
                 session.merge(
                     Bundle(
