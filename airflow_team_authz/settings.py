@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -106,8 +107,19 @@ class Settings(BaseModel):
     @field_validator("policy", mode="before")
     @classmethod
     def _is_path_or_url(cls, value: Any) -> Any:
-        is_path = isinstance(value, str) and value != "" and "://" not in value
-        return Path(value) if is_path else value
+        if not isinstance(value, str) or value == "":
+            return value
+        if "://" not in value:
+            return Path(value)
+        try:
+            parts = urlsplit(value)
+        except ValueError:
+            raise ValueError("it is no address") from None
+        # The address is in logs and messages. What signs an address of the web is in its query.
+        if "@" in parts.netloc or (parts.scheme in {"http", "https"} and parts.query):
+            told = "an address shows in logs: what is secret belongs into policy_token_file or the environment"
+            raise ValueError(told)
+        return value
 
     @field_validator(
         "policy",

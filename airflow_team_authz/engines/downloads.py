@@ -35,6 +35,7 @@ STATUS_SECONDS = 30.0
 _LEAD_SECONDS = 1.0
 _TIMEOUT_SECONDS = 10.0
 _MAX_PAUSE_SECONDS = 30.0
+_TOKEN_REFUSED = (401, 403)
 
 
 class Fetched(NamedTuple):
@@ -251,7 +252,10 @@ class _Web:
             waits = answer.headers.get("Content-Type") == "application/vnd.openpolicyagent.bundles"
             if answer.status_code == httpx.codes.NOT_MODIFIED:
                 return Fetched(None, tag, waits)
-            answer.raise_for_status()
+            if not answer.is_success:
+                # Without the address that a redirection leads to, which may be a secret.
+                hint = " (see policy_token_file)" if answer.status_code in _TOKEN_REFUSED else ""
+                raise BundleRefused(f"the server answers {answer.status_code} {answer.reason_phrase}{hint}")
             content = bytearray()
             for part in answer.iter_bytes():
                 content += part

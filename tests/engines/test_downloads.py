@@ -86,6 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(self.server.status if self.server.status != 200 or changed else 304)
         self.send_header("ETag", self.tag)
         self.send_header("Content-Type", MEDIA_TYPE if self.server.waits else "application/gzip")
+        if self.server.status == 302:
+            self.send_header("Location", "http://127.0.0.1/?signature=s3cret")
         self.end_headers()
         if changed:
             self.wfile.write(self.server.content)
@@ -255,6 +257,12 @@ def test_nothing_ever_is_an_error_and_no_decision(web: Web, open_engine: Any) ->
     web.status = 404
     with pytest.raises(PolicyBroken, match=rf"^the bundle {web.url} cannot be had: .*404"):
         open_engine(web.url)
+    web.status = 401
+    with pytest.raises(PolicyBroken, match=r"401 Unauthorized \(see policy_token_file\)$"):
+        open_engine(web.url)
+    web.status = 302
+    with pytest.raises(PolicyBroken, match=r"302 Found$"):
+        open_engine(web.url)
     with pytest.raises(PolicyBroken, match="cannot be had"):
         open_engine("nosuchstore://bucket/production.wasm.tar.gz")
 
@@ -320,6 +328,24 @@ def test_settings(tmp_path: Path) -> None:
         parse_settings({"policy": address, "policy_keys_file": str(tmp_path / "nothing")})
     with pytest.raises(SettingsError, match="policy: there is no such file"):
         parse_settings({"policy": str(tmp_path / "nothing")})
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://user:s3cret@bundles.example/production.wasm",
+        "https://s3cret@bundles.example/production.wasm",
+        "http://bundles.example/production.wasm?signature=s3cret",
+        "sftp://user:s3cret@bundles.example/production.wasm",
+        "https://[s3cret/production.wasm",
+        "https://s3cret\u2100/production.wasm",
+    ],
+)
+def test_an_address_with_a_secret_in_it_is_refused_and_not_shown(address: str, tmp_path: Path) -> None:
+    (tmp_path / "keys.pem").write_text("")
+    with pytest.raises(SettingsError, match=r"^\[team_authz\] policy: ") as refused:
+        parse_settings({"policy": address, "policy_keys_file": str(tmp_path / "keys.pem")})
+    assert "s3cret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
