@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from airflow_team_authz.bundles.aggregate import build
-from airflow_team_authz.bundles.archive import BundleRefused, manifest_of, unpack
+from airflow_team_authz.bundles.archive import manifest_of, unpack
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, read_artifact, root
 from airflow_team_authz.bundles.findings import Finding
 from airflow_team_authz.bundles.gate import check_package
@@ -261,6 +261,3 @@ class Releases:
             own = {name: text for name, text in files.items() if name.startswith(f"{root(owner)}/")}
             found = self._read[owner, version] = Artifact(owner, version, own)
         return found
-
-
-__all__ = ["BundleRefused", "Frozen", "NotPublishable", "NotThere", "Outdated", "Published", "Releases"]

@@ -1,0 +1,162 @@
+"""What the routes take and answer, as OpenAPI tells it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import Path, Query
+from pydantic import BaseModel, Field
+
+MEDIA_TYPE = "application/vnd.openpolicyagent.bundles"
+
+TeamId = Annotated[str, Path(pattern=r"^[a-zA-Z0-9_-]{3,50}$", description="A team's id.", examples=["alpha"])]
+EnvironmentName = Annotated[
+    str | None, Query(max_length=64, description="Else the server's first.", examples=["production"])
+]
+Version = Annotated[int, Query(ge=1, lt=2**53, description="A version of the team's package.")]
+
+
+class Problem(BaseModel):
+    """What went wrong, and what to do next."""
+
+    error: str
+
+
+class FindingModel(BaseModel):
+    """One reason why a package may not be published."""
+
+    rule: str
+    file: str
+    line: int
+    message: str
+    help: str
+
+
+class Refusal(Problem):
+    """The gate refuses a package."""
+
+    findings: list[FindingModel] = Field(default_factory=list)
+
+
+class PublishedModel(BaseModel):
+    """What is in force from now on."""
+
+    owner: str
+    version: int
+    environment: str
+    serial: int
+    bundles: list[str]
+
+
+class HistoryEntry(BaseModel):
+    """What somebody has put in force."""
+
+    environment: str
+    version: int
+    digest: str
+    action: str
+    actor: str
+    at: datetime
+    serial: int
+
+
+class TeamModel(BaseModel):
+    """A team, its keys, and what it has in force by environment."""
+
+    team_id: str
+    keys: list[str]
+    versions: dict[str, int]
+
+
+class Rollback(BaseModel):
+    """Which version is to be in force again."""
+
+    version: int = Field(ge=1, lt=2**53)
+    environment: str | None = Field(None, max_length=64)
+
+
+class Promotion(BaseModel):
+    """From which environment to which other one."""
+
+    source: str = Field(alias="from", max_length=64, examples=["staging"])
+    target: str = Field(alias="to", max_length=64, examples=["production"])
+
+
+class FreezeModel(BaseModel):
+    """What must not change: ``*`` for everything, ``team:<id>`` or ``environment:<name>``."""
+
+    scope: str = Field(
+        pattern=r"^(\*|team:[a-zA-Z0-9_-]{3,50}|environment:[a-zA-Z0-9_-]{1,60})$", examples=["team:alpha"]
+    )
+    reason: str = Field(min_length=1, max_length=500)
+
+
+class TokenRequest(BaseModel):
+    """A token to be made."""
+
+    kind: str = Field(pattern="^(platform|team|reader)$")
+    team_id: str | None = Field(None, pattern=r"^[a-zA-Z0-9_-]{3,50}$", description="Of a team's token.")
+    bundle: str | None = Field(None, max_length=200, description="The only bundle that a reader may fetch.")
+    days: int = Field(90, ge=1, le=3650)
+
+
+class TokenModel(BaseModel):
+    """A token, without its secret."""
+
+    id: str
+    kind: str
+    team_id: str | None
+    bundle: str | None
+    expires_at: datetime
+    revoked: bool
+
+
+class NewToken(TokenModel):
+    """A new token; ``secret`` is shown this once."""
+
+    secret: str
+
+
+class Health(BaseModel):
+    """Whether the server works. It may serve bundles while it cannot publish."""
+
+    ok: bool
+    trouble: str
+    bundles: int
+
+
+def answers(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """The errors that a route may answer with, as OpenAPI has them."""
+    told = {
+        400: "It cannot be understood.",
+        401: "The token is missing or not known.",
+        403: "The caller may not do that.",
+        404: "There is no such thing.",
+        409: "It is not newer than what is published.",
+        413: "It is too large.",
+        423: "The platform has stopped changes for now.",
+        503: "The database or the issuer of tokens is gone; nothing has changed.",
+    }
+    return {code: {"model": Problem, "description": told[code]} for code in (400, 401, 403, 503, *codes)}
+
+
+REFUSAL: dict[int | str, dict[str, Any]] = {
+    422: {"model": Refusal, "description": "The gate refuses the package, or a value is not as it must be."}
+}
+BUNDLE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {MEDIA_TYPE: {}}, "description": "The bundle."},
+    304: {"description": "It has not changed."},
+}
+STATUS = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"type": "object", "description": "As OPA reports its status."}}},
+    }
+}
+ARTIFACT = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}

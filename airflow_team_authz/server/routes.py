@@ -1,0 +1,396 @@
+"""The routes. What is done is in the modules beside this."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import zlib
+from datetime import UTC, datetime
+from typing import Annotated, NamedTuple, NoReturn
+
+from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import ValidationError
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from airflow_team_authz.bundles.artifact import MAX_ARTIFACT_BYTES
+from airflow_team_authz.bundles.artifact import PLATFORM as PLATFORM_OWNER
+from airflow_team_authz.bundles.signing import TrustedKeys
+from airflow_team_authz.server import access, clients, page
+from airflow_team_authz.server.access import Access, Caller, NotKnown
+from airflow_team_authz.server.clients import ClientState, StatusReport
+from airflow_team_authz.server.database import Freeze, OwnerKeys, Package, Release, Token
+from airflow_team_authz.server.messages import (
+    ARTIFACT,
+    BUNDLE,
+    MEDIA_TYPE,
+    REFUSAL,
+    STATUS,
+    EnvironmentName,
+    FreezeModel,
+    Health,
+    HistoryEntry,
+    NewToken,
+    Promotion,
+    PublishedModel,
+    Rollback,
+    TeamId,
+    TeamModel,
+    TokenModel,
+    TokenRequest,
+    Version,
+    answers,
+)
+from airflow_team_authz.server.releases import Releases
+from airflow_team_authz.server.served import Served
+
+_MAX_WAIT_SECONDS = 300
+_MAX_STATUS_BYTES = 256 * 1024
+_PREFERRED_WAIT = re.compile(r"(?:^|[;,\s])wait\s*=\s*\"?(\d{1,6})")
+
+router = APIRouter()
+_bearer = HTTPBearer(auto_error=False, description="A token of `team-authz server token`, or of the OIDC issuer.")
+
+
+class ServerParts(NamedTuple):
+    """What the routes work with; the application has it in its state."""
+
+    engine: Engine
+    guard: Access
+    served: Served
+    publishing: Releases
+
+
+async def _parts(request: Request) -> ServerParts:
+    parts: ServerParts = request.app.state.parts
+    return parts
+
+
+Parts = Annotated[ServerParts, Depends(_parts)]
+
+
+async def _caller(
+    parts: Parts, request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Caller:
+    token = given.credentials if given else _basic(request)
+    if not token:
+        raise HTTPException(401, "send a token: Authorization: Bearer …")
+    known = parts.guard.remembered(token)
+    return known if known is not None else await run_in_threadpool(parts.guard.caller, token)
+
+
+Calling = Annotated[Caller, Depends(_caller)]
+
+
+def _platform(who: Calling) -> Caller:
+    if who.kind != access.PLATFORM:
+        _forbid("only the platform may do that")
+    return who
+
+
+def _owner(team_id: TeamId, who: Calling) -> Caller:
+    if not who.owns(team_id):
+        _forbid(f"{who.name} does not own team {team_id}")
+    return who
+
+
+OfPlatform = Annotated[Caller, Depends(_platform)]
+OfTeam = Annotated[Caller, Depends(_owner)]
+
+
+@router.get("/bundles/{name}", response_class=Response, responses=answers(404) | REFUSAL | BUNDLE)
+async def bundle(
+    parts: Parts,
+    name: Annotated[str, Path(max_length=250, examples=["production"])],
+    who: Calling,
+    if_none_match: Annotated[str, Header(max_length=4000)] = "",
+    prefer: Annotated[str, Header(max_length=500)] = "",
+) -> Response:
+    """A bundle. With `Prefer: wait=N` and `If-None-Match` the answer waits up to N seconds for another one."""
+    name = name.removesuffix(".tar.gz")
+    if not who.reads(name):
+        _forbid(f"{who.name} may not read the bundle {name}")
+    wanted = _PREFERRED_WAIT.search(prefer)
+    etags = {tag.strip() for tag in if_none_match.split(",") if tag.strip()}
+    wait = min(int(wanted[1]), _MAX_WAIT_SECONDS) if wanted and etags else 0
+    held = await parts.served.changed_from(name, etags, wait)
+    if held is None:
+        raise HTTPException(404, f"there is no bundle {name}: it is built when its policy is published")
+    headers = {"ETag": held.etag, "Content-Type": MEDIA_TYPE, "Cache-Control": "no-cache"}
+    if held.etag in etags:
+        return Response(status_code=304, headers=headers)
+    return Response(held.content, headers=headers)
+
+
+@router.put("/teams/{team_id}/package", responses=answers(404, 409, 413, 423) | REFUSAL, openapi_extra=ARTIFACT)
+async def publish(
+    parts: Parts, request: Request, team_id: TeamId, who: OfTeam, environment: EnvironmentName = None
+) -> PublishedModel:
+    """Publish a team's artifact, as `team-authz bundle build` makes it."""
+    content = await _read(request, MAX_ARTIFACT_BYTES)
+    done = await run_in_threadpool(parts.publishing.publish, team_id, content, environment, who.name)
+    return PublishedModel(**done._asdict())
+
+
+@router.put("/platform/package", responses=answers(404, 409, 413, 423) | REFUSAL, openapi_extra=ARTIFACT)
+async def publish_platform(
+    parts: Parts, request: Request, who: OfPlatform, environment: EnvironmentName = None
+) -> PublishedModel:
+    """Publish the platform's own part: site rules, role table, directory."""
+    content = await _read(request, MAX_ARTIFACT_BYTES)
+    done = await run_in_threadpool(parts.publishing.publish, PLATFORM_OWNER, content, environment, who.name)
+    return PublishedModel(**done._asdict())
+
+
+@router.get("/teams/{team_id}/package", response_class=Response, responses=answers(404) | REFUSAL | {
+    200: {"content": {"application/json": {}}, "description": "The files by path."}})  # fmt: skip
+def package(parts: Parts, team_id: TeamId, _: OfTeam, version: Version) -> JSONResponse:
+    """The files of a version of a team's package."""
+    files = parts.publishing.files(team_id, version)
+    return JSONResponse({name: content.decode(errors="replace") for name, content in files.items()})
+
+
+@router.get("/teams/{team_id}/history", responses=answers() | REFUSAL)
+def history(parts: Parts, team_id: TeamId, _: OfTeam) -> list[HistoryEntry]:
+    """What was put in force, newest first."""
+    with Session(parts.engine) as session:
+        digests = dict(
+            session.execute(select(Package.version, Package.digest).where(Package.owner == team_id)).tuples().all()
+        )
+        rows = session.scalars(select(Release).where(Release.owner == team_id).order_by(Release.id.desc()).limit(500))
+        return [
+            HistoryEntry(environment=row.environment, version=row.version, digest=digests[row.version],
+                         action=row.action, actor=row.actor, at=row.at, serial=row.serial)
+            for row in rows
+        ]  # fmt: skip
+
+
+@router.get("/teams/{team_id}/diff", response_class=Response, responses=answers(404) | REFUSAL | {
+    200: {"content": {"text/x-diff": {}}, "description": "As `diff -u` tells it."}})  # fmt: skip
+def diff(
+    parts: Parts,
+    team_id: TeamId, _: OfTeam, old: Annotated[int, Query(alias="from", ge=1, lt=2**53)],
+    new: Annotated[int, Query(alias="to", ge=1, lt=2**53)],
+) -> Response:  # fmt: skip
+    """What differs between two versions."""
+    return Response(parts.publishing.diff(team_id, old, new), media_type="text/x-diff; charset=utf-8")
+
+
+@router.post("/teams/{team_id}/rollback", responses=answers(404, 423) | REFUSAL)
+def rollback(parts: Parts, team_id: TeamId, who: OfTeam, wanted: Rollback) -> PublishedModel:
+    """Put an older version in force again. The platform may also while it is frozen."""
+    force = who.kind == access.PLATFORM
+    done = parts.publishing.rollback(team_id, wanted.version, wanted.environment, who.name, force)
+    return PublishedModel(**done._asdict())
+
+
+@router.post("/teams/{team_id}/promote", responses=answers(404, 423) | REFUSAL)
+def promote(parts: Parts, team_id: TeamId, who: OfTeam, wanted: Promotion) -> PublishedModel:
+    """Put what one environment has in force into another one."""
+    done = parts.publishing.promote(team_id, wanted.source, wanted.target, who.name)
+    return PublishedModel(**done._asdict())
+
+
+@router.put("/teams/{team_id}/keys", responses=answers() | REFUSAL)
+def register(
+    parts: Parts, team_id: TeamId, who: OfPlatform, pem: Annotated[str, Body(embed=True, max_length=4000)]
+) -> list[str]:
+    """Say which public keys (PEM) sign a team's artifacts: one, or two while one is replaced. Answers their ids."""
+    return _register(parts.engine, team_id, pem, who)
+
+
+@router.put("/platform/keys", responses=answers() | REFUSAL)
+def register_platform(
+    parts: Parts, who: OfPlatform, pem: Annotated[str, Body(embed=True, max_length=4000)]
+) -> list[str]:
+    """Say which public keys (PEM) sign the platform's part."""
+    return _register(parts.engine, PLATFORM_OWNER, pem, who)
+
+
+@router.get("/teams", responses=answers())
+def teams(parts: Parts, _: OfPlatform) -> list[TeamModel]:
+    """All teams, their keys, and what they have in force."""
+    return _teams(parts.engine)
+
+
+@router.get("/freeze", responses=answers())
+def freezes(parts: Parts, _: Calling) -> list[FreezeModel]:
+    """What must not change for now."""
+    with Session(parts.engine) as session:
+        return [FreezeModel(scope=row.scope, reason=row.reason) for row in session.scalars(select(Freeze))]
+
+
+@router.post("/freeze", responses=answers() | REFUSAL)
+def freeze(parts: Parts, who: OfPlatform, wanted: FreezeModel) -> FreezeModel:
+    """Stop changes."""
+    with Session(parts.engine) as session:
+        session.merge(Freeze(scope=wanted.scope, reason=wanted.reason, actor=who.name, at=datetime.now(UTC)))
+        session.commit()
+    return wanted
+
+
+@router.delete("/freeze", responses=answers(404) | REFUSAL)
+def thaw(parts: Parts, _: OfPlatform, scope: Annotated[str, Query(max_length=80)]) -> FreezeModel:
+    """Let changes happen again."""
+    with Session(parts.engine) as session:
+        found = session.get(Freeze, scope)
+        if found is None:
+            raise HTTPException(404, f"{scope} is not frozen")
+        thawed = FreezeModel(scope=found.scope, reason=found.reason)
+        session.delete(found)
+        session.commit()
+    return thawed
+
+
+@router.post("/tokens", status_code=201, responses=answers() | REFUSAL)
+def new_token(parts: Parts, _: OfPlatform, wanted: TokenRequest) -> NewToken:
+    """Make a token. Its secret is shown this once."""
+    if (wanted.kind == access.TEAM) != (wanted.team_id is not None):
+        raise HTTPException(422, "a team's token, and only that, names a team_id")
+    if wanted.bundle is not None and wanted.kind != access.READER:
+        raise HTTPException(422, "only a reader's token names a bundle")
+    with Session(parts.engine) as session:
+        made = access.issue(session, wanted.kind, wanted.days, wanted.team_id, wanted.bundle)
+        session.commit()
+    return NewToken(id=made.id, kind=wanted.kind, team_id=wanted.team_id, bundle=wanted.bundle,
+                    expires_at=made.expires_at, revoked=False, secret=made.secret)  # fmt: skip
+
+
+@router.get("/tokens", responses=answers())
+def tokens(parts: Parts, _: OfPlatform) -> list[TokenModel]:
+    """All tokens, without their secrets."""
+    with Session(parts.engine) as session:
+        return [_token(row) for row in session.scalars(select(Token).order_by(Token.created_at))]
+
+
+@router.delete("/tokens/{id_}", responses=answers(404) | REFUSAL)
+def revoke(parts: Parts, id_: Annotated[str, Path(max_length=16)], _: OfPlatform) -> TokenModel:
+    """Revoke a token: it counts for a second more at most."""
+    with Session(parts.engine) as session:
+        found = session.get(Token, id_)
+        if found is None:
+            raise HTTPException(404, f"there is no token {id_}")
+        found.revoked_at = found.revoked_at or datetime.now(UTC)
+        told = _token(found)
+        session.commit()
+    return told
+
+
+@router.post("/status", responses=answers(413) | REFUSAL, openapi_extra=STATUS)
+async def report(parts: Parts, request: Request, who: Calling) -> dict[str, str]:
+    """What an OPA or an Airflow process runs."""
+    if who.kind == access.TEAM:
+        _forbid("a team's token publishes; a reader's reports status")
+    content = await _read(request, _MAX_STATUS_BYTES)
+    try:
+        if request.headers.get("Content-Encoding") == "gzip":
+            content = zlib.decompressobj(wbits=31).decompress(content, _MAX_STATUS_BYTES)
+        told = StatusReport.model_validate_json(content)
+    except (ValidationError, zlib.error) as error:
+        raise HTTPException(422, f"it is no status report: {str(error)[:300]}") from None
+    await run_in_threadpool(clients.note, parts.engine, told)
+    return {"noted": told.labels.get("id", "unnamed")[:200]}
+
+
+@router.get("/status", responses=answers())
+def status(parts: Parts, _: OfPlatform) -> list[ClientState]:
+    """Every OPA and Airflow process: which revision it runs, when it was heard of, and alarms."""
+    return clients.states(parts.engine, parts.served.names())
+
+
+@router.get("/health", responses={503: {"model": Health, "description": "Publishing does not work."}})
+def health(parts: Parts, response: Response) -> Health:
+    """Whether the server works; without a token."""
+    response.status_code = 503 if parts.served.trouble else 200
+    return Health(ok=not parts.served.trouble, trouble=parts.served.trouble, bundles=len(parts.served.names()))
+
+
+@router.get("/", response_class=HTMLResponse, include_in_schema=False)
+def index(parts: Parts, request: Request) -> Response:
+    """The page. A browser asks for the platform's token, as the password."""
+    token = _basic(request)
+    try:
+        who = parts.guard.caller(token) if token else None
+    except NotKnown:
+        who = None
+    if who is None or who.kind != access.PLATFORM:
+        return Response(
+            status_code=401, headers={"WWW-Authenticate": 'Basic realm="the platform token is the password"'}
+        )
+    found = clients.states(parts.engine, parts.served.names())
+    alarms = sum(bool(state.alarms) for state in found)
+    held = sorted(parts.served.names().items())
+    text = page.render(
+        [
+            ("Bundles", ("name", "revision", "bytes"), [(n, h.revision, f"{len(h.content):,}") for n, h in held]),
+            ("Teams", ("team", "keys", "in force"), [
+                (t.team_id, ", ".join(t.keys), ", ".join(f"{e}: {v}" for e, v in t.versions.items()))
+                for t in _teams(parts.engine)
+            ]),
+            ("Who runs what", ("client", "kind", "revisions", "seen (UTC)", "alarms"), clients.as_rows(found)),
+        ],
+        parts.served.trouble or (f"{alarms} of {len(found)} clients need a look." if alarms else "All is in order."),
+        bool(alarms or parts.served.trouble),
+    )  # fmt: skip
+    digest = base64.b64encode(hashlib.sha256(page.STYLE.encode()).digest()).decode()
+    return HTMLResponse(text, headers={name: value.format(digest) for name, value in page.HEADERS.items()})
+
+
+def _forbid(why: str) -> NoReturn:
+    raise HTTPException(403, why)
+
+
+def _basic(request: Request) -> str:
+    """The password of HTTP's Basic scheme, which browsers have a form for."""
+    scheme, _, value = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(value, validate=True).decode().partition(":")[2]
+    except (binascii.Error, ValueError):
+        return ""
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    """The body; 413 as soon as it is larger than ``limit`` bytes."""
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > limit:
+            raise HTTPException(413, f"it is larger than {limit:,} bytes")
+    return bytes(content)
+
+
+def _register(engine: Engine, owner: str, pem: str, who: Caller) -> list[str]:
+    keys = TrustedKeys.load(pem.encode(), "the request")
+    if len(keys) > 2:
+        raise HTTPException(422, "two keys can be valid at a time: leave out the older ones")
+    with Session(engine) as session:
+        session.merge(OwnerKeys(owner=owner, pem=keys.pem().decode(), actor=who.name, at=datetime.now(UTC)))
+        session.commit()
+    return sorted(keys)
+
+
+def _teams(engine: Engine) -> list[TeamModel]:
+    with Session(engine) as session:
+        versions: dict[str, dict[str, int]] = {}
+        for row in session.scalars(select(Release).order_by(Release.id)):
+            versions.setdefault(row.owner, {})[row.environment] = row.version
+        return [
+            TeamModel(
+                team_id=row.owner,
+                keys=sorted(TrustedKeys.load(row.pem.encode(), row.owner)),
+                versions=versions.get(row.owner, {}),
+            )
+            for row in session.scalars(select(OwnerKeys).order_by(OwnerKeys.owner))
+        ]
+
+
+def _token(row: Token) -> TokenModel:
+    return TokenModel(id=row.id, kind=row.kind, team_id=row.team_id, bundle=row.bundle,
+                      expires_at=row.expires_at, revoked=row.revoked_at is not None)  # fmt: skip
