@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 from airflow_team_authz.bundles.archive import MANIFEST, BundleRefused, canonical, pack, read_manifest, unpack
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey, TrustedKeys
@@ -14,14 +15,15 @@ MAX_ARTIFACT_BYTES = 4 * 1024 * 1024
 PLATFORM = "@platform"
 
 
-class Artifact(NamedTuple):
+@dataclass(frozen=True)
+class Artifact:
     """What an owner (a team's id, or ``PLATFORM``) has published: files by path, and the version, an integer from 1."""
 
     owner: str
     version: int
     files: Mapping[str, bytes]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Twelve hexadecimal digits: the same files have the same."""
         return digest(self.files)
