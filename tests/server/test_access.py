@@ -55,7 +55,7 @@ def test_tokens_that_make_no_sense_are_not_made(server: Server, wanted: dict[str
 def test_an_expired_token_and_a_wrong_secret_are_refused(own_server: Server) -> None:
     secret = own_server.command("token", "create", "--reader", "--days", "1")
     assert own_server.bundle("x", secret).status_code == 404
-    assert own_server.bundle("x", secret[:-1] + "A").status_code == 401
+    assert own_server.bundle("x", secret[:-1] + ("A" if secret[-1] != "A" else "B")).status_code == 401
     id_ = secret.split("_")[1]
     assert own_server.bundle("x", f"taz_{id_}_").status_code == 401
     with sqlite3.connect(own_server.home / "server.db") as database:
