@@ -1,14 +1,34 @@
 #!/bin/sh
-# What CI checks: format, types against the schema of questions, tests, lint, and for a team what keeps its package from
-# being published. Takes opa 1.22.2 or newer, regal, and the package airflow-team-authz with its extra `bundles`.
+# What CI checks, all of it or the steps that are named: `./check.sh tests gate`. Takes opa 1.22.2 or newer, regal, and
+# the package airflow-team-authz with its extra `bundles`.
 set -eu
 cd "$(dirname "$0")"
 
-find . -name '*.rego' ! -path './.team-authz/*' ! -path './.regal/*' -exec opa fmt --fail --list {} +
-opa check --bundle --ignore .regal --strict --schema .team-authz/schemas --capabilities .team-authz/capabilities.json .
-opa test --bundle --ignore .regal --fail-on-empty .
-regal lint .
-# A team's repository has the packaged role table beside it, the platform's has its own.
-if [ -d .team-authz/airflow/roles ]; then
-    team-authz bundle check .
-fi
+format() {
+    find . -name '*.rego' ! -path './.team-authz/*' ! -path './.regal/*' -exec opa fmt --fail --list {} +
+}
+
+# Against the schema of questions, and the built-in functions that a policy may call.
+types() {
+    opa check --bundle --ignore .regal --strict \
+        --schema .team-authz/schemas --capabilities .team-authz/capabilities.json .
+}
+
+tests() {
+    opa test --bundle --ignore .regal --fail-on-empty .
+}
+
+lint() {
+    regal lint .
+}
+
+# What keeps a team's package from being published, such as rules that no test comes to: `opa test --coverage` would count
+# the packaged rules too. A team's repository has the packaged role table beside it, the platform's has its own.
+gate() {
+    [ ! -d .team-authz/airflow/roles ] || team-authz bundle check .
+}
+
+for step in ${*:-format types tests lint gate}; do
+    echo "== $step"
+    "$step"
+done
