@@ -4,27 +4,55 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from importlib.metadata import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import yaml
 
 from airflow_team_authz.compile import MINIMUM_OPA, compile_directory
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import Evaluations, Resource, Subject
+from tests.conftest import REPOSITORY
 
 # Ordinary ones; not an identifier; a number; keywords and names of Rego; the template's own; what looks like a test.
 TEAM_IDS = ["alpha", "my-team", "123", "import", "input", "true", "example", "my-example", "AbC", "beta_test"]
 
 
+class Checked(NamedTuple):
+    """What CI printed, and the step that failed."""
+
+    failed: str | None
+    told: str
+
+
+def steps(directory):
+    """The steps of the directory's CI."""
+    (job,) = yaml.safe_load((directory / ".github/workflows/policy.yml").read_text())["jobs"].values()
+    return job["steps"]
+
+
+def commands(directory):
+    """What CI runs, but for what it installs: that is installed here."""
+    return [step["run"] for step in steps(directory) if not step.get("run", "pip").startswith("pip")]
+
+
 def check(directory):
-    """Runs the directory's ``check.sh`` as its CI does."""
+    """Runs what the directory's CI runs, as that does: until something fails."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        ["./check.sh"], cwd=directory, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
-    )
+    told = ""
+    for command in commands(directory):
+        line, here = ["bash", "-e", "-c", command], os.environ | {"PATH": path}
+        done = subprocess.run(line, cwd=directory, env=here, capture_output=True, text=True, check=False)
+        told += done.stdout + done.stderr
+        if done.returncode != 0:
+            return Checked(command.removeprefix("./check.sh "), told)
+    return Checked(None, told)
 
 
 def written(directory):
@@ -38,45 +66,124 @@ def entries(result):
 def test_platform_directory_passes_its_checks(run, tmp_path):
     assert run("init", tmp_path / "policy").exit_code == 0
     done = check(tmp_path / "policy")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "PASS: 6/6" in done.stdout
-    assert "No violations found" in done.stdout
+    assert done.failed is None, done.told
+    assert "PASS: 6/6" in done.told
+    assert "No violations found" in done.told
+
+
+def test_people_run_the_steps_that_ci_runs(run, tmp_path):
+    run("init", tmp_path, "--team", "alpha")
+    ci = check(tmp_path).told
+    by_hand = subprocess.run([tmp_path / "check.sh"], capture_output=True, text=True, check=True).stdout
+    headings = [line for line in by_hand.splitlines() if line.startswith("== ")]
+    assert headings == [line for line in ci.splitlines() if line.startswith("== ")]
+    assert headings == ["== format", "== types", "== tests", "== lint", "== gate"]
 
 
 @pytest.mark.parametrize("team", TEAM_IDS)
 def test_team_repository_passes_its_checks(run, tmp_path, team):
     assert run("init", tmp_path, "--team", team).exit_code == 0
     done = check(tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "PASS: 5/5" in done.stdout
-    assert "No violations found" in done.stdout
+    assert done.failed is None, done.told
+    assert "PASS: 5/5" in done.told
+    assert "No violations found" in done.told
+    assert f"{team}: nothing keeps it from being published." in done.told
     assert f"team {team}" in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("file", "before", "after", "told"),
-    [
-        ("site.rego", "package airflow.site\n", "package   airflow.site\n", "site.rego"),
-        ("site.rego", "input.resource.type ==", "input.resource.tipe ==", "tipe"),
-        ("site.rego", '"read"', "opa.runtime().x", "opa.runtime"),
-        ("site_test.rego", "decision.allow == true", "decision.allow == false", "FAIL"),
-        ("site_test.rego", "\ntest_", "\n# METADATA\n# title: x\nTest_", "no tests"),
-        (
-            "site.rego",
-            "\nallow contains",
-            "\ncamelCase := 1\n\n# METADATA\n# scope: document\nallow contains",
-            "camelCase",
-        ),
-    ],
-)
-def test_checks_find_mistakes(run, tmp_path, file, before, after, told):
+MISTAKES_OF_A_PLATFORM = [
+    ("format", "site.rego", "package airflow.site\n", "package   airflow.site\n", "site.rego"),
+    ("types", "site.rego", "input.resource.type ==", "input.resource.tipe ==", "tipe"),
+    ("types", "site.rego", '"read"', "opa.runtime().x", "opa.runtime"),
+    ("tests", "site_test.rego", "decision.allow == true", "decision.allow == false", "FAIL"),
+    ("tests", "site_test.rego", "\ntest_", "\n# METADATA\n# title: x\nTest_", "no tests"),
+    (
+        "lint",
+        "site.rego",
+        "\nallow contains",
+        "\ncamelCase := 1\n\n# METADATA\n# scope: document\nallow contains",
+        "camelCase",
+    ),
+]
+_ALLOW = "# METADATA\n# title: Reasons to allow\n"
+MISTAKES_OF_A_TEAM = [
+    ("format", "alpha.rego", "package teams.alpha\n", "package   teams.alpha\n", "alpha.rego"),
+    ("types", "alpha.rego", "input.resource.type ==", "input.resource.tipe ==", "tipe"),
+    ("tests", "alpha_test.rego", "decision.allow == true", "decision.allow == false", "FAIL"),
+    ("lint", "alpha.rego", _ALLOW, f"theirs := data.teams.beta.x\n\n{_ALLOW}", "foreign-data"),
+    # What the linter is told to overlook, the gate still sees.
+    (
+        "gate",
+        "alpha.rego",
+        _ALLOW,
+        f"# regal ignore:foreign-data\ntheirs := data.teams.beta.x\n\n{_ALLOW}",
+        "it reads data.teams.beta.x [foreign-data]",
+    ),
+    (
+        "gate",
+        "alpha.rego",
+        _ALLOW,
+        f'deny contains "it is new" if {{\n\tinput.resource.type == "dag"\n\tinput.resource.id == "new"\n\t'
+        f'input.action == "delete"\n}}\n\n{_ALLOW}',
+        "no test comes here",
+    ),
+]
+
+
+@pytest.mark.parametrize(("step", "file", "before", "after", "told"), MISTAKES_OF_A_PLATFORM)
+def test_checks_find_mistakes_of_a_platform(run, tmp_path, step, file, before, after, told):
     run("init", tmp_path)
-    path = tmp_path / "airflow/site" / file
+    assert_found(tmp_path, tmp_path / "airflow/site" / file, step, before, after, told)
+
+
+@pytest.mark.parametrize(("step", "file", "before", "after", "told"), MISTAKES_OF_A_TEAM)
+def test_checks_find_mistakes_of_a_team(run, tmp_path, step, file, before, after, told):
+    run("init", tmp_path, "--team", "alpha")
+    assert_found(tmp_path, tmp_path / "teams/alpha" / file, step, before, after, told)
+
+
+def assert_found(directory, path, step, before, after, told):
     assert before in path.read_text()
     path.write_text(path.read_text().replace(before, after))
-    done = check(tmp_path)
-    assert done.returncode != 0
-    assert told.lower() in (done.stdout + done.stderr).lower()
+    done = check(directory)
+    assert done.failed == step, done.told
+    assert told.lower() in done.told.lower()
+
+
+def test_the_linter_knows_rules_that_the_gate_has(run, tmp_path):
+    """By line of a team's file, so that its editor shows them as it is written."""
+    run("init", tmp_path, "--team", "alpha")
+    rules = {
+        "import data.teams.gamma": "foreign-data",
+        "foreign := data.teams.beta.x": "foreign-data",
+        'quoted := data["teams"]["beta"]': "foreign-data",
+        "by_name := data.teams[input.action]": "foreign-data",
+        "all_teams := data.teams": "foreign-data",
+        "everything := data": "foreign-data",
+        "walked contains x if walk(data, [_, x])": "foreign-data",
+        "own := data.teams.alpha.x": None,
+        "allow := true": "entry-rule",
+        'deny contains "x" if regex.match(input.action, "x")': "constant-pattern",
+        'deny contains "y" if data.teams.alpha.x with input as {}': "with-outside-test-context",
+    }
+    (tmp_path / "teams/alpha/odd.rego").write_text("\n".join(["package teams.alpha", *rules]))
+    done = subprocess.run(["regal", "lint", "--format", "json", "."], cwd=tmp_path, capture_output=True, check=False)
+    of_gate = {"foreign-data", "entry-rule", "constant-pattern", "with-outside-test-context"}
+    found = {
+        (violation["location"]["row"], violation["title"])
+        for violation in json.loads(done.stdout)["violations"]
+        if violation["title"] in of_gate
+    }
+    assert found == {(row, rule) for row, rule in enumerate(rules.values(), 2) if rule}
+
+
+def test_the_linters_rules_are_those_that_are_tested_here(run, tmp_path):
+    run("init", tmp_path, "--team", "alpha")
+    written, tested = (
+        {path.name: path.read_text() for path in (place / ".regal/rules").iterdir() if path.name != "rules_test.rego"}
+        for place in (tmp_path, REPOSITORY)
+    )
+    assert written == tested
 
 
 def test_everything_written_is_listed(run, tmp_path):
@@ -138,7 +245,7 @@ def test_a_team_is_added_to_a_platform_directory(run, tmp_path, team):
     (tmp_path / "policy/teams" / team / "data.json").write_text(
         '{"closed_pools": {}, "lent_connections": {"pg": ["beta"]}}'
     )
-    assert check(tmp_path / "policy").returncode == 0
+    assert check(tmp_path / "policy").failed is None
     decisions, _ = decide(
         tmp_path / "policy",
         Subject("user", "ben", ("beta",)),
@@ -186,10 +293,16 @@ def test_update_of_another_directory_is_refused(run, tmp_path):
     assert written(tmp_path) == set()
 
 
-def test_ci_installs_an_opa_that_the_package_accepts(run, tmp_path):
+def test_ci_installs_what_the_checks_take(run, tmp_path):
     run("init", tmp_path)
-    workflow = (tmp_path / ".github/workflows/policy.yml").read_text()
-    assert f"version: {'.'.join(map(str, MINIMUM_OPA))}\n" in workflow
+    used = {step["uses"].partition("@")[0]: step.get("with", {}) for step in steps(tmp_path) if "uses" in step}
+    assert used["open-policy-agent/setup-opa"]["version"] == ".".join(map(str, MINIMUM_OPA))
+    regal = used["open-policy-agent/setup-regal"]["version"]
+    assert f"github.com/open-policy-agent/regal v{regal} " in (REPOSITORY / "tools/regal/go.mod").read_text()
+    (pip,) = [step["run"] for step in steps(tmp_path) if step.get("run", "").startswith("pip")]
+    ours = metadata("airflow-team-authz")
+    assert "bundles" in ours.get_all("Provides-Extra", [])
+    assert shlex.split(pip) == ["pip", "install", f"{ours['Name']}[bundles]"]
 
 
 def test_editor_files_name_what_exists(run, tmp_path):
