@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 
 class Finding(NamedTuple):
@@ -20,20 +21,25 @@ class Finding(NamedTuple):
         return self._asdict()
 
 
-def sarif(findings: Iterable[Finding]) -> dict[str, Any]:
-    """The findings for code review: SARIF 2.1.0 (https://docs.oasis-open.org/sarif/sarif/v2.1.0/)."""
+def sarif(findings: Iterable[Finding], files: Collection[str] = ()) -> dict[str, Any]:
+    """The findings for code review: SARIF 2.1.0 (https://docs.oasis-open.org/sarif/sarif/v2.1.0/).
+
+    ``files`` are those of the packages, if they are at hand.
+    """
     listed = list(findings)
     helps = {found.rule: found.help for found in reversed(listed)}
-    rules = [{"id": rule, "help": {"text": text}} for rule, text in sorted(helps.items())]
+    names = sorted(helps)
+    rules = [{"id": name, "help": {"text": helps[name]}} for name in names]
     results = [
         {
             "ruleId": found.rule,
+            "ruleIndex": names.index(found.rule),
             "level": "error",
             "message": {"text": f"{found.message}: {found.help}"},
             "locations": [
                 {
                     "physicalLocation": {
-                        "artifactLocation": {"uri": found.file},
+                        "artifactLocation": {"uri": quote(_file(found.file, files))},
                         "region": {"startLine": max(found.line, 1)},
                     }
                 }
@@ -46,3 +52,12 @@ def sarif(findings: Iterable[Finding]) -> dict[str, Any]:
         "version": "2.1.0",
         "runs": [{"tool": {"driver": {"name": "team-authz bundle check", "rules": rules}}, "results": results}],
     }
+
+
+def _file(place: str, files: Collection[str]) -> str:
+    """Code review shows nothing at a directory: what is wrong with a whole package is shown at its first rules."""
+    within = [name for name in files if name.startswith(f"{place}/")]
+    if not within:
+        name = place.rpartition("/")[2]
+        return place if "." in name else f"{place}/{name}.rego"
+    return min(within, key=lambda name: (not name.endswith(".rego"), name.endswith("_test.rego"), name))

@@ -49,13 +49,15 @@ def check(
     others = read_platform(platform) if platform else None
     teams = [team] if team else _teams(directory)
     found: list[Finding] = []
+    names: list[str] = []
     for team_id in teams:
         files = read_package(directory, team_id)
         if not files:
             raise UserError(f"there is nothing in {directory / 'teams' / team_id}: `team-authz init` writes a package")
         found += check_package(files, team_id, others)
+        names += files
     if output is Report.SARIF:
-        print_json(sarif(found))
+        print_json(sarif(found, names))
     else:
         show(found, Output(output))
     if output is Report.TEXT and not found:
