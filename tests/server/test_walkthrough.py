@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from airflow_team_authz.compile import shipped_policies
 from demo.airflow import Settings, free_port
 from demo.site import Site
 from tests.conftest import REPOSITORY, eventually
@@ -26,6 +24,12 @@ SETTINGS = dict(
     if "policy_keys_file" in block
     for line in block.splitlines()[1:]
 )
+(QUESTION,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+(IN_FORCE,) = [
+    block
+    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    if "version 1 of the team's package" in block
+]
 
 
 class Place:
@@ -36,8 +40,7 @@ class Place:
         self.address = f"127.0.0.1:{free_port()}"
         self._environment = os.environ | {"TEAM_AUTHZ_SERVER_PORT": self.address.rpartition(":")[2]}
         self._server: subprocess.Popen[bytes] | None = None
-        for part in ("airflow/roles", "airflow/site", "airflow/directory"):
-            shutil.copytree(shipped_policies() / part, directory / "policy" / part)
+        directory.mkdir()
 
     def type(self, step: str) -> None:
         for line in step.replace("127.0.0.1:8282", self.address).splitlines():
@@ -49,15 +52,16 @@ class Place:
                     )
                 eventually(self._answers)
                 continue
-            done = subprocess.run(
-                ["/bin/sh", "-c", line],
-                cwd=self.directory,
-                env=self._environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+            self.run(line)
+
+    def run(self, line: str, **environment: str) -> str:
+        """What a command prints that has to succeed."""
+        done = subprocess.run(
+            ["/bin/sh", "-c", line], cwd=self.directory, env=self._environment | environment, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        return done.stdout
 
     def _answers(self) -> bool:
         try:
@@ -116,5 +120,9 @@ def test_from_init_to_an_enforced_rule(place: Place, tmp_path: Path) -> None:
         # What a person types in between, and reads: five minutes less this.
         print(f"all of the team's commands: {time.monotonic() - began:.1f} s")
         assert airflow.client("bob").delete(path).status_code == 403
+        command, _, told = IN_FORCE.partition("\n")
+        (place.directory / "question.json").write_text(QUESTION)
+        answer = place.run(command.removeprefix("$ "), AIRFLOW_HOME=str(airflow.airflow.home))
+        assert re.sub(r"revision [\w-]+", "revision …", answer) == told
     finally:
         airflow.stop()
