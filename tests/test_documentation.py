@@ -6,14 +6,19 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
+from fastapi import FastAPI
+from typer.main import get_command
 
+from airflow_team_authz.cli import app as cli
 from airflow_team_authz.compile import find_opa
 from airflow_team_authz.model import Subject
+from airflow_team_authz.server.routes import router
 from airflow_team_authz.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -124,3 +129,64 @@ def test_links_in_the_documentation_lead_somewhere() -> None:
         if not target.startswith("https://") and not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+
+
+def test_the_gates_rules_are_those_of_its_page() -> None:
+    """In the code each is the first argument of what makes a finding."""
+    code = "".join(path.read_text() for path in (REPOSITORY / "airflow_team_authz/bundles").glob("*.py"))
+    made = re.findall(r'(?:Finding|_found|_told|_findings)\(\s*"([a-z-]+)"', code)
+    page = (REPOSITORY / "docs/bundles.md").read_text()
+    table = page.partition("| rule | what it refuses |\n")[2].partition("\n\n")[0]
+    told = [rule for row in table.splitlines() for rule in re.findall(r"`([a-z-]+)`", row.split("|")[1])]
+    assert len(told) == len(set(told))
+    assert set(told) == set(made)
+
+
+def test_the_bundle_servers_routes_are_those_of_its_page() -> None:
+    app = FastAPI()
+    app.include_router(router)
+    routes = {
+        (method.upper(), re.sub(r"\{.*?\}", "{}", path)): {one["name"] for one in operation.get("parameters", [])}
+        for path, methods in app.openapi()["paths"].items()
+        for method, operation in methods.items()
+    }
+    page = (REPOSITORY / "docs/bundle-server.md").read_text()
+    told = re.findall(r"`(GET|PUT|POST|DELETE) (/[^`?]*)\??([^`]*)`", page)
+    assert len(told) > 10
+    for method, path, query in told:
+        names = {part.partition("=")[0] for part in query.split("&") if part}
+        assert names <= routes[method, re.sub(r"\{.*?\}", "{}", path)]
+
+
+def test_commands_and_options_of_the_documentation_exist() -> None:
+    typed = [
+        (page.name, line.split("#")[0])
+        for page in PAGES
+        for line in re.findall(r"(?<![./\w-])team-authz ([a-z][^`|\n]*)", page.read_text())
+    ]
+    assert len(typed) > 40
+    for page_name, line in typed:
+        words = line.split()
+        command: Any = get_command(cli)
+        while words and hasattr(command, "commands"):
+            assert words[0] in command.commands, (page_name, line)
+            command = command.commands[words.pop(0)]
+        used = {word for word in words if re.match("--?[a-z]", word)}
+        assert used <= {option for parameter in command.params for option in parameter.opts}, (page_name, line)
+
+
+def test_options_that_the_documentation_names_alone_exist() -> None:
+    of_airflow = {"--apps"}
+    named = {option for page in PAGES for option in re.findall(r"`(--[a-z-]+)", page.read_text())} - of_airflow
+    assert len(named) > 8
+    assert named <= set(options(get_command(cli)))
+
+
+def options(command: Any) -> Iterator[str]:
+    """Of a command and those below it."""
+    yield from (option for parameter in command.params for option in parameter.opts)
+    for below in getattr(command, "commands", {}).values():
+        yield from options(below)

@@ -1,7 +1,10 @@
-"""The README's walk-through, command by command, with a real Airflow: from nothing to an enforced rule."""
+"""What the documentation shows, command by command: the README's walk-through, with a real Airflow, from nothing to an
+enforced rule; a team's CI; and requests by hand.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,10 +14,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from demo.airflow import Settings, free_port
 from demo.site import Site
 from tests.conftest import REPOSITORY, eventually
+from tests.server.conftest import Server, good
 
 README = (REPOSITORY / "README.md").read_text()
 STEPS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -30,6 +35,8 @@ SETTINGS = dict(
     for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
     if "version 1 of the team's package" in block
 ]
+
+EXAMPLE = "https://bundles.example"
 
 
 class Place:
@@ -126,3 +133,46 @@ def test_from_init_to_an_enforced_rule(place: Place, tmp_path: Path) -> None:
         assert re.sub(r"revision [\w-]+", "revision …", answer) == told
     finally:
         airflow.stop()
+
+
+def shown(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (REPOSITORY / "docs" / page).read_text(), re.DOTALL)
+
+
+def shell(commands: str, directory: Path, environment: dict[str, str]) -> str:
+    """What they print, all of which have to succeed."""
+    line = ["bash", "-e", "-c", commands]
+    done = subprocess.run(
+        line, cwd=directory, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{commands}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_a_teams_ci_publishes_and_requests_by_hand_are_answered(own_server: Server, tmp_path: Path) -> None:
+    git = "git -c user.name=a -c user.email=a@example.com"
+    shell(f"team-authz init . --team alpha && {git} init -q && {git} add . && {git} commit -qm first", tmp_path, {})
+    known = {
+        "TEAM_AUTHZ_SIGNING_KEY": own_server.keys["alpha"].pem().decode(),
+        "TEAM_AUTHZ_SERVER": own_server.url,
+        "TEAM_AUTHZ_TOKEN": own_server.tokens["alpha"],
+    }
+    (steps,) = shown("bundles.md", "yaml")
+    for step in yaml.safe_load(steps):
+        shell(step.get("run", ""), tmp_path, {name: known[name] for name in step.get("env", {})})
+    assert json.loads((tmp_path / "gate.sarif").read_text())["runs"][0]["results"] == []
+
+    assert own_server.publish(good("alpha", 2), environment="staging").status_code == 200
+    (tmp_path / ".curlrc").write_text("fail\nsilent\nshow-error\n")
+    for owner in ("alpha", "platform"):
+        (tmp_path / f"{owner}-token").write_text(own_server.tokens[owner])
+    by_team, by_platform = shown("bundle-server.md", "sh")
+    home = {"HOME": str(tmp_path)}
+    assert '+allow contains "alpha lends pg" if {' in shell(by_team.replace(EXAMPLE, own_server.url), tmp_path, home)
+    history = own_server.ask("GET", "/teams/alpha/history").json()
+    assert [(entry["action"], entry["environment"], entry["version"]) for entry in history] == [
+        ("rollback", "staging", 1), ("promote", "production", 2), ("publish", "staging", 2), ("publish", "staging", 1),
+    ]  # fmt: skip
+    answers = shell(by_platform.replace(EXAMPLE, own_server.url), tmp_path, home)
+    assert answers == 2 * '{"scope":"*","reason":"end of the year"}'
+    assert own_server.ask("GET", "/freeze").json() == []
