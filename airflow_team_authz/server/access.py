@@ -15,6 +15,7 @@ import jwt
 from jwt import PyJWKClient
 from jwt.exceptions import PyJWKClientConnectionError, PyJWTError
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from airflow_team_authz.server.database import Token
@@ -51,6 +52,14 @@ class Caller(NamedTuple):
         return self.kind == PLATFORM or (self.kind == READER and self.bundle in {None, bundle})
 
 
+class _Seen(NamedTuple):
+    """A token that was good when it was looked up."""
+
+    caller: Caller
+    expires_at: datetime
+    fresh_until: float
+
+
 class Oidc(NamedTuple):
     """An issuer whose bearer tokens count: which claim names the teams, and which one with which value the platform."""
 
@@ -72,9 +81,8 @@ def issue(session: Session, kind: str, days: int, team_id: str | None = None, bu
     """Make a token."""
     id_, secret, now = secrets.token_hex(6), secrets.token_urlsafe(32), datetime.now(UTC)
     expires = now + timedelta(days=days)
-    hashed = hashlib.sha256(secret.encode()).hexdigest()
     session.add(
-        Token(id=id_, hash=hashed, kind=kind, team_id=team_id, bundle=bundle, created_at=now, expires_at=expires)
+        Token(id=id_, hash=_hash(secret), kind=kind, team_id=team_id, bundle=bundle, created_at=now, expires_at=expires)
     )
     return Issued(id_, f"{_PREFIX}_{id_}_{secret}", expires)
 
@@ -87,27 +95,42 @@ class Access:
         self._oidc = oidc
         self._keys: PyJWKClient | None = None
         self._opening = threading.Lock()
-        self._remembered: dict[str, tuple[float, Caller]] = {}
+        self._seen: dict[str, _Seen] = {}
 
     def remembered(self, token: str) -> Caller | None:
         """Whose a token is, if it was looked up a moment ago: without waiting for anything."""
-        until, caller = self._remembered.get(hashlib.sha256(token.encode()).hexdigest(), (0.0, None))
-        return caller if until > time.monotonic() else None
+        seen = self._seen.get(_hash(token))
+        return seen.caller if seen and seen.fresh_until > time.monotonic() else None
 
     def caller(self, token: str) -> Caller:
         """Whose a token is. ``NotKnown``, ``IssuerGone``; errors of the database as they are."""
-        caller = self._own(token) if token.startswith(f"{_PREFIX}_") else self._issuers(token)
-        if len(self._remembered) > 10_000:
-            self._remembered.clear()
-        self._remembered[hashlib.sha256(token.encode()).hexdigest()] = (time.monotonic() + _REMEMBERED_SECONDS, caller)
+        try:
+            caller, expires = self._own(token) if token.startswith(f"{_PREFIX}_") else self._issuers(token)
+        except NotKnown:
+            self._seen.pop(_hash(token), None)
+            raise
+        if len(self._seen) > 10_000:
+            now = datetime.now(UTC)
+            self._seen = {hashed: seen for hashed, seen in list(self._seen.items()) if seen.expires_at > now}
+        self._seen[_hash(token)] = _Seen(caller, expires, time.monotonic() + _REMEMBERED_SECONDS)
         return caller
 
-    def _own(self, token: str) -> Caller:
+    def reader(self, token: str) -> Caller:
+        """Whose a token is, for fetching bundles: while the database is gone, one counts that was good before."""
+        try:
+            return self.caller(token)
+        except SQLAlchemyError:
+            seen = self._seen.get(_hash(token))
+            if seen is None or seen.expires_at <= datetime.now(UTC):
+                raise
+            return seen.caller
+
+    def _own(self, token: str) -> tuple[Caller, datetime]:
         _, id_, secret = [*token.split("_", 2), "", ""][:3]
         with Session(self._engine) as session:
             found = session.get(Token, id_)
             expected = found.hash if found else "0" * 64
-            given = hashlib.sha256(secret.encode()).hexdigest()
+            given = _hash(secret)
             # Compared also where there is none, so that it takes the same time.
             same = hmac.compare_digest(expected, given)
             if found is None or not same:
@@ -117,9 +140,9 @@ class Access:
             if found.expires_at <= datetime.now(UTC):
                 raise NotKnown(f"the token {id_} is over since {found.expires_at:%Y-%m-%d}: ask for a new one")
             teams = (found.team_id,) if found.team_id else ()
-            return Caller(f"token {id_}", found.kind, teams, found.bundle)
+            return Caller(f"token {id_}", found.kind, teams, found.bundle), found.expires_at
 
-    def _issuers(self, token: str) -> Caller:
+    def _issuers(self, token: str) -> tuple[Caller, datetime]:
         if self._oidc is None:
             raise NotKnown("the token is none of this server's")
         try:
@@ -137,7 +160,7 @@ class Access:
             raise IssuerGone(f"the keys of {self._oidc.issuer} cannot be had: {error}") from None
         except (PyJWTError, ValueError, KeyError, TypeError) as error:
             raise NotKnown(f"the token is refused: {error}") from None
-        return self._from_claims(claims, self._oidc)
+        return self._from_claims(claims, self._oidc), datetime.fromtimestamp(claims["exp"], UTC)
 
     @staticmethod
     def _from_claims(claims: dict[str, Any], oidc: Oidc) -> Caller:
@@ -161,3 +184,7 @@ class Access:
                 address = told.json()["jwks_uri"]
                 self._keys = PyJWKClient(address, cache_keys=True, lifespan=300, timeout=5)
             return self._keys
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Engine, LargeBinary, MetaData, String, Text, create_engine, event
+from sqlalchemy import JSON, Engine, LargeBinary, MetaData, String, Text, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import DateTime, TypeDecorator
 
 _BUSY_SECONDS = 15
+_GONE_SECONDS = 5
 # Any number, the same in all servers: migrations of PostgreSQL wait for each other by it.
 _MIGRATION_LOCK = 7_205_759
 
@@ -131,8 +132,12 @@ class BadDatabase(Exception):
 
 def connect(url: str) -> Engine:
     """The database at an address such as ``sqlite:///bundles.db`` or ``postgresql+psycopg2://user@host/name``."""
+    # A host that is gone does not refuse: without these a thread would wait for it for many minutes.
+    patience = {"connect_timeout": _GONE_SECONDS, "tcp_user_timeout": _GONE_SECONDS * 1000}
     try:
-        engine = create_engine(url, pool_pre_ping=True)
+        address = make_url(url)
+        arguments = patience if address.get_driver_name() in {"psycopg", "psycopg2"} else {}
+        engine = create_engine(address, pool_pre_ping=True, connect_args=arguments)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         # Not the address itself: it may hold a password.
         raise BadDatabase(f"the database's address cannot be used: {error.__class__.__name__}") from None

@@ -119,11 +119,11 @@ class NewToken(TokenModel):
 
 
 class Health(BaseModel):
-    """Whether the server works. It may serve bundles while it cannot publish."""
+    """Whether the server works."""
 
-    ok: bool
-    trouble: str
-    bundles: int
+    ok: bool = Field(description="Bundles are served, and packages can be published.")
+    trouble: str = Field(description="What does not work.", examples=["the database cannot be read"])
+    bundles: int = Field(description="How many bundles are served.")
 
 
 def answers(*codes: int) -> dict[int | str, dict[str, Any]]:

@@ -74,17 +74,26 @@ async def _parts(request: Request) -> ServerParts:
 Parts = Annotated[ServerParts, Depends(_parts)]
 
 
-async def _caller(
-    parts: Parts, request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> Caller:
+async def _token_sent(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
     token = given.credentials if given else _basic(request)
     if not token:
         raise HTTPException(401, "send a token: Authorization: Bearer …")
-    known = parts.guard.remembered(token)
-    return known if known is not None else await run_in_threadpool(parts.guard.caller, token)
+    return token
+
+
+Sent = Annotated[str, Depends(_token_sent)]
+
+
+async def _caller(parts: Parts, token: Sent) -> Caller:
+    return parts.guard.remembered(token) or await run_in_threadpool(parts.guard.caller, token)
+
+
+async def _reader(parts: Parts, token: Sent) -> Caller:
+    return parts.guard.remembered(token) or await run_in_threadpool(parts.guard.reader, token)
 
 
 Calling = Annotated[Caller, Depends(_caller)]
+Reading = Annotated[Caller, Depends(_reader)]
 
 
 def _platform(who: Calling) -> Caller:
@@ -107,7 +116,7 @@ OfTeam = Annotated[Caller, Depends(_owner)]
 async def bundle(
     parts: Parts,
     name: Annotated[str, Path(max_length=250, examples=["production"])],
-    who: Calling,
+    who: Reading,
     if_none_match: Annotated[str, Header(max_length=4000)] = "",
     prefer: Annotated[str, Header(max_length=500)] = "",
 ) -> Response:
@@ -303,11 +312,15 @@ def status(parts: Parts, _: OfPlatform) -> list[ClientState]:
     return clients.states(parts.engine, parts.served.names())
 
 
-@router.get("/health", responses={503: {"model": Health, "description": "Publishing does not work."}})
-def health(parts: Parts, response: Response) -> Health:
-    """Whether the server works; without a token."""
-    response.status_code = 503 if parts.served.trouble else 200
-    return Health(ok=not parts.served.trouble, trouble=parts.served.trouble, bundles=len(parts.served.names()))
+@router.get("/health", responses={503: {"model": Health, "description": "There is nothing that it could serve."}})
+async def health(parts: Parts, response: Response) -> Health:
+    """Whether the server hands out bundles (200), and whether all works (`ok`); without a token.
+
+    While the database is gone a load balancer has to go on sending clients here.
+    """
+    trouble, bundles = parts.served.trouble, len(parts.served.names())
+    response.status_code = 503 if trouble and not bundles else 200
+    return Health(ok=not trouble, trouble=trouble, bundles=bundles)
 
 
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 # What another server process has published is seen after this time.
 LOOK_SECONDS = 0.25
+_GONE = "the database cannot be read: bundles are served from memory, and nothing can be published"
 
 
 class Held(NamedTuple):
@@ -36,7 +37,7 @@ class Served:
         self._bundles: dict[str, Held] = {}
         self._changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._now = asyncio.Event()
-        self.trouble = ""
+        self.trouble = "the database was not read yet"
 
     def get(self, name: str) -> Held | None:
         """A bundle, if there is one of this name."""
@@ -74,9 +75,9 @@ class Served:
                 fresh = await asyncio.to_thread(self._look)
                 self.trouble = ""
             except Exception as error:  # whatever the driver raises: what is in memory goes on being served
-                if not self.trouble:
-                    log.error("the database cannot be read, bundles are served from memory: %s", type(error).__name__)
-                self.trouble = "the database cannot be read"
+                if self.trouble != _GONE:
+                    log.error("%s: %s", _GONE, type(error).__name__)
+                self.trouble = _GONE
                 fresh = {}
             self._bundles |= fresh
             for name in fresh:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import subprocess
 from pathlib import Path
 
@@ -44,6 +45,11 @@ class Postgres:
         self._server = Process("PostgreSQL", [*self._as, *command, "-h", "127.0.0.1"], log, environment(HOME=str(home)))
 
     def start(self) -> None:
+        if not (self._home / "data").exists():
+            self._make()
+        self._server.start(self._answers, _START_SECONDS)
+
+    def _make(self) -> None:
         password = self._home / "password"
         password.write_text(_PASSWORD)
         password.chmod(0o644)
@@ -51,9 +57,11 @@ class Postgres:
         subprocess.run(
             [*self._as, str(self._programs / "initdb"), *made], check=True, capture_output=True, cwd=self._home
         )
-        self._server.start(self._answers, _START_SECONDS)
 
     def stop(self) -> None:
+        # Asked politely, it would wait until everybody has gone.
+        if self._server.pid:
+            os.kill(self._server.pid, signal.SIGINT)
         self._server.stop()
 
     def _answers(self) -> bool:

@@ -141,15 +141,23 @@ def running(home: Path, database: str = "") -> Iterator[Server]:
         server.stop(signal.SIGKILL)
 
 
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+@contextmanager
+def database_server(home: Path) -> Iterator[Postgres]:
     if programs() is None:
         assert "REQUIRE_ALL" not in os.environ
         pytest.skip("PostgreSQL is not on this machine: apt-get install postgresql")
-    started = Postgres(tmp_path_factory.mktemp("postgres") / "server")
+    started = Postgres(home)
     started.start()
-    yield started
-    started.stop()
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    with database_server(tmp_path_factory.mktemp("postgres") / "server") as started:
+        yield started
 
 
 @pytest.fixture(scope="package", params=["sqlite", "postgresql"])

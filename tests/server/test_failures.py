@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sqlite3
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pytest
+from sqlalchemy import create_engine, update
 
 from airflow_team_authz.bundles.aggregate import scope
 from airflow_team_authz.bundles.archive import read_manifest, unpack
 from airflow_team_authz.bundles.signing import TrustedKeys
 from airflow_team_authz.bundles.trusted import Trust
 from airflow_team_authz.engines.downloads import Downloaded
+from airflow_team_authz.server.database import Token
 from demo.airflow import free_port
 from tests.conftest import eventually
-from tests.server.conftest import Server, good, newest, of_platform, told
+from tests.server.conftest import Server, database_server, good, newest, of_platform, running, told
 from tests.server.test_protocol import lent, opa
 
 
@@ -62,29 +63,44 @@ def _publish(server: Server, version: int) -> None:
         server.publish(good("alpha", version))
 
 
-def test_while_the_database_is_gone_bundles_are_served_and_nothing_is_published(own_server: Server) -> None:
-    assert own_server.publish(good("alpha", 1)).status_code == 200
-    before = serial(own_server)
-    for name in ("server.db", "server.db-wal", "server.db-shm"):
-        path = own_server.home / name
-        if path.exists():
-            path.rename(path.with_suffix(f"{path.suffix}.away"))
-    (own_server.home / "server.db").mkdir()
-    with sqlite3.connect(own_server.home / "other.db"):
-        pass
-    token = own_server.tokens["reader"]
-    # Connections that are open go on; those of a new process cannot be made.
-    second = Server(own_server.home / "second", own_server.database)
-    with pytest.raises(AssertionError, match="the database cannot be used"):
-        second.start()
-    assert own_server.bundle("production", token).status_code in {200, 401, 503}
-    (own_server.home / "server.db").rmdir()
-    for path in own_server.home.glob("server.db*.away"):
-        path.rename(
-            path.with_suffix(path.suffix.removesuffix(".away")) if path.suffix != ".away" else path.with_suffix("")
+def test_while_the_database_is_gone_bundles_are_served_and_nothing_is_published(tmp_path: Path) -> None:
+    with database_server(tmp_path / "postgres") as database, running(tmp_path / "server", database.url) as server:
+        assert server.publish(good("alpha", 1)).status_code == 200
+        eventually(lambda: server.bundle("production").status_code == 200)
+        etag = server.bundle("production").headers["ETag"]
+        over, revoked, unseen = (
+            server.ask("POST", "/tokens", json={"kind": "reader"}).json()["secret"] for _ in range(3)
         )
-    eventually(lambda: own_server.bundle("production", token).status_code == 200)
-    assert serial(own_server) == before
+        with create_engine(database.url).begin() as connection:
+            soon = datetime.now(UTC) + timedelta(seconds=3)
+            connection.execute(update(Token).where(Token.id == over.split("_")[1]).values(expires_at=soon))
+        for token, code in ((over, 200), (revoked, 200), ("narrow", 403)):
+            assert server.bundle("production", token).status_code == code
+        assert server.ask("DELETE", f"/tokens/{revoked.split('_')[1]}").status_code == 200
+        time.sleep(1.1)
+        assert server.bundle("production", revoked).status_code == 401
+        database.stop()
+        # Longer than a token is remembered, and until one of them is over.
+        time.sleep(2)
+        assert server.bundle("production").status_code == 200
+        assert server.bundle("production", **{"If-None-Match": etag}).status_code == 304
+        began = time.monotonic()
+        assert server.bundle("production", **{"If-None-Match": etag, "Prefer": "wait=1"}).status_code == 304
+        assert time.monotonic() - began > 0.9
+        assert server.bundle("production", "narrow").status_code == 403
+        for token in (unseen, over, revoked, "taz_x_y"):
+            assert server.bundle("production", token).status_code == 503
+        assert server.bundle("production", "nonsense").status_code == 401
+        refused = server.publish(good("alpha", 2))
+        assert (refused.status_code, "nothing has changed, try again" in told(refused)) == (503, True)
+        health = server.ask("GET", "/health", None)
+        assert (health.status_code, health.json()["ok"], health.json()["bundles"]) == (200, False, 3)
+        assert "nothing can be published" in health.json()["trouble"]
+        database.start()
+        assert server.publish(good("alpha", 2)).status_code == 200
+        eventually(lambda: server.bundle("production").headers["ETag"] != etag)
+        assert server.ask("GET", "/health", None).json() == {"ok": True, "trouble": "", "bundles": 3}
+        assert server.bundle("production", over).status_code == 401
 
 
 def test_a_full_disk_is_told_and_changes_nothing(tmp_path: Path) -> None:
