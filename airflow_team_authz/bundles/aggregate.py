@@ -14,7 +14,15 @@ from pathlib import Path
 from airflow_team_authz.bundles.archive import MANIFEST, canonical, load_json, pack, unpack
 from airflow_team_authz.bundles.artifact import Artifact, digest
 from airflow_team_authz.bundles.signing import SigningKey
-from airflow_team_authz.compile import CompileError, check_ownership, compile_bundle, find_opa, merged
+from airflow_team_authz.compile import (
+    CompileError,
+    check_ownership,
+    compile_bundle,
+    find_opa,
+    merged,
+    opa_version,
+    shipped_policies,
+)
 
 REVISIONS = "airflow/revisions/data.json"
 WASM = "policy.wasm"
@@ -33,6 +41,13 @@ def wasm_bundle(environment: str) -> str:
 def team_bundle(environment: str, team_id: str) -> str:
     """Name of the bundle for a team's own OPA."""
     return f"{environment}.team.{team_id}"
+
+
+def made_by(key: SigningKey, opa: str | None = None) -> str:
+    """What bundles depend on beside packages: the key, the shipped policy, and OPA. If it changes, all are built."""
+    capabilities = (shipped_policies() / "capabilities.json").read_bytes()
+    shipped = digest({**merged({}), "capabilities.json": capabilities})
+    return f"{key.public.id} {shipped} {'.'.join(map(str, opa_version(find_opa(opa))))}"
 
 
 def build(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from airflow_team_authz.bundles.aggregate import build
+from airflow_team_authz.bundles.aggregate import build, made_by
 from airflow_team_authz.bundles.archive import BundleRefused, read_manifest, unpack
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, digest, read_artifact
 from airflow_team_authz.bundles.gate import check_package
@@ -116,8 +116,8 @@ class Site(NamedTuple):
     ) -> None:
         state_file = self.out / ".state.json"
         before = json.loads(state_file.read_text()) if state_file.exists() else {}
-        platform_digest = digest(platform)
-        everything = before.get("platform") != platform_digest or before.get("key") != key.public.id
+        platform_digest, maker = digest(platform), made_by(key, opa)
+        everything = before.get("platform") != platform_digest or before.get("made_by") != maker
         if not everything and not changed:
             return
         # By the clock, so that it also rises where the directory is lost.
@@ -130,7 +130,7 @@ class Site(NamedTuple):
             "serial": serial,
             "platform": platform_digest,
             "platform_version": artifact.version,
-            "key": key.public.id,
+            "made_by": maker,
         }
         _write(state_file, json.dumps(state).encode())
 

@@ -33,12 +33,16 @@ def create_app(engine: Engine, releases: Callable[[Callable[[], None]], Releases
         for loop in loops:
             loop.call_soon_threadsafe(served.look_now)
 
+    publishing = releases(changed)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
         looking = asyncio.create_task(served.keep_looking())
+        renewing = asyncio.create_task(asyncio.to_thread(publishing.renew))
         yield
-        looking.cancel()
+        for task in (looking, renewing):
+            task.cancel()
 
     app = FastAPI(
         title="Policy bundles",
@@ -48,7 +52,7 @@ def create_app(engine: Engine, releases: Callable[[Callable[[], None]], Releases
         docs_url=None,
         redoc_url=None,
     )
-    app.state.parts = ServerParts(engine, Access(engine, oidc), served, releases(changed))
+    app.state.parts = ServerParts(engine, Access(engine, oidc), served, publishing)
     app.include_router(router)
     _tell_errors(app)
     return app

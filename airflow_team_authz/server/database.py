@@ -72,11 +72,23 @@ class Release(Base):
 
 
 class Environment(Base):
-    """The serial of an environment's newest bundles."""
+    """The serial of an environment's newest bundles, and by which key, shipped policy and OPA all were made."""
 
     __tablename__ = "environment"
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     serial: Mapped[int]
+    made_by: Mapped[str] = mapped_column(String(120), server_default="")
+
+
+class WithheldPackage(Base):
+    """See ``building.Withheld``."""
+
+    __tablename__ = "withheld"
+    environment: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[int]
+    instead: Mapped[int]
+    why: Mapped[str] = mapped_column(String(500))
 
 
 class Bundle(Base):

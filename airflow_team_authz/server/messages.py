@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from fastapi import Path, Query
 from pydantic import BaseModel, Field
 
+from airflow_team_authz.server.clients import ClientState
+
 MEDIA_TYPE = "application/vnd.openpolicyagent.bundles"
 
 TeamId = Annotated[str, Path(pattern=r"^[a-zA-Z0-9_-]{3,50}$", description="A team's id.", examples=["alpha"])]
@@ -67,6 +69,23 @@ class TeamModel(BaseModel):
     team_id: str
     keys: list[str]
     versions: dict[str, int]
+
+
+class WithheldModel(BaseModel):
+    """A package that is in force and no longer compiles, such as with a newer OPA: the bundles do without it."""
+
+    environment: str
+    team_id: str
+    version: int
+    instead: int = Field(description="The version that is in the bundles; 0: all of the team's is denied.")
+    why: str
+
+
+class StatusModel(BaseModel):
+    """Who runs what, and what there is to do about it."""
+
+    clients: list[ClientState]
+    withheld: list[WithheldModel]
 
 
 class Rollback(BaseModel):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple
 
-from sqlalchemy import Engine, func, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Engine, delete, func, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from airflow_team_authz.bundles.aggregate import build
+from airflow_team_authz.bundles.aggregate import made_by
 from airflow_team_authz.bundles.archive import manifest_of, unpack
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, read_artifact, root
 from airflow_team_authz.bundles.findings import Finding
@@ -23,9 +25,22 @@ from airflow_team_authz.bundles.gate import check_package
 from airflow_team_authz.bundles.platform_check import check_platform
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 from airflow_team_authz.compile import CompileError
-from airflow_team_authz.server.database import Bundle, Environment, Freeze, OwnerKeys, Package, Release
+from airflow_team_authz.server.building import Builder, Whole
+from airflow_team_authz.server.database import (
+    Bundle,
+    Environment,
+    Freeze,
+    OwnerKeys,
+    Package,
+    Release,
+    WithheldPackage,
+)
+
+log = logging.getLogger(__name__)
 
 _ATTEMPTS = 8
+# How many packages are tried in the place of one that no longer compiles.
+_EARLIER = 5
 
 
 class NotThere(Exception):
@@ -58,6 +73,23 @@ class Published(NamedTuple):
     bundles: list[str]
 
 
+class _Change(NamedTuple):
+    """What somebody puts in force; ``keep`` writes what belongs to it in the same transaction."""
+
+    artifact: Artifact
+    action: str
+    actor: str
+    keep: Callable[[Session], None] = lambda _: None
+
+
+class _Before(NamedTuple):
+    """What an environment has: its serial (0: no bundles yet), what made all its bundles, and packages by owner."""
+
+    serial: int
+    made_by: str
+    in_force: dict[str, Artifact]
+
+
 class Releases:
     """Publishing, rolling back and promoting. Thread-safe; several servers may share a database."""
 
@@ -65,7 +97,7 @@ class Releases:
         self, engine: Engine, key: SigningKey, environments: list[str], opa: str | None, changed: Callable[[], None]
     ) -> None:
         self.environments = environments
-        self._engine, self._key, self._opa, self._changed = engine, key, opa, changed
+        self._engine, self._builder, self._opa, self._changed = engine, Builder(key, opa), opa, changed
         self._building: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._read: dict[tuple[str, int], Artifact] = {}
 
@@ -98,7 +130,7 @@ class Releases:
             )
 
         try:
-            return self._release(environment, artifact, "publish", actor, keep)
+            return self._release(environment, _Change(artifact, "publish", actor, keep))
         except IntegrityError:
             raise Outdated(f"version {artifact.version} of {owner} was published by somebody else meanwhile") from None
 
@@ -115,7 +147,7 @@ class Releases:
             # Else it would be a promotion without the gate.
             if session.scalar(was.limit(1)) is None:
                 raise NotThere(f"version {version} of {owner} was never in force in {environment}: promote it instead")
-        return self._release(environment, artifact, "rollback", actor)
+        return self._release(environment, _Change(artifact, "rollback", actor))
 
     def promote(self, owner: str, source: str, target: str, actor: str) -> Published:
         """Put what one environment has in force in another one, checked together with what is there."""
@@ -126,7 +158,17 @@ class Releases:
         if owner not in current:
             raise NotThere(f"{owner} has nothing in {source}")
         self._gate(current[owner], target)
-        return self._release(target, current[owner], "promote", actor)
+        return self._release(target, _Change(current[owner], "promote", actor))
+
+    def renew(self) -> None:
+        """Build all bundles again that another key, shipped policy or OPA has made. What cannot be built stays."""
+        for environment in self.environments:
+            try:
+                self._rebuild(environment, None)
+            except (CompileError, SQLAlchemyError, OSError, Outdated) as error:
+                # Not what the driver says: it may quote the database's address.
+                told = type(error).__name__ if isinstance(error, SQLAlchemyError) else error
+                log.error("the bundles of %s are still those of another key, package or OPA: %s", environment, told)
 
     def files(self, owner: str, version: int) -> Mapping[str, bytes]:
         """The files of a version."""
@@ -164,85 +206,78 @@ class Releases:
         if findings:
             raise NotPublishable(findings)
 
-    def _release(
-        self,
-        environment: str,
-        artifact: Artifact,
-        action: str,
-        actor: str,
-        keep: Callable[[Session], None] = lambda _: None,
-    ) -> Published:
-        """Build outside of the transaction, and commit if nobody else has built meanwhile; else build again."""
+    def _release(self, environment: str, change: _Change) -> Published:
+        serial, bundles = self._rebuild(environment, change)
+        return Published(change.artifact.owner, change.artifact.version, environment, serial, bundles)
+
+    def _rebuild(self, environment: str, change: _Change | None) -> tuple[int, list[str]]:
+        """Build outside of the transaction, and commit if nobody else has built meanwhile; else build again.
+
+        Answers the serial and the names of the bundles. Without a change: if something else makes bundles than before.
+        """
         with self._building[environment]:
             for _ in range(_ATTEMPTS):
-                with Session(self._engine) as session:
-                    before = session.scalar(select(Environment.serial).where(Environment.name == environment)) or 0
-                    teams = self._current(session, environment) | {artifact.owner: artifact}
-                platform = teams.pop(PLATFORM, None)
+                before = self._before(environment)
+                maker = made_by(*self._builder)
+                if change is None and (before.serial == 0 or before.made_by == maker):
+                    return 0, []
                 # By the clock, so that clients take what a server builds whose database was lost.
-                serial = max(before + 1, int(time.time()))
-                only = None if artifact.owner == PLATFORM or before == 0 else {artifact.owner}
-                try:
-                    built = build(environment, platform, teams, serial, self._key, only, self._opa)
-                except CompileError as error:
-                    told = " ".join(str(error).split())[:500]
-                    help_ = "see which rule it is; what is in force stays"
-                    raise NotPublishable([Finding("merged", root(artifact.owner), 1, told, help_)]) from None
-                if self._commit(environment, before, serial, artifact, action, actor, built, keep):
+                serial = max(before.serial + 1, int(time.time()))
+                whole = self._whole(environment, before, change, serial, before.made_by != maker)
+                if self._commit(environment, before.serial, serial, maker, whole, change):
                     self._changed()
-                    return Published(artifact.owner, artifact.version, environment, serial, sorted(built))
+                    return serial, sorted(whole.bundles)
         raise Outdated(f"others publish to {environment} all the time: try again")
 
-    def _commit(
-        self,
-        environment: str,
-        before: int,
-        serial: int,
-        artifact: Artifact,
-        action: str,
-        actor: str,
-        built: Mapping[str, bytes],
-        keep: Callable[[Session], None],
-    ) -> bool:
+    def _before(self, environment: str) -> _Before:
         with Session(self._engine) as session:
-            if before == 0:
-                session.add(Environment(name=environment, serial=serial))
-                try:
-                    session.flush()
-                except IntegrityError:
-                    session.rollback()
-                    return False
-            else:
-                taken = update(Environment).where(Environment.name == environment, Environment.serial == before)
-                if session.execute(taken.values(serial=serial)).rowcount != 1:  # type: ignore[attr-defined]
-                    return False
-            keep(session)
-            session.add(
-                Release(
-                    environment=environment,
-                    owner=artifact.owner,
-                    version=artifact.version,
-                    serial=serial,
-                    action=action,
-                    actor=actor[:200],
-                    at=datetime.now(UTC),
-                )
-            )
-            for name, content in built.items():
+            known = session.get(Environment, environment)
+            in_force = self._current(session, environment)
+        return _Before(known.serial, known.made_by, in_force) if known else _Before(0, "", in_force)
+
+    def _whole(self, environment: str, before: _Before, change: _Change | None, serial: int, everything: bool) -> Whole:
+        teams = before.in_force | ({change.artifact.owner: change.artifact} if change else {})
+        platform = teams.pop(PLATFORM, None)
+        fresh = change.artifact.owner if change else None
+        only = None if everything or fresh is None or fresh == PLATFORM else {fresh}
+        earlier = partial(self._earlier, environment)
+        try:
+            return self._builder.build(environment, platform, teams, serial, only, fresh, earlier)
+        except CompileError as error:
+            if fresh is None:
+                raise
+            told, help_ = " ".join(str(error).split())[:500], "see which rule it is; what is in force stays"
+            raise NotPublishable([Finding("merged", root(fresh), 1, told, help_)]) from None
+
+    def _commit(
+        self, environment: str, before: int, serial: int, maker: str, whole: Whole, change: _Change | None
+    ) -> bool:
+        """All that belongs together, in one transaction; False if somebody else was faster."""
+        with Session(self._engine) as session:
+            if not _taken(session, environment, before, serial, maker):
+                return False
+            if change is not None:
+                change.keep(session)
+                said = {"action": change.action, "actor": change.actor[:200], "at": datetime.now(UTC)}
+                owner, version = change.artifact.owner, change.artifact.version
+                session.add(Release(environment=environment, owner=owner, version=version, serial=serial, **said))
+            session.execute(delete(WithheldPackage).where(WithheldPackage.environment == environment))
+            session.add_all(WithheldPackage(environment=environment, **held._asdict()) for held in whole.withheld)
+            for name, content in whole.bundles.items():
                 revision = str(manifest_of(content)["revision"])
                 etag = f'"{hashlib.sha256(content).hexdigest()}"'
-                session.merge(
-                    Bundle(
-                        name=name,
-                        environment=environment,
-                        serial=serial,
-                        revision=revision,
-                        etag=etag,
-                        content=content,
-                    )
-                )
+                made = {"serial": serial, "revision": revision, "etag": etag, "content": content}
+                session.merge(Bundle(name=name, environment=environment, **made))
             session.commit()
         return True
+
+    def _earlier(self, environment: str, owner: str) -> list[Artifact]:
+        """What was in force before what is now, newest first."""
+        released = select(Release.version).where(Release.environment == environment, Release.owner == owner)
+        newest_first = released.group_by(Release.version).order_by(func.max(Release.id).desc())
+        with Session(self._engine) as session:
+            versions = session.scalars(newest_first.offset(1).limit(_EARLIER)).all()
+            return [self._artifact(session, owner, version) for version in versions]
 
     def _current(self, session: Session, environment: str) -> dict[str, Artifact]:
         """What an environment has in force, by owner."""
@@ -261,3 +296,16 @@ class Releases:
             own = {name: text for name, text in files.items() if name.startswith(f"{root(owner)}/")}
             found = self._read[owner, version] = Artifact(owner, version, own)
         return found
+
+
+def _taken(session: Session, environment: str, before: int, serial: int, maker: str) -> bool:
+    """Take the next serial, if the one before is still what it was."""
+    if before == 0:
+        session.add(Environment(name=environment, serial=serial, made_by=maker))
+        try:
+            session.flush()
+        except IntegrityError:
+            return False
+        return True
+    taken = update(Environment).where(Environment.name == environment, Environment.serial == before)
+    return session.execute(taken.values(serial=serial, made_by=maker)).rowcount == 1  # type: ignore[attr-defined, no-any-return]

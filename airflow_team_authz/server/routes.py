@@ -23,8 +23,8 @@ from airflow_team_authz.bundles.artifact import PLATFORM as PLATFORM_OWNER
 from airflow_team_authz.bundles.signing import TrustedKeys
 from airflow_team_authz.server import access, clients, page
 from airflow_team_authz.server.access import Access, Caller, NotKnown
-from airflow_team_authz.server.clients import ClientState, StatusReport
-from airflow_team_authz.server.database import Freeze, OwnerKeys, Package, Release, Token
+from airflow_team_authz.server.clients import StatusReport
+from airflow_team_authz.server.database import Freeze, OwnerKeys, Package, Release, Token, WithheldPackage
 from airflow_team_authz.server.messages import (
     ARTIFACT,
     BUNDLE,
@@ -39,11 +39,13 @@ from airflow_team_authz.server.messages import (
     Promotion,
     PublishedModel,
     Rollback,
+    StatusModel,
     TeamId,
     TeamModel,
     TokenModel,
     TokenRequest,
     Version,
+    WithheldModel,
     answers,
 )
 from airflow_team_authz.server.releases import Releases
@@ -85,11 +87,13 @@ Sent = Annotated[str, Depends(_token_sent)]
 
 
 async def _caller(parts: Parts, token: Sent) -> Caller:
-    return parts.guard.remembered(token) or await run_in_threadpool(parts.guard.caller, token)
+    known = parts.guard.remembered(token)
+    return known if known is not None else await run_in_threadpool(parts.guard.caller, token)
 
 
 async def _reader(parts: Parts, token: Sent) -> Caller:
-    return parts.guard.remembered(token) or await run_in_threadpool(parts.guard.reader, token)
+    known = parts.guard.remembered(token)
+    return known if known is not None else await run_in_threadpool(parts.guard.reader, token)
 
 
 Calling = Annotated[Caller, Depends(_caller)]
@@ -307,9 +311,11 @@ async def report(parts: Parts, request: Request, who: Calling) -> dict[str, str]
 
 
 @router.get("/status", responses=answers())
-def status(parts: Parts, _: OfPlatform) -> list[ClientState]:
-    """Every OPA and Airflow process: which revision it runs, when it was heard of, and alarms."""
-    return clients.states(parts.engine, parts.served.names())
+def status(parts: Parts, _: OfPlatform) -> StatusModel:
+    """Every OPA and Airflow process: which revision it runs, when it was heard of, and alarms. And packages that are
+    in force and not in the bundles.
+    """
+    return StatusModel(clients=clients.states(parts.engine, parts.served.names()), withheld=_withheld(parts.engine))
 
 
 @router.get("/health", responses={503: {"model": Health, "description": "There is nothing that it could serve."}})
@@ -337,6 +343,7 @@ def index(parts: Parts, request: Request) -> Response:
         )
     found = clients.states(parts.engine, parts.served.names())
     alarms = sum(bool(state.alarms) for state in found)
+    withheld = _withheld(parts.engine)
     held = sorted(parts.served.names().items())
     text = page.render(
         [
@@ -345,13 +352,22 @@ def index(parts: Parts, request: Request) -> Response:
                 (t.team_id, ", ".join(t.keys), ", ".join(f"{e}: {v}" for e, v in t.versions.items()))
                 for t in _teams(parts.engine)
             ]),
+            ("No longer compile", ("environment", "team", "version", "instead", "why"), [
+                (w.environment, w.team_id, w.version, w.instead or "all is denied", w.why) for w in withheld
+            ]),
             ("Who runs what", ("client", "kind", "revisions", "seen (UTC)", "alarms"), clients.as_rows(found)),
         ],
-        parts.served.trouble or (f"{alarms} of {len(found)} clients need a look." if alarms else "All is in order."),
-        bool(alarms or parts.served.trouble),
+        parts.served.trouble or _summary(alarms, len(found), len(withheld)),
+        bool(alarms or withheld or parts.served.trouble),
     )  # fmt: skip
     digest = base64.b64encode(hashlib.sha256(page.STYLE.encode()).digest()).decode()
     return HTMLResponse(text, headers={name: value.format(digest) for name, value in page.HEADERS.items()})
+
+
+def _summary(alarms: int, known: int, withheld: int) -> str:
+    told = [f"{alarms} of {known} clients need a look."] * bool(alarms)
+    told += [f"{withheld} packages no longer compile."] * bool(withheld)
+    return " ".join(told) or "All is in order."
 
 
 def _forbid(why: str) -> NoReturn:
@@ -402,6 +418,15 @@ def _teams(engine: Engine) -> list[TeamModel]:
             )
             for row in session.scalars(select(OwnerKeys).order_by(OwnerKeys.owner))
         ]
+
+
+def _withheld(engine: Engine) -> list[WithheldModel]:
+    with Session(engine) as session:
+        return [
+            WithheldModel(environment=row.environment, team_id=row.owner, version=row.version,
+                          instead=row.instead, why=row.why)
+            for row in session.scalars(select(WithheldPackage).order_by(WithheldPackage.environment))
+        ]  # fmt: skip
 
 
 def _token(row: Token) -> TokenModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -102,6 +103,27 @@ def test_a_bad_artifact_holds_nobody_up_and_its_last_good_one_stays(works: Works
     assert works.versions()["alpha"] == 2
     assert works.serial() > before
     assert (works.out / "production.team.alpha.tar.gz").exists()
+
+
+def test_an_upgrade_of_opa_and_of_the_package_reaches_every_bundle(
+    works: Works, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    works.build("alpha", 1)
+    works.aggregate()
+    before = works.serial()
+    monkeypatch.setattr("airflow_team_authz.bundles.aggregate.opa_version", lambda _: (9, 9, 9))
+    assert works.aggregate()["alpha"]["did"] == "unchanged"
+    between = works.serial()
+    assert between > before
+    works.aggregate()
+    assert works.serial() == between
+    upgraded = tmp_path / "policies"
+    shutil.copytree(REPOSITORY / "policies", upgraded)
+    (upgraded / "airflow" / "authz" / "next.rego").write_text("package airflow.authz.next\n")
+    monkeypatch.setattr("airflow_team_authz.compile.shipped_policies", lambda: upgraded)
+    works.aggregate()
+    for name in ("production", "production.team.alpha"):
+        assert "airflow/authz/next.rego" in unpack((works.out / f"{name}.tar.gz").read_bytes())
 
 
 def test_what_the_gate_refuses_is_not_built_and_not_aggregated(works: Works) -> None:

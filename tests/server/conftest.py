@@ -49,12 +49,16 @@ class Server:
         )
         return done.stdout.strip()
 
-    def start(self, *more: str) -> None:
+    def start(self, *more: str, **environment: str) -> None:
         port = self.url.rpartition(":")[2]
         options = ["--database", self.database, "--port", port, "--signing-key", str(self.home / "signing")]
         with (self.home / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                ["team-authz", "server", "run", *options, *self.options, *more], stdout=log, stderr=log, cwd=self.home
+                ["team-authz", "server", "run", *options, *self.options, *more],
+                stdout=log,
+                stderr=log,
+                cwd=self.home,
+                env=os.environ | environment,
             )
         eventually(self.reached)
 

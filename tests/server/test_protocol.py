@@ -140,7 +140,7 @@ def test_published_is_enforced_by_every_engine_and_they_say_so(server: Server, t
             eventually(lambda engine=engine: lent(engine) == (False, second))  # type: ignore[misc]
 
         def states() -> dict[str, list[str]]:
-            return {state["kind"]: state["alarms"] for state in server.ask("GET", "/status").json()}
+            return {state["kind"]: state["alarms"] for state in server.ask("GET", "/status").json()["clients"]}
 
         expected = {"opa shared", "opa alpha alphas"}
         eventually(lambda: expected <= states().keys() and not any(states()[name] for name in expected))
@@ -160,7 +160,7 @@ def test_alarms(server: Server) -> None:
     packed = gzip.compress(json.dumps(report).encode())
     headers = {"Content-Encoding": "gzip"}
     assert server.ask("POST", "/status", "reader", content=packed, headers=headers).status_code == 200
-    (state,) = [state for state in server.ask("GET", "/status").json() if state["id"] == "<script>"]
+    (state,) = [state for state in server.ask("GET", "/status").json()["clients"] if state["id"] == "<script>"]
     assert state["alarms"] == ["production: bundle_error no", "production: runs old, which is not the present one"]
     shown = httpx.get(server.url, auth=("x", server.tokens["platform"]))
     assert shown.status_code == 200
@@ -182,7 +182,9 @@ def test_who_falls_silent_is_told_of(server: Server) -> None:
     engine = connect(server.database)
 
     def alarms() -> list[str]:
-        return next(state["alarms"] for state in server.ask("GET", "/status").json() if state["id"] == "silent")
+        return next(
+            state["alarms"] for state in server.ask("GET", "/status").json()["clients"] if state["id"] == "silent"
+        )
 
     def heard_of(ago: timedelta) -> None:
         with Session(engine) as session:
@@ -194,7 +196,7 @@ def test_who_falls_silent_is_told_of(server: Server) -> None:
     heard_of(STALE + timedelta(seconds=1))
     assert [alarm.partition(" since ")[0] for alarm in alarms()] == ["not heard of"]
     heard_of(timedelta(days=8))
-    assert not [state for state in server.ask("GET", "/status").json() if state["id"] == "silent"]
+    assert not [state for state in server.ask("GET", "/status").json()["clients"] if state["id"] == "silent"]
     engine.dispose()
 
 
