@@ -89,6 +89,12 @@ def _tell_errors(app: FastAPI) -> None:
         listed = [finding.as_json() for finding in error.findings]
         return JSONResponse({"error": f"the gate refuses it: {error}", "findings": listed}, 422)
 
+    # Of what the server itself needs: a place for the gate's files, a thread, an open file.
+    @app.exception_handler(OSError)
+    async def failed(_: Request, error: OSError) -> JSONResponse:
+        told = f"the server lacks something ({error.strerror or type(error).__name__}): nothing has changed"
+        return JSONResponse({"error": f"{told}; see its disk, memory and open files, and try again"}, 503)
+
     @app.exception_handler(SQLAlchemyError)
     async def gone(_: Request, error: SQLAlchemyError) -> JSONResponse:
         # Not what the driver says: it may quote the address, or what was to be written.

@@ -6,7 +6,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Engine, LargeBinary, MetaData, String, Text, create_engine, event, make_url
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Engine,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    create_engine,
+    event,
+    make_url,
+)
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import DateTime, TypeDecorator
@@ -32,7 +44,7 @@ class Base(DeclarativeBase):
     """All tables."""
 
     metadata = MetaData(naming_convention={"pk": "pk_%(table_name)s", "ix": "ix_%(column_0_label)s"})
-    type_annotation_map = {datetime: Moment, dict[str, Any]: JSON}  # noqa: RUF012 - SQLAlchemy's
+    type_annotation_map = {datetime: Moment, dict[str, Any]: JSON, int: BigInteger}  # noqa: RUF012 - SQLAlchemy's
 
 
 class OwnerKeys(Base):
@@ -61,7 +73,7 @@ class Release(Base):
     """Which version of an owner's package an environment has from then on. The newest counts; rows are only added."""
 
     __tablename__ = "release"
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     environment: Mapped[str] = mapped_column(String(64), index=True)
     owner: Mapped[str] = mapped_column(String(64), index=True)
     version: Mapped[int]

@@ -16,7 +16,7 @@ TeamId = Annotated[str, Path(pattern=r"^[a-zA-Z0-9_-]{3,50}$", description="A te
 EnvironmentName = Annotated[
     str | None, Query(max_length=64, description="Else the server's first.", examples=["production"])
 ]
-Version = Annotated[int, Query(ge=1, lt=2**53, description="A version of the team's package.")]
+Version = Annotated[int, Query(ge=1, lt=2**53, description="A version of the package.")]
 
 
 class Problem(BaseModel):
@@ -155,7 +155,7 @@ def answers(*codes: int) -> dict[int | str, dict[str, Any]]:
         409: "It is not newer than what is published.",
         413: "It is too large.",
         423: "The platform has stopped changes for now.",
-        503: "The database or the issuer of tokens is gone; nothing has changed.",
+        503: "The database, the issuer of tokens, or room on the disk is gone; nothing has changed.",
     }
     return {code: {"model": Problem, "description": told[code]} for code in (400, 401, 403, 503, *codes)}
 

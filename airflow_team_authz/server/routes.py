@@ -56,6 +56,8 @@ _MAX_STATUS_BYTES = 256 * 1024
 _PREFERRED_WAIT = re.compile(r"(?:^|[;,\s])wait\s*=\s*\"?(\d{1,6})")
 
 router = APIRouter()
+# What there is for every team's package, and for the platform's own part.
+owned = APIRouter()
 _bearer = HTTPBearer(auto_error=False, description="A token of `team-authz server token`, or of the OIDC issuer.")
 
 
@@ -100,20 +102,23 @@ Calling = Annotated[Caller, Depends(_caller)]
 Reading = Annotated[Caller, Depends(_reader)]
 
 
-def _platform(who: Calling) -> Caller:
+def _of_platform(who: Calling) -> Caller:
     if who.kind != access.PLATFORM:
         _forbid("only the platform may do that")
     return who
 
 
-def _owner(team_id: TeamId, who: Calling) -> Caller:
+def _of_team(team_id: TeamId, who: Calling) -> None:
     if not who.owns(team_id):
         _forbid(f"{who.name} does not own team {team_id}")
-    return who
 
 
-OfPlatform = Annotated[Caller, Depends(_platform)]
-OfTeam = Annotated[Caller, Depends(_owner)]
+async def _owner(request: Request) -> str:
+    return str(request.path_params.get("team_id", PLATFORM_OWNER))
+
+
+OfPlatform = Annotated[Caller, Depends(_of_platform)]
+Owner = Annotated[str, Depends(_owner)]
 
 
 @router.get("/bundles/{name}", response_class=Response, responses=answers(404) | REFUSAL | BUNDLE)
@@ -140,42 +145,32 @@ async def bundle(
     return Response(held.content, headers=headers)
 
 
-@router.put("/teams/{team_id}/package", responses=answers(404, 409, 413, 423) | REFUSAL, openapi_extra=ARTIFACT)
+@owned.put("/package", responses=answers(404, 409, 413, 423) | REFUSAL, openapi_extra=ARTIFACT)
 async def publish(
-    parts: Parts, request: Request, team_id: TeamId, who: OfTeam, environment: EnvironmentName = None
+    parts: Parts, request: Request, owner: Owner, who: Calling, environment: EnvironmentName = None
 ) -> PublishedModel:
-    """Publish a team's artifact, as `team-authz bundle build` makes it."""
+    """Publish an artifact, as `team-authz bundle build` makes it."""
     content = await _read(request, MAX_ARTIFACT_BYTES)
-    done = await run_in_threadpool(parts.publishing.publish, team_id, content, environment, who.name)
+    done = await run_in_threadpool(parts.publishing.publish, owner, content, environment, who.name)
     return PublishedModel(**done._asdict())
 
 
-@router.put("/platform/package", responses=answers(404, 409, 413, 423) | REFUSAL, openapi_extra=ARTIFACT)
-async def publish_platform(
-    parts: Parts, request: Request, who: OfPlatform, environment: EnvironmentName = None
-) -> PublishedModel:
-    """Publish the platform's own part: site rules, role table, directory."""
-    content = await _read(request, MAX_ARTIFACT_BYTES)
-    done = await run_in_threadpool(parts.publishing.publish, PLATFORM_OWNER, content, environment, who.name)
-    return PublishedModel(**done._asdict())
-
-
-@router.get("/teams/{team_id}/package", response_class=Response, responses=answers(404) | REFUSAL | {
+@owned.get("/package", response_class=Response, responses=answers(404) | REFUSAL | {
     200: {"content": {"application/json": {}}, "description": "The files by path."}})  # fmt: skip
-def package(parts: Parts, team_id: TeamId, _: OfTeam, version: Version) -> JSONResponse:
-    """The files of a version of a team's package."""
-    files = parts.publishing.files(team_id, version)
+def package(parts: Parts, owner: Owner, version: Version) -> JSONResponse:
+    """The files of a version of the package."""
+    files = parts.publishing.files(owner, version)
     return JSONResponse({name: content.decode(errors="replace") for name, content in files.items()})
 
 
-@router.get("/teams/{team_id}/history", responses=answers() | REFUSAL)
-def history(parts: Parts, team_id: TeamId, _: OfTeam) -> list[HistoryEntry]:
+@owned.get("/history", responses=answers() | REFUSAL)
+def history(parts: Parts, owner: Owner) -> list[HistoryEntry]:
     """What was put in force, newest first."""
     with Session(parts.engine) as session:
         digests = dict(
-            session.execute(select(Package.version, Package.digest).where(Package.owner == team_id)).tuples().all()
+            session.execute(select(Package.version, Package.digest).where(Package.owner == owner)).tuples().all()
         )
-        rows = session.scalars(select(Release).where(Release.owner == team_id).order_by(Release.id.desc()).limit(500))
+        rows = session.scalars(select(Release).where(Release.owner == owner).order_by(Release.id.desc()).limit(500))
         return [
             HistoryEntry(environment=row.environment, version=row.version, digest=digests[row.version],
                          action=row.action, actor=row.actor, at=row.at, serial=row.serial)
@@ -183,46 +178,47 @@ def history(parts: Parts, team_id: TeamId, _: OfTeam) -> list[HistoryEntry]:
         ]  # fmt: skip
 
 
-@router.get("/teams/{team_id}/diff", response_class=Response, responses=answers(404) | REFUSAL | {
+@owned.get("/diff", response_class=Response, responses=answers(404) | REFUSAL | {
     200: {"content": {"text/x-diff": {}}, "description": "As `diff -u` tells it."}})  # fmt: skip
 def diff(
-    parts: Parts,
-    team_id: TeamId, _: OfTeam, old: Annotated[int, Query(alias="from", ge=1, lt=2**53)],
-    new: Annotated[int, Query(alias="to", ge=1, lt=2**53)],
+    parts: Parts, owner: Owner,
+    old: Annotated[int, Query(alias="from", ge=1, lt=2**53)], new: Annotated[int, Query(alias="to", ge=1, lt=2**53)],
 ) -> Response:  # fmt: skip
     """What differs between two versions."""
-    return Response(parts.publishing.diff(team_id, old, new), media_type="text/x-diff; charset=utf-8")
+    return Response(parts.publishing.diff(owner, old, new), media_type="text/x-diff; charset=utf-8")
 
 
-@router.post("/teams/{team_id}/rollback", responses=answers(404, 423) | REFUSAL)
-def rollback(parts: Parts, team_id: TeamId, who: OfTeam, wanted: Rollback) -> PublishedModel:
+@owned.post("/rollback", responses=answers(404, 423) | REFUSAL)
+def rollback(parts: Parts, owner: Owner, who: Calling, wanted: Rollback) -> PublishedModel:
     """Put an older version in force again. The platform may also while it is frozen."""
     force = who.kind == access.PLATFORM
-    done = parts.publishing.rollback(team_id, wanted.version, wanted.environment, who.name, force)
+    done = parts.publishing.rollback(owner, wanted.version, wanted.environment, who.name, force)
     return PublishedModel(**done._asdict())
 
 
-@router.post("/teams/{team_id}/promote", responses=answers(404, 423) | REFUSAL)
-def promote(parts: Parts, team_id: TeamId, who: OfTeam, wanted: Promotion) -> PublishedModel:
+@owned.post("/promote", responses=answers(404, 423) | REFUSAL)
+def promote(parts: Parts, owner: Owner, who: Calling, wanted: Promotion) -> PublishedModel:
     """Put what one environment has in force into another one."""
-    done = parts.publishing.promote(team_id, wanted.source, wanted.target, who.name)
+    done = parts.publishing.promote(owner, wanted.source, wanted.target, who.name)
     return PublishedModel(**done._asdict())
 
 
-@router.put("/teams/{team_id}/keys", responses=answers() | REFUSAL)
+@owned.put("/keys", responses=answers() | REFUSAL)
 def register(
-    parts: Parts, team_id: TeamId, who: OfPlatform, pem: Annotated[str, Body(embed=True, max_length=4000)]
+    parts: Parts, owner: Owner, who: OfPlatform, pem: Annotated[str, Body(embed=True, max_length=4000)]
 ) -> list[str]:
-    """Say which public keys (PEM) sign a team's artifacts: one, or two while one is replaced. Answers their ids."""
-    return _register(parts.engine, team_id, pem, who)
+    """Say which public keys (PEM) sign the owner's artifacts: one, or two while one is replaced. Answers their ids."""
+    keys = TrustedKeys.load(pem.encode(), "the request")
+    if len(keys) > 2:
+        raise HTTPException(422, "two keys can be valid at a time: leave out the older ones")
+    with Session(parts.engine) as session:
+        session.merge(OwnerKeys(owner=owner, pem=keys.pem().decode(), actor=who.name, at=datetime.now(UTC)))
+        session.commit()
+    return sorted(keys)
 
 
-@router.put("/platform/keys", responses=answers() | REFUSAL)
-def register_platform(
-    parts: Parts, who: OfPlatform, pem: Annotated[str, Body(embed=True, max_length=4000)]
-) -> list[str]:
-    """Say which public keys (PEM) sign the platform's part."""
-    return _register(parts.engine, PLATFORM_OWNER, pem, who)
+router.include_router(owned, prefix="/teams/{team_id}", dependencies=[Depends(_of_team)])
+router.include_router(owned, prefix="/platform", dependencies=[Depends(_of_platform)])
 
 
 @router.get("/teams", responses=answers())
@@ -393,16 +389,6 @@ async def _read(request: Request, limit: int) -> bytes:
         if len(content) > limit:
             raise HTTPException(413, f"it is larger than {limit:,} bytes")
     return bytes(content)
-
-
-def _register(engine: Engine, owner: str, pem: str, who: Caller) -> list[str]:
-    keys = TrustedKeys.load(pem.encode(), "the request")
-    if len(keys) > 2:
-        raise HTTPException(422, "two keys can be valid at a time: leave out the older ones")
-    with Session(engine) as session:
-        session.merge(OwnerKeys(owner=owner, pem=keys.pem().decode(), actor=who.name, at=datetime.now(UTC)))
-        session.commit()
-    return sorted(keys)
 
 
 def _teams(engine: Engine) -> list[TeamModel]:

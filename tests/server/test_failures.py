@@ -104,7 +104,7 @@ def test_while_the_database_is_gone_bundles_are_served_and_nothing_is_published(
 
 
 def test_a_full_disk_is_told_and_changes_nothing(tmp_path: Path) -> None:
-    """The database may not grow any more."""
+    """The database may not grow any more; then there is no room for the gate's files either."""
     server = Server(tmp_path / "server")
     server.start()
     try:
@@ -119,6 +119,9 @@ def test_a_full_disk_is_told_and_changes_nothing(tmp_path: Path) -> None:
         assert answer.status_code == 503, answer.text
         assert "nothing has changed" in told(answer)
         assert serial(server) == before
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+        answer = server.publish(good("alpha", 2))
+        assert (answer.status_code, "the server lacks something (File too large)" in told(answer)) == (503, True)
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         assert server.publish(good("alpha", 2)).status_code == 200
         eventually(lambda: serial(server) > before)

@@ -185,6 +185,20 @@ def test_the_platforms_part_reaches_every_bundle(server: Server) -> None:
     from tests.conftest import eventually
 
     eventually(reached)
+    history = server.ask("GET", "/platform/history").json()
+    assert [entry["version"] for entry in history[:2]] == [platform.version, before["version"]]
+    span = f"from={before['version']}&to={platform.version}"
+    assert '+deny contains "nobody"' in server.ask("GET", f"/platform/diff?{span}").text
+    assert "airflow/site/nobody.rego" in server.ask("GET", f"/platform/package?version={platform.version}").json()
+    promotion = {"from": "production", "to": "staging"}
+    assert server.ask("POST", "/platform/promote", json=promotion).json()["environment"] == "staging"
+    back = {"version": before["version"], "environment": "production"}
+    for path in ("history", f"diff?{span}", "package?version=1"):
+        assert server.ask("GET", f"/platform/{path}", "alpha").status_code == 403
+    for path, wanted in (("rollback", back), ("promote", promotion)):
+        assert server.ask("POST", f"/platform/{path}", "alpha", json=wanted).status_code == 403
+    assert server.ask("POST", "/platform/rollback", json=back).json()["version"] == before["version"]
+    eventually(lambda: not reached())
     bad = {**platform.files, "airflow/site/x.rego": b"package airflow.authz\n"}
     refused = server.publish(Artifact(PLATFORM, platform.version + 1, bad))
     assert refused.status_code == 422
