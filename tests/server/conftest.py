@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import create_engine
 
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, build_artifact
 from airflow_team_authz.bundles.platform_check import read_platform
@@ -83,15 +85,15 @@ class Server:
 
     def prepare(self) -> None:
         """Everybody's tokens, and the keys of those who publish."""
-        options = {
-            "platform": ["--platform"],
-            "alpha": ["--team", "alpha"],
-            "beta": ["--team", "beta"],
-            "reader": ["--reader"],
-            "narrow": ["--reader", "--bundle", "production.team.alpha"],
+        self.tokens["platform"] = self.command("token", "create", "--platform")
+        others = {
+            "alpha": {"kind": "team", "team_id": "alpha"},
+            "beta": {"kind": "team", "team_id": "beta"},
+            "reader": {"kind": "reader"},
+            "narrow": {"kind": "reader", "bundle": "production.team.alpha"},
         }
-        for name, arguments in options.items():
-            self.tokens[name] = self.command("token", "create", *arguments)
+        for name, wanted in others.items():
+            self.tokens[name] = self.ask("POST", "/tokens", json=wanted).json()["secret"]
         for owner, key in self.keys.items():
             self.register(owner, key.public.pem().decode())
 
@@ -146,6 +148,19 @@ def running(home: Path, database: str = "") -> Iterator[Server]:
 
 
 @contextmanager
+def beside(first: Server) -> Iterator[Server]:
+    """A second server process on the same database, for the same people."""
+    second = Server(first.home / "second", first.database)
+    second.key, second.keys, second.tokens = first.key, first.keys, first.tokens
+    (second.home / "signing").write_bytes(first.key.pem())
+    second.start()
+    try:
+        yield second
+    finally:
+        second.stop()
+
+
+@contextmanager
 def database_server(home: Path) -> Iterator[Postgres]:
     if programs() is None:
         assert "REQUIRE_ALL" not in os.environ
@@ -162,6 +177,17 @@ def database_server(home: Path) -> Iterator[Postgres]:
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     with database_server(tmp_path_factory.mktemp("postgres") / "server") as started:
         yield started
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> str:
+    """The address of a database of the test's own, on PostgreSQL."""
+    name = f"own_{secrets.token_hex(4)}"
+    engine = create_engine(postgres.url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return f"{postgres.url.rpartition('/')[0]}/{name}"
 
 
 @pytest.fixture(scope="package", params=["sqlite", "postgresql"])

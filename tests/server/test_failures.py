@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import threading
@@ -18,9 +17,8 @@ from airflow_team_authz.bundles.signing import TrustedKeys
 from airflow_team_authz.bundles.trusted import Trust
 from airflow_team_authz.engines.downloads import Downloaded
 from airflow_team_authz.server.database import Token
-from demo.airflow import free_port
 from tests.conftest import eventually
-from tests.server.conftest import Server, database_server, good, newest, of_platform, running, told
+from tests.server.conftest import Server, beside, database_server, good, newest, of_platform, running, told
 from tests.server.test_protocol import lent, opa
 
 
@@ -165,21 +163,13 @@ def test_an_opa_restarted_while_the_server_is_gone_still_answers(own_server: Ser
 
 
 def test_two_servers_on_one_database(own_server: Server) -> None:
-    second = Server(own_server.home / "second", own_server.database)
-    second.key, second.keys, second.tokens = own_server.key, own_server.keys, own_server.tokens
-    (second.home / "signing").write_bytes(own_server.key.pem())
-    second.url = f"http://127.0.0.1:{free_port()}"
-    second.start()
-    try:
+    with beside(own_server) as second:
         for version in range(1, 5):
             publisher, other = (own_server, second) if version % 2 else (second, own_server)
             answer = publisher.publish(good("alpha", version))
             assert answer.status_code == 200, answer.text
             expected = answer.json()["serial"]
             eventually(lambda other=other, expected=expected: serial_or_none(other) == expected)  # type: ignore[misc]
-    finally:
-        second.stop()
-    assert os.path.exists(own_server.home / "server.db")
 
 
 def serial_or_none(server: Server) -> int | None:
