@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from airflow_team_authz.bundles.archive import pack
 from airflow_team_authz.bundles.findings import Finding
 from airflow_team_authz.compile import CompileError, check_ownership, find_opa, merged, run_opa, shipped_policies
 
@@ -28,6 +29,21 @@ def check_platform(files: Mapping[str, bytes], opa: str | None = None) -> list[F
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             (staged / name).write_bytes(content)
         return found + list(_rego(staged, find_opa(opa), bool(tests)))
+
+
+def failing_tests(platform: Mapping[str, bytes], teams: Mapping[str, bytes], opa: str | None = None) -> str:
+    """What `opa test` says if the platform's own tests (of packages `airflow.…`) fail in the policy of all teams."""
+    tests = {name: text for name, text in platform.items() if name.endswith("_test.rego")}
+    if not tests:
+        return ""
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "whole.tar.gz").write_bytes(pack(merged({**platform, **teams}) | tests, level=1))
+        try:
+            # A team's rule may be called test_… without being one.
+            run_opa([find_opa(opa), "test", "--bundle", "--run", r"^data\.airflow\b", "whole.tar.gz"], Path(directory))
+        except CompileError as error:
+            return " ".join(str(error).split())[-300:]
+    return ""
 
 
 def _data(files: Mapping[str, bytes]) -> Iterator[Finding]:

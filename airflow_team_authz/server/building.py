@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from airflow_team_authz.bundles.aggregate import build
 from airflow_team_authz.bundles.artifact import Artifact, root
+from airflow_team_authz.bundles.platform_check import failing_tests
 from airflow_team_authz.bundles.signing import SigningKey
 from airflow_team_authz.compile import CompileError
 
@@ -27,10 +29,11 @@ class Withheld(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """All bundles that were built, and which packages are not in them."""
+    """All bundles that were built, which packages are not in them, and which of the platform's own tests fail."""
 
     bundles: dict[str, bytes]
     withheld: list[Withheld]
+    failing: str
 
 
 class Builder(NamedTuple):
@@ -56,8 +59,10 @@ class Builder(NamedTuple):
         while True:
             changed = None if only is None else {*only, *withheld}
             try:
-                bundles = build(environment, platform, used, serial, self.key, changed, self.opa)
-                return Whole(bundles, list(withheld.values()))
+                with ThreadPoolExecutor(1) as pool:
+                    testing = pool.submit(self._failing, platform, list(used.values()))
+                    bundles = build(environment, platform, used, serial, self.key, changed, self.opa)
+                    return Whole(bundles, list(withheld.values()), testing.result())
             except CompileError as error:
                 suspects = set(_PLACE.findall(str(error))) & used.keys() - withheld.keys() - {fresh}
                 broken = {team_id: why for team_id in suspects if (why := self._trouble(used[team_id]))}
@@ -67,6 +72,10 @@ class Builder(NamedTuple):
                 good = (artifact for artifact in earlier(team_id) if not self._trouble(artifact))
                 used[team_id] = next(good, _denies_all(team_id))
                 withheld[team_id] = Withheld(team_id, teams[team_id].version, used[team_id].version, why)
+
+    def _failing(self, platform: Artifact | None, teams: list[Artifact]) -> str:
+        files = {name: text for artifact in teams for name, text in artifact.files.items()}
+        return failing_tests(platform.files, files, self.opa) if platform else ""
 
     def _trouble(self, artifact: Artifact) -> str:
         """Why a package does not compile with the shipped policy alone."""

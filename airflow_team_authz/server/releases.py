@@ -24,7 +24,7 @@ from airflow_team_authz.bundles.findings import Finding
 from airflow_team_authz.bundles.gate import check_package
 from airflow_team_authz.bundles.platform_check import check_platform
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
-from airflow_team_authz.compile import CompileError
+from airflow_team_authz.compile import CompileError, merged
 from airflow_team_authz.server.building import Builder, Whole
 from airflow_team_authz.server.database import (
     Bundle,
@@ -202,7 +202,10 @@ class Releases:
         else:
             with Session(self._engine) as session:
                 platform = self._current(session, environment).get(PLATFORM)
-            findings = check_package(artifact.files, artifact.owner, platform.files if platform else None, self._opa)
+            # The platform's own tests are run while the bundles are built, in what all teams have.
+            findings = check_package(
+                artifact.files, artifact.owner, merged(platform.files if platform else {}), self._opa
+            )
         if findings:
             raise NotPublishable(findings)
 
@@ -242,12 +245,18 @@ class Releases:
         only = None if everything or fresh is None or fresh == PLATFORM else {fresh}
         earlier = partial(self._earlier, environment)
         try:
-            return self._builder.build(environment, platform, teams, serial, only, fresh, earlier)
+            whole = self._builder.build(environment, platform, teams, serial, only, fresh, earlier)
         except CompileError as error:
             if fresh is None:
                 raise
             told, help_ = " ".join(str(error).split())[:500], "see which rule it is; what is in force stays"
             raise NotPublishable([Finding("merged", root(fresh), 1, told, help_)]) from None
+        # Going back is not held up: it may be what repairs them.
+        if whole.failing and change is not None and change.action != "rollback":
+            told = f"together with all teams, the platform's own tests fail: {whole.failing}"
+            help_ = "ask the platform team which rule of yours they meet"
+            raise NotPublishable([Finding("platform-tests", root(change.artifact.owner), 1, told, help_)])
+        return whole
 
     def _commit(
         self, environment: str, before: int, serial: int, maker: str, whole: Whole, change: _Change | None

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from airflow_team_authz.bundles.gate import check_package, read_package
-from airflow_team_authz.bundles.platform_check import check_platform, read_platform
+from airflow_team_authz.bundles.platform_check import check_platform, failing_tests, read_platform
 from airflow_team_authz.cli import app
 from airflow_team_authz.compile import CompileError, shipped_policies
 from tests.conftest import REPOSITORY
@@ -181,6 +181,14 @@ def test_the_platforms_own_part_is_checked() -> None:
         assert {finding.rule for finding in found} == {rule}, found
     stranger = {"airflow/site/x.rego": b"package airflow.authz.guardrails\n\nx := 1\n"}
     assert "declares package airflow.authz.guardrails" in check_platform({**platform, **stranger})[0].message
+
+
+def test_the_platforms_own_tests_are_run_with_all_teams_and_nobody_elses() -> None:
+    platform = read_platform(REPOSITORY / "policies")
+    called_test = {"teams/alpha/alpha.rego": b"package teams.alpha\n\ntest_of_nothing := false\n"}
+    assert failing_tests(platform, called_test) == ""
+    met = {"airflow/site/x_test.rego": b"package airflow.site_test\n\ntest_x if data.teams.alpha.test_of_nothing\n"}
+    assert "data.airflow.site_test.test_x: FAIL" in failing_tests({**platform, **met}, called_test)
 
 
 def test_errors_of_ours_are_none_of_the_packages(tmp_path: Path) -> None:

@@ -205,6 +205,28 @@ def test_the_platforms_part_reaches_every_bundle(server: Server) -> None:
     assert "declares package airflow.authz" in refused.json()["findings"][0]["message"]
 
 
+def test_the_platforms_own_tests_pass_in_what_all_teams_have(own_server: Server) -> None:
+    test = b"""package airflow.site_whole_test
+
+test_only_one_of_them_lends if not both
+
+both if {
+	data.teams.alpha.allow
+	data.teams.beta.allow
+}
+"""
+    platform = of_platform()
+    tested = Artifact(PLATFORM, 1, {**platform.files, "airflow/site/whole_test.rego": test})
+    assert own_server.publish(tested).status_code == 200
+    assert own_server.publish(good("alpha", 1)).status_code == 200
+    refused = own_server.publish(good("beta", 1))
+    assert [finding["rule"] for finding in refused.json()["findings"]] == ["platform-tests"]
+    assert "test_only_one_of_them_lends: FAIL" in refused.json()["findings"][0]["message"]
+    assert own_server.publish(Artifact(PLATFORM, 2, platform.files)).status_code == 200
+    assert own_server.publish(good("beta", 1)).status_code == 200
+    assert own_server.publish(Artifact(PLATFORM, 3, tested.files)).status_code == 422
+
+
 def test_many_publish_at_once_and_nothing_is_lost(server: Server) -> None:
     names = [f"many_{i}" for i in range(6)]
     for name in names:
