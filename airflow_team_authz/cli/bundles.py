@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from airflow_team_authz.cli.calls import ServerOption, TokenOption, ask
 from airflow_team_authz.cli.console import Output, OutputOption, UserError, one_line, print_columns, print_json
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A policy directory, as `team-authz init` writes it.")]
@@ -71,20 +72,14 @@ def build(
 
 def publish(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="What `team-authz bundle build` has made.")],
-    server: Annotated[
-        str, typer.Option(envvar="TEAM_AUTHZ_SERVER", metavar="URL", help="The bundle server: https://bundles.example.")
-    ],
-    token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The token. Else TEAM_AUTHZ_TOKEN in the environment.")
-    ] = None,
+    server: ServerOption,
+    token_file: TokenOption = None,
     environment: Annotated[str | None, typer.Option(metavar="NAME", help="Else the server's first.")] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Send an artifact to a bundle server, which checks it again and puts it in force. Exit code 1: refused."""
     from airflow_team_authz.bundles.archive import BundleRefused, read_manifest, unpack
     from airflow_team_authz.bundles.artifact import PLATFORM
-    from airflow_team_authz.bundles.findings import Finding
-    from airflow_team_authz.cli.bundle_check import show
 
     try:
         content = artifact.read_bytes()
@@ -92,17 +87,9 @@ def publish(
     except (OSError, KeyError, BundleRefused) as error:
         raise UserError(f"{artifact} is no artifact of `team-authz bundle build`: {error}") from None
     path = "platform/package" if owner == PLATFORM else f"teams/{owner}/package"
-    status, answer = _put(f"{server.rstrip('/')}/{path}", content, token_file, environment)
-    if status == 422 and "findings" in answer:
-        show([Finding(**found) for found in answer["findings"]], output)
-        raise typer.Exit(1)
-    if status >= 400:
-        told = answer.get("error") or answer.get("detail") or "no reason given"
-        if status in {409, 422, 423}:
-            print_json(answer) if output is Output.JSON else print_columns([["refused", one_line(str(told))]])
-            raise typer.Exit(1)
-        raise UserError(f"{server} answers {status}: {one_line(str(told))}")
-    told = f"version {answer.get('version')} of {owner}, serial {answer.get('serial')}"
+    chosen = {"environment": environment} if environment else {}
+    answer = ask("PUT", server, path, token_file, output, params=chosen, content=content)
+    told = f"version {answer['version']} of {owner}, serial {answer['serial']}"
     print_json(answer) if output is Output.JSON else print_columns([["published", told]])
 
 
@@ -155,31 +142,6 @@ def push(
     except PushFailed as error:
         raise UserError(str(error)) from None
     print_json(written) if output is Output.JSON else print_columns([["wrote", target] for target in written])
-
-
-def _put(url: str, content: bytes, token_file: Path | None, environment: str | None) -> tuple[int, dict[str, Any]]:
-    import os
-
-    import httpx
-
-    try:
-        token = token_file.read_text().strip() if token_file else os.environ.get("TEAM_AUTHZ_TOKEN", "")
-    except OSError as error:
-        raise UserError(f"{token_file} cannot be read: {error.strerror}") from None
-    if not token:
-        raise UserError("name the file with the token by --token-file, or put the token into TEAM_AUTHZ_TOKEN")
-    try:
-        answer = httpx.put(
-            url,
-            content=content,
-            params={"environment": environment} if environment else {},
-            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"},
-            timeout=120,
-        )
-        body = answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise UserError(f"{url} cannot be asked: {error}") from None
-    return answer.status_code, body if isinstance(body, dict) else {}
 
 
 def _only_team(directory: Path) -> str:

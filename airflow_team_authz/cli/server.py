@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from airflow_team_authz.cli import server_calls
 from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-app = typer.Typer(no_args_is_help=True, help="Run the bundle server, and make tokens for it.")
+app = typer.Typer(no_args_is_help=True, help="Run the bundle server, make tokens for it, freeze it, see its clients.")
+app.command("freeze")(server_calls.freeze)
+app.command("thaw")(server_calls.thaw)
+app.command("status")(server_calls.status)
 token_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke tokens, directly in the database.")
 app.add_typer(token_app, name="token")
 

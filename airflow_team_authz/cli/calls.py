@@ -1,0 +1,59 @@
+"""How commands ask a bundle server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from airflow_team_authz.cli.console import Output, UserError, one_line, print_columns, print_json
+
+ServerOption = Annotated[
+    str, typer.Option("--server", envvar="TEAM_AUTHZ_SERVER", metavar="URL", help="Such as https://bundles.example.")
+]
+TokenOption = Annotated[
+    Path | None,
+    typer.Option("--token-file", metavar="FILE", help="The token. Else TEAM_AUTHZ_TOKEN in the environment."),
+]
+
+
+def ask(method: str, server: str, path: str, token_file: Path | None, output: Output, **more: Any) -> Any:
+    """The answer: what its JSON says, or its text. Exit code 1 if the server refuses, and why is printed."""
+    import httpx
+
+    from airflow_team_authz.bundles.findings import Finding
+    from airflow_team_authz.cli.bundle_check import show
+
+    url = f"{server.rstrip('/')}/{path}"
+    headers = {"Authorization": f"Bearer {_token(token_file)}"}
+    try:
+        answer = httpx.request(method, url, headers=headers, timeout=120, **more)
+        is_text = answer.headers.get("Content-Type", "").startswith("text/x-diff")
+        told = answer.text if is_text else answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UserError(f"{url} cannot be asked: {error}") from None
+    except ValueError:
+        raise UserError(f"{url} answers {answer.status_code}, and not as a bundle server does: see --server") from None
+    if answer.is_success:
+        return told
+    problem = told if isinstance(told, dict) else {}
+    if findings := problem.get("findings"):
+        show([Finding(**found) for found in findings], output)
+        raise typer.Exit(1)
+    why = one_line(str(problem.get("error") or problem.get("detail") or "no reason given"))
+    if answer.status_code in {409, 422, 423}:
+        print_json(problem) if output is Output.JSON else print_columns([["refused", why]])
+        raise typer.Exit(1)
+    raise UserError(f"{server} answers {answer.status_code}: {why}")
+
+
+def _token(file: Path | None) -> str:
+    try:
+        token = file.read_text().strip() if file else os.environ.get("TEAM_AUTHZ_TOKEN", "")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    if not token:
+        raise UserError("name the file with the token by --token-file, or put the token into TEAM_AUTHZ_TOKEN")
+    return token
