@@ -221,7 +221,7 @@ class Releases:
         with self._building[environment]:
             for _ in range(_ATTEMPTS):
                 before = self._before(environment)
-                maker = made_by(*self._builder)
+                maker = made_by(self._builder.key, self._opa)
                 if change is None and (before.serial == 0 or before.made_by == maker):
                     return 0, []
                 # By the clock, so that clients take what a server builds whose database was lost.

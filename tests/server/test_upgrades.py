@@ -66,6 +66,12 @@ def test_a_new_opa_and_a_new_shipped_policy_reach_every_bundle(own_server: Serve
     restarted()
     time.sleep(1)
     assert serial(own_server, "production.team.alpha") == before
+    failing = tmp_path / "failing-opa"
+    failing.write_text('#!/bin/sh\n[ "$1" = version ] && echo Version: 9.9.8\n')
+    failing.chmod(0o755)
+    restarted("--opa", str(failing))
+    eventually(lambda: "production are still those of another key, package or OPA" in own_server.log())
+    assert serial(own_server, "production.team.alpha") == before
     newer = tmp_path / "newer-opa"
     newer.write_text(f'#!/bin/sh\n[ "$1" = version ] && echo Version: 9.9.9 || exec "{find_opa()}" "$@"\n')
     newer.chmod(0o755)
