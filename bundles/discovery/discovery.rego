@@ -13,6 +13,7 @@ configuration := {
 		"resource": $"{name}.tar.gz",
 		"persist": true,
 		"signing": {"scope": $"bundles/{name}"},
+		"size_limit_bytes": 67108864,
 		"polling": {"min_delay_seconds": 2, "max_delay_seconds": 5},
 	}},
 	"default_decision": "airflow/authz/decision",

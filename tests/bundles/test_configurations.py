@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from airflow_team_authz.bundles.aggregate import build
+from airflow_team_authz.bundles.aggregate import build, scope
+from airflow_team_authz.bundles.archive import pack, unpack
 from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.bundles.push import PushFailed, push
-from airflow_team_authz.bundles.signing import SigningKey
+from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey
 from airflow_team_authz.bundles.trusted import Trust
 from airflow_team_authz.compile import find_opa
 from airflow_team_authz.engines import DecisionPoint
@@ -26,6 +28,10 @@ from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
 from demo.airflow import free_port
 from tests.bundles.conftest import lends
 from tests.conftest import REPOSITORY, eventually
+from tests.engines.test_downloads import Web
+
+# What a test asks OPA for to wait less.
+HURRIED = "--set=bundles.airflow.polling.min_delay_seconds=1,bundles.airflow.polling.max_delay_seconds=1"
 
 NGINX = """
 daemon off; pid {place}/nginx.pid; error_log stderr warn; worker_processes 1;
@@ -88,7 +94,7 @@ def started(command: list[str], place: Path, environment: dict[str, str]) -> Ite
 
 
 @contextmanager
-def opa(configuration: str, key: SigningKey, place: Path, **environment: str) -> Iterator[OpaServer]:
+def opa(configuration: str, key: SigningKey, place: Path, *options: str, **environment: str) -> Iterator[OpaServer]:
     """An OPA with a configuration of `bundles/` and the keys that `team-authz keys show --opa` prints."""
     (place / "key.pub").write_bytes(key.public.pem())
     keys = subprocess.run(
@@ -97,7 +103,7 @@ def opa(configuration: str, key: SigningKey, place: Path, **environment: str) ->
     (place / "opa.yaml").write_text((REPOSITORY / "bundles" / configuration).read_text() + keys.stdout)
     (place / "token").write_text("secret")
     address = f"unix://{place}/opa.sock"
-    command = [find_opa(), "run", "--server", "--config-file", str(place / "opa.yaml"), "--addr", address]
+    command = [find_opa(), "run", "--server", "--config-file", str(place / "opa.yaml"), "--addr", address, *options]
     environment |= {"BUNDLE_TOKEN_FILE": str(place / "token"), "HOST_NAME": "here"}
     with started([*command, "--skip-version-check", "--log-level-request", "debug"], place, environment):
         yield OpaServer(address, deadline_ms=5_000)
@@ -142,6 +148,56 @@ def test_from_a_web_server(
             written = client.put("http://localhost/v1/policies/mine", content="package airflow.site")
         assert written.status_code == 400
         assert "bundle" in written.text
+
+
+def bad_ones(bundle: bytes, key: SigningKey) -> dict[str, bytes]:
+    """What is not to be trusted, made of a bundle that is; by what an OPA says of it."""
+    files = unpack(bundle)
+    patch = {"data": [{"op": "upsert", "path": "/airflow/revisions/serial", "value": 9}]}
+    return {
+        "digest mismatch": pack(files | {"airflow/revisions/data.json": b"{}"}),
+        "unexpected EOF": bundle[: len(bundle) // 2],
+        "gzip: invalid header": b"<html>sign in</html>",
+        "verification key corresponding to ID .* not found": pack(SigningKey.new().sign(files, scope("production"))),
+        "scope mismatch": pack(key.sign(files, scope("staging"))),
+        "missing .signatures.json": pack({name: files[name] for name in files.keys() - {SIGNATURES}}),
+        "delta bundles do not support signature verification": pack(
+            {"patch.json": json.dumps(patch).encode(), ".manifest": files[".manifest"]}
+        ),
+        "exceeds configured size_limit_bytes": pack(
+            key.sign(files | {"x.rego": b"package x #" + bytes(64 << 20)}, scope("production")), level=1
+        ),
+    }
+
+
+def test_the_last_good_one_stays_in_force(key: SigningKey, tmp_path: Path) -> None:
+    lending, other = (
+        build("production", None, {"alpha": lends("alpha", connection)}, serial, key)["production"]
+        for serial, connection in ((7, "pg"), (8, "other"))
+    )
+    with Web() as web:
+        address = f"http://127.0.0.1:{web.server_port}"
+
+        def said(told: str) -> bool:
+            return any(re.search(told, str(status.get("bundles"))) for status in web.told)
+
+        web.content = lending
+        with opa("opa.yaml", key, tmp_path, HURRIED, BUNDLE_SERVER_URL=address) as server:
+            eventually(lambda: lent(server, "alpha") == (True, "7"))
+            for told, web.content in bad_ones(other, key).items():
+                eventually(lambda told=told: said(told))  # type: ignore[misc]
+                assert lent(server, "alpha") == (True, "7"), told
+            web.status = 500
+            eventually(lambda: said("server replied with Internal Server Error"))
+            assert lent(server, "alpha") == (True, "7")
+            web.status, web.content = 200, other
+            eventually(lambda: lent(server, "alpha") == (False, "8"))
+            # An OPA keeps no serial: docs/bundles.md says what that means.
+            web.content = lending
+            eventually(lambda: lent(server, "alpha") == (True, "7"))
+        web.shutdown()
+    with opa("opa.yaml", key, tmp_path, HURRIED, BUNDLE_SERVER_URL=address) as server:
+        eventually(lambda: lent(server, "alpha") == (True, "7"))
 
 
 @pytest.mark.parametrize(("team_id", "answers"), [("alpha", ONLY_ALPHA), ("", ALL_TEAMS)])
