@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from airflow_team_authz.bundles.aggregate import build
+from airflow_team_authz.bundles.aggregate import build, scope
+from airflow_team_authz.bundles.archive import pack, unpack
 from airflow_team_authz.bundles.artifact import Artifact
-from airflow_team_authz.bundles.signing import SigningKey
+from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey
 from airflow_team_authz.bundles.trusted import Trust
 from airflow_team_authz.engines import DecisionPoint, downloads
 from airflow_team_authz.engines.downloads import Downloaded, bundle_name, shared_place
@@ -182,36 +183,41 @@ def test_a_store_of_files(bundle: Callable[[int], bytes], open_engine: Any, tmp_
     eventually(lambda: version(point) == 11)
 
 
-BAD: dict[str, tuple[Callable[[Callable[[int], bytes]], bytes], str]] = {
-    "older, replayed": (lambda bundle: bundle(8), "it is older, 8, than what was there before, 10"),
-    "truncated": (lambda bundle: bundle(12)[:-20], "cannot be read"),
+Make = Callable[[int], bytes]
+BAD: dict[str, tuple[Callable[[Make, SigningKey], bytes], str]] = {
+    "older, replayed": (lambda bundle, _: bundle(8), "it is older, 8, than what was there before, 10"),
+    "truncated": (lambda bundle, _: bundle(12)[:-20], "cannot be read"),
+    "changed": (lambda bundle, _: pack(unpack(bundle(12)) | {"data.json": b"{}"}), "data.json is not what was signed"),
+    "unsigned": (
+        lambda bundle, _: pack({n: c for n, c in unpack(bundle(12)).items() if n != SIGNATURES}),
+        "not signed",
+    ),
+    "a delta": (
+        lambda bundle, key: pack(key.sign({"patch.json": b"{}", **unpack(bundle(12))}, scope(NAME))),
+        "it is a delta bundle",
+    ),
     "signed by somebody else": (
-        lambda _: build("production", None, {}, 13, SigningKey.new())[NAME],
+        lambda bundle, _: pack(SigningKey.new().sign(unpack(bundle(12)), scope(NAME))),
         "which is not trusted here",
     ),
-    "for another environment": (lambda _: b"", ""),
-    "nonsense": (lambda _: b"<html>sign in</html>", "cannot be read"),
-    "too large": (lambda _: os.urandom(1 << 20) * 65, "larger than 64 MiB"),
+    "for another environment": (
+        lambda bundle, key: pack(key.sign(unpack(bundle(12)), scope("staging.wasm"))),
+        "signed for 'bundles/staging.wasm'",
+    ),
+    "nonsense": (lambda *_: b"<html>sign in</html>", "cannot be read"),
+    "too large": (lambda *_: os.urandom(1 << 20) * 65, "larger than 64 MiB"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_not_to_be_trusted_changes_nothing(
-    case: str,
-    web: Web,
-    bundle: Callable[[int], bytes],
-    key: SigningKey,
-    open_engine: Any,
-    caplog: pytest.LogCaptureFixture,
+    case: str, web: Web, bundle: Make, key: SigningKey, open_engine: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     web.content = bundle(10)
     engine, point = open_engine(web.url)
     assert version(point) == 10
     make, told = BAD[case]
-    if case == "for another environment":
-        web.content, told = build("staging", None, {}, 14, key)["staging.wasm"], "signed for 'bundles/staging.wasm'"
-    else:
-        web.content = make(bundle)
+    web.content = make(bundle, key)
     eventually(lambda: any(told in error for error in errors(caplog)))
     time.sleep(0.3)
     assert version(point) == 10
