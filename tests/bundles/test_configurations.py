@@ -209,9 +209,13 @@ def test_discovered(
     command = [find_opa(), "build", "--bundle", str(REPOSITORY / "bundles" / "discovery"), "--signing-alg", "ES256"]
     signed = ["--signing-key", "key", "--claims-file", "claims.json", "--output", str(built / "discovery.tar.gz")]
     subprocess.run([*command, *signed], cwd=tmp_path, check=True)
-    with opa("discovery.yaml", key, tmp_path, WEB_SERVER_URL=nginx, TEAM_ID=team_id) as server:
-        eventually(lambda: lent(server, "alpha") is not None)
-        assert {team: lent(server, team) for team in ("alpha", "beta")} == answers
+    with Web() as web:
+        known = {"WEB_SERVER_URL": nginx, "BUNDLE_SERVER_URL": f"http://127.0.0.1:{web.server_port}"}
+        with opa("discovery.yaml", key, tmp_path, TEAM_ID=team_id, **known) as server:
+            eventually(lambda: lent(server, "alpha") is not None)
+            assert {team: lent(server, team) for team in ("alpha", "beta")} == answers
+            eventually(lambda: "'active_revision': '7-" in str([status.get("bundles") for status in web.told]))
+        web.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,54 @@
+"""What engines refuse is an alarm at the server that they report to."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from airflow_team_authz.bundles.archive import pack, unpack
+from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.engines.downloads import Downloaded
+from airflow_team_authz.server.database import Bundle, connect
+from tests.conftest import eventually
+from tests.server.conftest import Server
+from tests.server.test_protocol import lent, opa, publish
+
+
+def spoil(server: Server, name: str) -> None:
+    """As somebody does who can write into the database, and has no key."""
+    files = unpack(server.bundle(name).content)
+    changed = {"etag": "spoilt", "content": pack(files | {"data.json": b'{"spoilt": true}'})}
+    engine = connect(server.database)
+    with Session(engine) as session:
+        session.execute(update(Bundle).where(Bundle.name == name).values(changed))
+        session.commit()
+    engine.dispose()
+
+
+def test_what_is_refused_is_an_alarm_until_there_is_better(server: Server, tmp_path: Path) -> None:
+    first = publish(server)
+    (tmp_path / "token").write_text(server.tokens["reader"])
+    trust = Trust(server.home / "trusted.pub", "production.wasm")
+    address = f"{server.url}/bundles/production.wasm"
+
+    def alarms(told: str) -> list[str]:
+        """The kinds of the clients with such an alarm."""
+        states = server.ask("GET", "/status").json()
+        return sorted(state["kind"].split()[0] for state in states if told in str(state["alarms"]))
+
+    with (
+        closing(Downloaded(address, tmp_path / "state", trust, tmp_path / "token")) as own,
+        opa(server, "opa.yaml", tmp_path / "spoilt", "reader") as other,
+    ):
+        eventually(lambda: lent(own) == lent(other) == (True, first))
+        for name in ("production", "production.wasm"):
+            spoil(server, name)
+        eventually(lambda: alarms("production.wasm: bundle_error data.json is not") == ["airflow_team_authz"])
+        eventually(lambda: alarms("not included in bundle signature") == ["opa"])
+        assert lent(own) == lent(other) == (True, first)
+        second = publish(server, connection="other")
+        eventually(lambda: lent(own) == lent(other) == (False, second))
+        eventually(lambda: alarms("bundle_error") == [])
