@@ -85,7 +85,7 @@ class Settings(BaseModel):
     )
     state: Path | None = Field(
         None,
-        description="Directory for the last good bundle of an address, and for the Dag processor's last answers about "
+        description="Directory for the last good signed bundle, and for the Dag processor's last answers about "
         "pools, for when nothing better can be had. Unset: team_authz in AIRFLOW_HOME.",
     )
 

@@ -56,11 +56,10 @@ def open_engine(settings: EngineSettings) -> Engine:
     from airflow_team_authz.bundles.trusted import Trust
     from airflow_team_authz.engines.downloads import Downloaded, bundle_name, shared_place
 
-    trust = Trust(settings.policy_keys_file, bundle_name(str(settings.policy)))
-    if isinstance(settings.policy, str):
-        place = shared_place(settings.state or default_state(), settings.policy)
-        return Downloaded(settings.policy, place, trust, settings.policy_token_file)
-    return InProcess(settings.policy or packaged_baseline(), settings.opa, trust)
+    policy = settings.policy or packaged_baseline()
+    url = policy if isinstance(policy, str) else f"file://{policy.absolute()}"
+    place = shared_place(settings.state or default_state(), url)
+    return Downloaded(url, place, Trust(settings.policy_keys_file, bundle_name(url)), settings.policy_token_file)
 
 
 def default_state() -> Path:

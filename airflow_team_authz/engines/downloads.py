@@ -1,4 +1,4 @@
-"""The in-process engine over a bundle from elsewhere: a bundle server, any web server, or an object store.
+"""The in-process engine over a signed bundle: of a bundle server, any web server, an object store, or a file.
 
 One process of the host downloads, all of them watch the file that it puts there: so what has arrived is in force
 everywhere at the same time, and whoever starts while the server is down has the last good one.
@@ -16,6 +16,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from urllib.parse import urlsplit
 
 from airflow_team_authz.bundles.archive import MAX_BYTES, BundleRefused
 from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.compile import fingerprint
 from airflow_team_authz.engines import Reply
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import PolicyBroken
@@ -37,6 +39,8 @@ STATUS_SECONDS = 30.0
 _LEAD_SECONDS = 1.0
 _TIMEOUT_SECONDS = 10.0
 _MAX_PAUSE_SECONDS = 30.0
+# What is near is asked this often, also after a bad bundle.
+_LOOK_SECONDS = 0.1
 _TOKEN_REFUSED = (401, 403)
 
 
@@ -49,7 +53,9 @@ class Fetched(NamedTuple):
 
 
 class Store(Protocol):
-    """Where bundles come from."""
+    """Where bundles come from. One that is ``near`` is asked at start too, and all the time: it costs nothing."""
+
+    near: bool
 
     def fetch(self, tag: str, wait: int) -> Fetched:
         """The bundle, or no content if it still has this tag. Any exception means that it cannot be had."""
@@ -73,10 +79,17 @@ class Downloaded:
         self._pid = os.getpid()
         self._trouble = ""
         self._tag = ""
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise PolicyBroken(f"[team_authz] state has no place for the last good bundle: {_told(error)}") from None
         self._engine = self._open()
 
     def _open(self) -> InProcess:
+        if self._store.near:
+            # Whatever is wrong with it is told when the thread asks again.
+            with suppress(Exception):
+                self._keep(self._store.fetch("", 0))
         try:
             return InProcess(self._file, trust=self._trust, settled=True)
         except PolicyBroken as kept:
@@ -120,6 +133,7 @@ class Downloaded:
         """Download whenever no other process of the host does."""
         lock: IO[bytes] | None = None
         pause, failures = 0.0, 0
+        usual, longest = (_LOOK_SECONDS,) * 2 if self._store.near else (POLL_SECONDS, _MAX_PAUSE_SECONDS)
         while not self._stop.wait(pause):
             try:
                 lock = lock or self._lead()
@@ -133,12 +147,12 @@ class Downloaded:
                     self._engine.look_now()
                 # Who says that it lets us wait, and does not, is not asked without end.
                 waited = fetched.content is not None or time.monotonic() - asked > _LEAD_SECONDS
-                pause, failures = 0.0 if fetched.waits and fetched.tag and waited else POLL_SECONDS, 0
+                pause, failures = 0.0 if fetched.waits and fetched.tag and waited else usual, 0
                 self._tell("")
             except Exception as error:
                 # All of them: a thread that ends would leave everybody with an old policy, without a word.
                 failures += 1
-                pause = min(_MAX_PAUSE_SECONDS, 2.0 ** min(failures, 10)) * random.uniform(0.5, 1)  # noqa: S311
+                pause = min(longest, 2.0 ** min(failures, 10)) * random.uniform(0.5, 1)  # noqa: S311
                 self._tell(_told(error))
         if lock is not None:
             lock.close()
@@ -157,26 +171,33 @@ class Downloaded:
     def _keep(self, fetched: Fetched) -> None:
         """Put a bundle that is to be trusted, and newer than the present one, in its place at once and as a whole."""
         if fetched.content is not None:
-            opened = self._trust.open(fetched.content)
-            present = self._present()
-            if opened.serial < present:
-                raise BundleRefused(f"it is older, {opened.serial}, than what was there before, {present}")
-            fresh = self._file.with_name(f".{os.getpid()}.{threading.get_ident()}")
-            try:
-                with fresh.open("wb") as file:
-                    file.write(fetched.content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                fresh.replace(self._file)
-            finally:
-                fresh.unlink(missing_ok=True)
+            serial = self._trust.open(fetched.content).serial
+            kept, present = self._present()
+            if serial < present:
+                raise BundleRefused(f"it is older, {serial}, than what was there before, {present}")
+            # What is there already is left alone: all processes would load it again.
+            if fetched.content != kept:
+                self._write(fetched.content)
         self._tag = fetched.tag
 
-    def _present(self) -> int:
+    def _write(self, content: bytes) -> None:
+        fresh = self._file.with_name(f".{os.getpid()}.{threading.get_ident()}")
         try:
-            return self._trust.open(self._file.read_bytes()).serial
+            with fresh.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self._file)
+        finally:
+            fresh.unlink(missing_ok=True)
+
+    def _present(self) -> tuple[bytes, int]:
+        """What is there, and its serial; nothing and 0 if it is not to be trusted."""
+        try:
+            content = self._file.read_bytes()
+            return content, self._trust.open(content).serial
         except (OSError, BundleRefused):
-            return 0
+            return b"", 0
 
     def _tell(self, trouble: str) -> None:
         """Log a change of state, not each attempt."""
@@ -231,12 +252,16 @@ def shared_place(state: Path, url: str) -> Path:
 
 
 def open_store(url: str, token_file: Path | None) -> Store:
-    """By the address: the web's, or whatever fsspec knows."""
-    return _Web(url, token_file) if url.startswith(("http://", "https://")) else _ObjectStore(url)
+    """By the address: the web's, a file's, or whatever fsspec knows."""
+    if url.startswith(("http://", "https://")):
+        return _Web(url, token_file)
+    return _File(Path(url.removeprefix("file://"))) if url.startswith("file://") else _ObjectStore(url)
 
 
 class _Web:
     """A bundle server that lets us wait for a new bundle, as OPA does, or any other server that knows ETags."""
+
+    near = False
 
     def __init__(self, url: str, token_file: Path | None) -> None:
         self._url = url
@@ -266,8 +291,31 @@ class _Web:
             return Fetched(bytes(content), answer.headers.get("ETag", ""), waits)
 
 
+class _File:
+    """A file of this host, which somebody may be writing still: two looks in a row have to agree."""
+
+    near = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def fetch(self, tag: str, wait: int) -> Fetched:  # noqa: ARG002 - it is asked often
+        """See ``Store``."""
+        seen, now = "", fingerprint(self._path)
+        while now not in (tag, seen):
+            time.sleep(_LOOK_SECONDS)
+            seen, now = now, fingerprint(self._path)
+        if now == tag:
+            return Fetched(None, tag)
+        if self._path.stat().st_size > MAX_BYTES:
+            raise BundleRefused(f"it is larger than {MAX_BYTES >> 20} MiB")
+        return Fetched(self._path.read_bytes(), now)
+
+
 class _ObjectStore:
-    """S3, Google's, Azure's, files: as fsspec has them, with the credentials of the environment."""
+    """S3, Google's, Azure's: as fsspec has them, with the credentials of the environment."""
+
+    near = False
 
     def __init__(self, url: str) -> None:
         self._url = url

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey
 from airflow_team_authz.bundles.trusted import Trust
 from airflow_team_authz.engines import DecisionPoint, downloads
+from airflow_team_authz.engines.choice import open_engine as open_configured
 from airflow_team_authz.engines.downloads import Downloaded, bundle_name, shared_place
 from airflow_team_authz.model import Evaluations, PolicyBroken, Resource, Subject
 from airflow_team_authz.settings import SettingsError, parse_settings
@@ -135,6 +137,33 @@ def version(point: DecisionPoint) -> object:
     return point.decide(QUESTION).decisions[0].team_version
 
 
+def test_without_a_place_for_the_last_good_one_it_is_told(web: Web, trust: Trust, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("")
+    with pytest.raises(PolicyBroken, match=r"^\[team_authz\] state has no place for the last good bundle: .*Not a dir"):
+        Downloaded(web.url, tmp_path / "state" / "place", trust)
+
+
+_ASK = """
+import sys
+from pathlib import Path
+from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.engines import DecisionPoint, downloads
+from airflow_team_authz.engines.downloads import Downloaded
+from airflow_team_authz.model import Evaluations, Resource, Subject
+downloads._MAX_PAUSE_SECONDS = 0.1
+point = DecisionPoint(Downloaded(sys.argv[1], Path(sys.argv[2]), Trust(Path(sys.argv[3]), "production.wasm")))
+question = Evaluations(Subject("user", "gus"), "read", [Resource("connection", "alpha", "pg")])
+for _ in sys.stdin:
+    (decision,), revision = point.decide(question)
+    print(revision.partition("-")[0], decision.team_version, decision.allow, flush=True)
+"""
+
+
+def asking(url: str, place: Path, trust: Trust) -> list[str]:
+    """A process of its own that prints a decision, of which serial and version, for each line that it is given."""
+    return [sys.executable, "-c", _ASK, url, str(place), str(trust.keys_file)]
+
+
 def test_what_arrives_is_in_force(web: Web, bundle: Callable[[int], bytes], open_engine: Any, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret-token\n")
     web.content = bundle(10)
@@ -174,13 +203,31 @@ def test_a_server_that_only_says_that_it_waits_is_asked_now_and_then(
     assert 5 <= len(web.asked) <= 15  # one each 0.1 seconds, as the fixture has it
 
 
-def test_a_store_of_files(bundle: Callable[[int], bytes], open_engine: Any, tmp_path: Path) -> None:
+def test_of_a_file_too_the_last_good_one_stays_also_after_a_restart(
+    bundle: Callable[[int], bytes], trust: Trust, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / f"{NAME}.tar.gz"
     file.write_bytes(bundle(10))
-    _, point = open_engine(file.as_uri())
-    assert version(point) == 10
-    file.write_bytes(bundle(11))
-    eventually(lambda: version(point) == 11)
+    said = {"policy": str(file), "policy_keys_file": str(trust.keys_file), "state": str(tmp_path / "state")}
+    settings = parse_settings(said)
+    with closing(DecisionPoint(open_configured(settings))) as point:
+        assert version(point) == 10
+        file.write_bytes(bundle(11))
+        eventually(lambda: version(point) == 11)
+    for content, told in ((b"nonsense", "cannot be read"), (bundle(8), "it is older, 8,"), (None, "No such file")):
+        with closing(DecisionPoint(open_configured(settings))) as point:
+            assert version(point) == 11
+            file.unlink() if content is None else file.write_bytes(content)
+            eventually(lambda told=told: any(told in error for error in errors(caplog)))  # type: ignore[misc]
+            assert version(point) == 11
+    with closing(DecisionPoint(open_configured(settings))) as point:
+        assert version(point) == 11
+        file.write_bytes(bundle(12))
+        eventually(lambda: version(point) == 12)
+    file.write_bytes(bundle(13))
+    # Who asks once, and ends, is not answered by the one before.
+    with closing(DecisionPoint(open_configured(settings))) as point:
+        assert version(point) == 13
 
 
 Make = Callable[[int], bytes]
@@ -230,7 +277,12 @@ def test_what_is_not_to_be_trusted_changes_nothing(
 
 
 def test_the_last_good_one_stays_while_the_server_is_gone_also_after_a_restart(
-    web: Web, bundle: Callable[[int], bytes], open_engine: Any, caplog: pytest.LogCaptureFixture
+    web: Web,
+    bundle: Callable[[int], bytes],
+    open_engine: Any,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    trust: Trust,
 ) -> None:
     web.content = bundle(10)
     _, point = open_engine(web.url)
@@ -240,7 +292,9 @@ def test_the_last_good_one_stays_while_the_server_is_gone_also_after_a_restart(
     web.shutdown()
     web.server_close()
     assert version(point) == 10
-    assert version(open_engine(web.url)[1]) == 10
+    command = asking(web.url, shared_place(tmp_path / "state", web.url), trust)
+    restarted = subprocess.run(command, input="\n", capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert restarted.stdout == "10 10 True\n"
 
 
 def test_a_file_that_somebody_changed_is_fetched_again(
@@ -273,54 +327,45 @@ def test_nothing_ever_is_an_error_and_no_decision(web: Web, open_engine: Any) ->
         open_engine("nosuchstore://bucket/production.wasm.tar.gz")
 
 
-_ASK = """
-import sys
-from pathlib import Path
-from airflow_team_authz.bundles.trusted import Trust
-from airflow_team_authz.engines import downloads
-from airflow_team_authz.engines.downloads import Downloaded
-downloads._MAX_PAUSE_SECONDS = 0.1
-engine = Downloaded(sys.argv[1], Path(sys.argv[2]), Trust(Path(sys.argv[3]), "production.wasm"))
-for _ in sys.stdin:
-    engine.query("decisions", b'{"resources": []}', 0)
-    print(engine.revision, flush=True)
-"""
-
-
 def test_one_process_of_a_host_downloads_and_another_one_takes_over(
     web: Web, bundle: Callable[[int], bytes], trust: Trust, tmp_path: Path
 ) -> None:
     web.content = bundle(10)
-    command = [sys.executable, "-c", _ASK, web.url, str(tmp_path / "shared"), str(trust.keys_file)]
+    command = asking(web.url, tmp_path / "shared", trust)
     running = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
         for _ in range(3)
     ]
+    seen: dict[int, list[int]] = {process.pid: [] for process in running}
 
-    def revision(process: subprocess.Popen[str]) -> str:
+    def serial(process: subprocess.Popen[str]) -> int:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write("\n")
         process.stdin.flush()
-        return process.stdout.readline()
+        seen[process.pid].append(int(process.stdout.readline().split()[0]))
+        return seen[process.pid][-1]
 
     try:
-        assert all(revision(process).startswith("10-") for process in running)
+        assert [serial(process) for process in running] == [10] * 3
         time.sleep(1.5)
         waiting = len([asked for asked in web.asked if "wait=30" in asked["Prefer"]])
         assert waiting <= 2  # the leader's, and perhaps its next
-        for serial in (11, 12, 13):
-            web.content = bundle(serial)
-            eventually(lambda serial=serial: all(revision(one).startswith(f"{serial}-") for one in running))  # type: ignore[misc]
+        for expected in (11, 12, 13):
+            web.content = bundle(expected)
+            eventually(lambda expected=expected: {serial(one) for one in running} == {expected})  # type: ignore[misc]
             if len(running) > 1:
                 # Whoever leads, one of the two that go is it, or the third does not need to take over.
                 gone = running.pop(0)
                 gone.kill()
                 gone.wait()
+        eventually(lambda: web.told[-1]["bundles"][NAME]["active_revision"].startswith("13-"))
     finally:
         for process in running:
             process.kill()
             process.wait()
+    # None has ever gone back.
+    assert all(serials == sorted(serials) for serials in seen.values())
 
 
 def test_settings(tmp_path: Path) -> None:
