@@ -77,6 +77,7 @@ class Downloaded:
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
+        self._leads = False
         self._trouble = ""
         self._tag = ""
         try:
@@ -121,7 +122,7 @@ class Downloaded:
 
     def _start(self) -> None:
         if self._pid != os.getpid():
-            self._pid, self._starting, self._thread = os.getpid(), threading.Lock(), None
+            self._pid, self._starting, self._thread, self._leads = os.getpid(), threading.Lock(), None, False
         with self._starting:
             if (self._thread is None or not self._thread.is_alive()) and not self._stop.is_set():
                 self._thread = threading.Thread(target=self._run, name="team-authz-download", daemon=True)
@@ -137,6 +138,7 @@ class Downloaded:
         while not self._stop.wait(pause):
             try:
                 lock = lock or self._lead()
+                self._leads = lock is not None
                 if lock is None:
                     pause = _LEAD_SECONDS
                     continue
@@ -208,16 +210,18 @@ class Downloaded:
         self._trouble = trouble
 
     def _report_on(self) -> None:
-        """Tell the bundle server which policy this process runs: at once when it changes, else now and then."""
+        """Tell the bundle server which policy this host runs: at once when it changes, else now and then.
+
+        Whoever downloads tells it for all: they change together, and each that ends would be missed there for days.
+        """
         told, failing = "", False
-        identity = f"{socket.gethostname()}-{os.getpid()}"
         waited = STATUS_SECONDS
         while not self._stop.is_set():
             state = f"{self.revision} {self._trouble or self._engine.trouble}"
-            if state != told or waited >= STATUS_SECONDS:
+            if self._leads and (state != told or waited >= STATUS_SECONDS):
                 try:
                     assert self._report is not None  # noqa: S101 - for the type checker
-                    self._report(self._status(identity))
+                    self._report(self._status())
                     failing = False
                 except Exception as error:
                     if not failing:
@@ -227,7 +231,7 @@ class Downloaded:
             self._stop.wait(0.5)
             waited += 0.5
 
-    def _status(self, identity: str) -> dict[str, Any]:
+    def _status(self) -> dict[str, Any]:
         """As OPA's status plugin has it (https://www.openpolicyagent.org/docs/management-status)."""
         now = datetime.now(UTC).isoformat()
         trouble = self._trouble or self._engine.trouble
@@ -237,7 +241,10 @@ class Downloaded:
             "last_request": now,
             **({"code": "bundle_error", "message": trouble} if trouble else {"last_successful_activation": now}),
         }
-        labels = {"app": "airflow_team_authz", "host": socket.gethostname(), "pid": str(os.getpid()), "id": identity}
+        host = socket.gethostname()
+        # The same after a restart; there may be another Airflow on the host, or another bundle.
+        identity = f"{host}-{hashlib.sha256(str(self._file.absolute()).encode()).hexdigest()[:8]}"
+        labels = {"app": "airflow_team_authz", "host": host, "pid": str(os.getpid()), "id": identity}
         return {"labels": labels, "bundles": {self._trust.name: bundle}}
 
 

@@ -364,8 +364,9 @@ def test_one_process_of_a_host_downloads_and_another_one_takes_over(
         for process in running:
             process.kill()
             process.wait()
-    # None has ever gone back.
+    # None has ever gone back, and to the server they are one.
     assert all(serials == sorted(serials) for serials in seen.values())
+    assert len({status["labels"]["id"] for status in web.told}) == 1
 
 
 def test_settings(tmp_path: Path) -> None:
