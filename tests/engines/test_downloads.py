@@ -228,6 +228,11 @@ def test_of_a_file_too_the_last_good_one_stays_also_after_a_restart(
     # Who asks once, and ends, is not answered by the one before.
     with closing(DecisionPoint(open_configured(settings))) as point:
         assert version(point) == 13
+    (kept,) = (tmp_path / "state").rglob("bundle.tar.gz")
+    before = kept.stat()
+    open_configured(settings).close()
+    # Else all the other processes would load it again.
+    assert kept.stat() == before
 
 
 Make = Callable[[int], bytes]
