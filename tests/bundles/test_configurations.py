@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -21,7 +21,7 @@ from airflow_team_authz.bundles.push import PushFailed, push
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey
 from airflow_team_authz.bundles.trusted import Trust
 from airflow_team_authz.compile import find_opa
-from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.engines import DecisionPoint, downloads
 from airflow_team_authz.engines.downloads import Downloaded
 from airflow_team_authz.engines.opa_server import OpaServer
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
@@ -220,7 +220,9 @@ def test_discovered(
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """Address of an S3 server with an empty bucket ``policies``, known to everything that reads the environment."""
+    """Address of an S3 server with an empty bucket ``policies``, known to everything that reads the environment. It
+    takes only requests that are signed by the key there.
+    """
     from moto.server import ThreadedMotoServer
 
     port = free_port()
@@ -242,24 +244,41 @@ def s3() -> Iterator[str]:
         boto3.client("s3").create_bucket(
             Bucket="policies", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
         )
+        iam = boto3.client("iam")
+        iam.create_user(UserName="airflow")
+        allowed = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+        iam.put_user_policy(UserName="airflow", PolicyName="bundles", PolicyDocument=policy)
+        made = iam.create_access_key(UserName="airflow")["AccessKey"]
+        patch.setenv("AWS_ACCESS_KEY_ID", made["AccessKeyId"])
+        patch.setenv("AWS_SECRET_ACCESS_KEY", made["SecretAccessKey"])
+        assert httpx.post(f"{url}/moto-api/reset-auth", content="0").is_success
         yield url
+        httpx.post(f"{url}/moto-api/reset-auth", content="inf")
     server.stop()
 
 
-def test_pushed_to_s3_and_fetched_by_both_engines(s3: str, built: Path, key: SigningKey, tmp_path: Path) -> None:
+def test_pushed_to_s3_and_fetched_by_both_engines(
+    s3: str, built: Path, key: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "POLL_SECONDS", 0.2)
     written = push(sorted(built.glob("production*.tar.gz")), "s3://policies/airflow")
     assert sorted(written) == [
         f"s3://policies/airflow/{file.name}" for file in sorted(built.glob("production*.tar.gz"))
     ]
     assert written[-1] == "s3://policies/airflow/production.tar.gz"
-    with opa("s3.yaml", key, tmp_path, BUCKET_URL=f"{s3}/policies/airflow") as server:
-        eventually(lambda: lent(server, "alpha") is not None)
-        assert {team_id: lent(server, team_id) for team_id in ("alpha", "beta")} == ALL_TEAMS
+    assert httpx.get(f"{s3}/policies/airflow/production.tar.gz").is_error
     trust = Trust(tmp_path / "key.pub", "production.wasm")
-    engine = Downloaded("s3://policies/airflow/production.wasm.tar.gz", tmp_path / "state", trust)
-    with ExitStack() as closing:
-        closing.callback(engine.close)
-        assert {team_id: lent(engine, team_id) for team_id in ("alpha", "beta")} == ALL_TEAMS
+    with opa("s3.yaml", key, tmp_path, HURRIED, BUCKET_URL=f"{s3}/policies/airflow") as server:
+        engine = Downloaded("s3://policies/airflow/production.wasm.tar.gz", tmp_path / "state", trust)
+        with closing(engine):
+            eventually(lambda: lent(server, "alpha") is not None)
+            for asked in (server, engine):
+                assert {team_id: lent(asked, team_id) for team_id in ("alpha", "beta")} == ALL_TEAMS
+            for name, content in build("production", None, {"alpha": lends("alpha", "other")}, 8, key).items():
+                (tmp_path / f"{name}.tar.gz").write_bytes(content)
+            push(sorted(tmp_path.glob("production*.tar.gz")), "s3://policies/airflow")
+            eventually(lambda: lent(server, "alpha") == lent(engine, "alpha") == (False, "8"))
 
 
 def test_a_store_that_does_not_take_them_is_told(s3: str, built: Path, tmp_path: Path) -> None:  # noqa: ARG001
