@@ -9,6 +9,10 @@ import sys
 
 import pytest
 
+from airflow_team_authz.bundles.aggregate import build
+from airflow_team_authz.bundles.signing import SigningKey
+from tests.bundles.conftest import lends
+
 ANN = {"type": "user", "id": "ann", "roles": ["op"], "team_ids": ["alpha"]}
 BOB = {"type": "user", "id": "bob"}
 ADA = {"type": "user", "id": "ada", "roles": ["Admin"]}
@@ -72,6 +76,19 @@ def test_text_is_one_line_each(run, asked, engine):
     assert denied.split()[:2] == ["deny", "default"]
     assert "user bob may not read connection pg of team alpha" in denied
     assert "revision" in denied
+
+
+def test_the_version_of_the_package_that_decided_is_told(run, asked, tmp_path):
+    bundle = tmp_path / "production.wasm.tar.gz"
+    built = build("production", None, {"alpha": lends("alpha", version=7)}, 3, SigningKey.new())
+    bundle.write_bytes(built["production.wasm"])
+    both = asked([question(BOB, id="pg"), question(ADA, id="pg", team_id=None)])
+    of_team, of_all = json.loads(run("decide", both, "--policy", bundle, "-o", "json").stdout)
+    assert (of_team["allow"], of_team["team_version"]) == (True, 7)
+    assert "team_version" not in of_all
+    of_team, of_all = run("decide", both, "--policy", bundle).stdout.splitlines()
+    assert of_team.endswith("version 7 of the team's package")
+    assert "package" not in of_all
 
 
 def test_what_a_question_smuggles_into_a_reason_stays_on_its_line(run, asked, platform):
