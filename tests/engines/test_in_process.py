@@ -98,6 +98,32 @@ def users(monkeypatch: Patch) -> dict[object, set[int]]:
     return seen
 
 
+def test_a_changed_bundle_is_in_force_first_and_fast_later(tmp_path: Path, monkeypatch: Patch) -> None:
+    hurried: list[bool] = []
+    load = in_process.load_bundle
+
+    def noted(path: Path, trust: Any = None, quick: bool = False) -> in_process.Policy:
+        hurried.append(quick)
+        return load(path, trust, quick)
+
+    monkeypatch.setattr(in_process, "load_bundle", noted)
+    monkeypatch.setattr(in_process, "_AGAIN_SECONDS", 3600.0)
+    bundle = tmp_path / "bundle.tar.gz"
+    bundle.write_bytes(build(OBEDIENT))
+    with opened(bundle) as decisions:
+        assert verdict(decisions) == TOLD_TO
+        bundle.touch()
+        eventually(lambda: hurried == [False, True])
+        time.sleep(2 * in_process.POLL_SECONDS)
+        assert hurried == [False, True]
+        monkeypatch.setattr(in_process, "_AGAIN_SECONDS", 0.0)
+        bundle.touch()
+        eventually(lambda: hurried == [False, True, True, False])
+        time.sleep(2 * in_process.POLL_SECONDS)
+        assert hurried == [False, True, True, False]
+        assert verdict(decisions) == TOLD_TO
+
+
 @pytest.mark.parametrize(("action", "size", "error", "told"), [
     ("answer with a text", 1, Malformed, "agreed form"),
     ("do nothing", 1, Undefined, "airflow.authz.decisions"),
