@@ -35,6 +35,8 @@ MANY_TEAMS = 1_000
 PUBLISHES = 100
 CLIENTS = 500
 REAL = 3
+PROCESSES = 8
+CHANGES = 5
 COMMAND = (sys.executable, "-m", "airflow_team_authz.cli")
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -44,6 +46,8 @@ Row = dict[str, Any]
 def comparisons(home: Path) -> Iterator[Row]:
     """All of them, in rows that the main program shows."""
     yield from sizes(home)
+    for teams in (10, PUBLISHED_TEAMS):
+        yield from together(home / f"{teams} teams", teams)
     with serving(home, PUBLISHED_TEAMS) as server:
         yield from publishes(server)
         yield from waiting(server)
@@ -135,6 +139,68 @@ def cold_start(home: Path) -> tuple[float, float]:
 def resident(pid: int) -> float:
     (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
     return int(line.split()[1]) / 1024
+
+
+# Prints when another version is in force.
+_WATCH = """
+import sys, time
+from pathlib import Path
+from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.engines.downloads import Downloaded
+from benchmarks.bundles import version_of
+engine = Downloaded(sys.argv[1], Path(sys.argv[2]), Trust(Path(sys.argv[3]), "production.wasm"))
+seen = None
+while True:
+    version = version_of(engine, "team_1")
+    if version != seen:
+        print(time.time_ns(), flush=True)
+        seen = version
+    time.sleep(0.01)
+"""
+
+
+def together(home: Path, teams: int) -> Iterator[Row]:
+    """From when a bundle is in the directory that the processes of a host share until each of them decides by it."""
+    home.mkdir()
+    key, source = SigningKey.new(), home / "production.wasm.tar.gz"
+    (home / "trusted.pub").write_bytes(key.public.pem())
+    packages = {artifact.owner: artifact for artifact in map(package, range(teams))}
+
+    def put(version: int) -> None:
+        packages["team_1"] = package(1, version)
+        fresh = home / "fresh"
+        fresh.write_bytes(build("production", platform(), packages, version, key, only={"team_1"})["production.wasm"])
+        fresh.replace(source)
+
+    put(1)
+    command = [sys.executable, "-c", _WATCH, source.as_uri(), str(home / "state"), str(home / "trusted.pub")]
+    watching = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)]
+    taken: list[list[float]] = []
+    try:
+        for process in watching:
+            _line(process)
+        for version in range(2, CHANGES + 2):
+            time.sleep(3)
+            put(version)
+            moments = [_line(process) for process in watching]
+            arrived = (home / "state" / "bundle.tar.gz").stat().st_mtime_ns
+            taken.append(sorted((moment - arrived) / 1e9 for moment in moments))
+    finally:
+        for process in watching:
+            process.kill()
+            process.wait()
+    title = (
+        f"{PROCESSES} processes of a host, {teams} teams: from a bundle's arrival to deciding by it, {CHANGES} times"
+    )
+    first = statistics.median(each[0] for each in taken)
+    yield row(title, "the first", first, first)
+    yield row(title, "the last", statistics.median(each[-1] for each in taken), first, "below 1 s")
+    yield row(title, "the last, at worst", max(each[-1] for each in taken), first)
+
+
+def _line(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    return int(process.stdout.readline())
 
 
 def version_of(engine: OpaServer | Downloaded, team_id: str) -> object:
