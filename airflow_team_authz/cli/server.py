@@ -53,6 +53,8 @@ def run(
     opa: Annotated[str | None, typer.Option(metavar="FILE", help="The `opa` program.")] = None,
 ) -> None:
     """Serve until stopped. Packages come in by PUT, bundles go out by GET; /openapi.json describes it all."""
+    import logging
+
     import uvicorn
 
     from airflow_team_authz.cli.keys import signing_key as load_key
@@ -74,6 +76,8 @@ def run(
         if oidc_platform_claim and not equals:
             raise UserError("--oidc-platform-claim: write NAME=VALUE")
         oidc = Oidc(oidc_issuer, oidc_audience, oidc_team_claim, (name, value) if equals else None)
+    # Other commands tell what goes wrong themselves.
+    logging.getLogger("airflow_team_authz").addHandler(logging.StreamHandler())
     engine = _opened(database)
     application = create_app(engine, lambda changed: Releases(engine, key, environments, program, changed), oidc)
     # No line for each request: hundreds of clients ask all the time.

@@ -94,6 +94,7 @@ def test_while_the_database_is_gone_bundles_are_served_and_nothing_is_published(
         health = server.ask("GET", "/health", None)
         assert (health.status_code, health.json()["ok"], health.json()["bundles"]) == (200, False, 3)
         assert "nothing can be published" in health.json()["trouble"]
+        assert server.log().count("the database cannot be read") == 1
         database.start()
         assert server.publish(good("alpha", 2)).status_code == 200
         eventually(lambda: server.bundle("production").headers["ETag"] != etag)

@@ -16,7 +16,7 @@ from airflow_team_authz.bundles.artifact import build_artifact
 from airflow_team_authz.bundles.signing import SigningKey
 from airflow_team_authz.server.database import Base
 from tests.conftest import REPOSITORY, eventually
-from tests.server.conftest import beside, good, of_platform, running
+from tests.server.conftest import beside, good, running
 from tests.server.test_failures import serial
 from tests.server.test_publishing import teams_in
 
@@ -57,7 +57,6 @@ def test_killed_before_any_statement_all_is_as_it_was(
 ) -> None:
     url = request.getfixturevalue("database") if kind == "postgresql" else ""
     with running(tmp_path / "server", url) as server:
-        assert server.publish(of_platform()).status_code == 200
         assert server.publish(good("alpha", 1)).status_code == 200
         server.stop()
         (tmp_path / "artifact").write_bytes(build_artifact(good("alpha", 2), server.keys["alpha"]))
