@@ -56,7 +56,7 @@ _MAX_STATUS_BYTES = 256 * 1024
 _PREFERRED_WAIT = re.compile(r"(?:^|[;,\s])wait\s*=\s*\"?(\d{1,6})")
 
 router = APIRouter()
-# What there is for every team's package, and for the platform's own part.
+# What there is for every team's package, and for the platform's own part; who includes them says who may.
 owned = APIRouter()
 _bearer = HTTPBearer(auto_error=False, description="A token of `team-authz server token`, or of the OIDC issuer.")
 

@@ -9,7 +9,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pytest
 from sqlalchemy import create_engine, select
 
 from airflow_team_authz.bundles.artifact import build_artifact
@@ -51,12 +50,8 @@ def tables(database: str) -> dict[str, Any]:
     return rows
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_killed_before_any_statement_all_is_as_it_was(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    url = request.getfixturevalue("database") if kind == "postgresql" else ""
-    with running(tmp_path / "server", url) as server:
+def test_killed_before_any_statement_all_is_as_it_was(tmp_path: Path, database: str) -> None:
+    with running(tmp_path / "server", database) as server:
         assert server.publish(good("alpha", 1)).status_code == 200
         server.stop()
         (tmp_path / "artifact").write_bytes(build_artifact(good("alpha", 2), server.keys["alpha"]))
