@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -372,6 +373,23 @@ def test_one_process_of_a_host_downloads_and_another_one_takes_over(
     # None has ever gone back, and to the server they are one.
     assert all(serials == sorted(serials) for serials in seen.values())
     assert len({status["labels"]["id"] for status in web.told}) == 1
+
+
+def test_a_forked_child_leaves_reporting_to_its_parent(web: Web, bundle: Make, open_engine: Any) -> None:
+    web.content = bundle(10)
+    _, point = open_engine(web.url)
+    assert version(point) == 10
+    eventually(lambda: bool(web.told))
+
+    def decide() -> None:
+        assert version(point) == 10
+        time.sleep(1)
+
+    child = multiprocessing.get_context("fork").Process(target=decide)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert {status["labels"]["pid"] for status in web.told} == {str(os.getpid())}
 
 
 def test_settings(tmp_path: Path) -> None:
