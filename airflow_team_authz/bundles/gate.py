@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from airflow_team_authz.bundles.findings import Finding
 from airflow_team_authz.bundles.layout import TEAM_ID, Data, layout_findings, read_package
-from airflow_team_authz.bundles.rules import Module, Pattern, module_findings
+from airflow_team_authz.bundles.operands import operand_findings
+from airflow_team_authz.bundles.rules import Module, Pattern, module_findings, too_deep
 from airflow_team_authz.compile import ENTRYPOINTS, CompileError, find_opa, merged, shipped_policies
 
 __all__ = ["check_package", "read_package"]
@@ -94,24 +95,28 @@ class _Check:
             yield from (finding for module in modules for finding in module.findings())
             yield from module_findings(modules)
             if not broken:
-                self._stage()
+                self._stage(modules)
                 patterns = [pattern for module in modules for pattern in module.patterns]
-                steps: list[Callable[[], Iterable[Finding]]] = [self._format, self._strict, self._merged]
-                steps += [lambda: self._tests(modules), lambda: self._patterns(patterns)]
+                steps: list[Callable[[], Iterable[Finding]]] = [self._format, self._merged]
+                steps += [lambda: self._typed(modules), lambda: self._tests(modules), lambda: self._patterns(patterns)]
                 if self._platform_tests():
                     steps.append(self._platform_still_passes)
                 for found in pool.map(lambda step: list(step()), steps):
                     yield from found
-        if any(module.reads_own_data for module in modules) and not self._data.typed:
+        if self._untyped(modules):
             told = "rules read the team's data, and nothing says of which types it is"
             help_ = f"write {self._root}/schema.json, a JSON Schema of data.json"
             yield Finding("schema-missing", self._data.schema_file, 1, told, help_)
 
-    def _stage(self) -> None:
+    def _untyped(self, modules: list[Module]) -> bool:
+        return not self._data.typed and any(module.reads_own_data for module in modules)
+
+    def _stage(self, modules: list[Module]) -> None:
         """The whole policy with this team's part, without anybody's tests but the team's; and the schemas."""
         self._others = merged(self._platform)
         _write(self._place / "policy", {**self._others, **self._own})
         schemas = {f"{path.stem}.json": path.read_bytes() for path in (self._shipped / "schemas").glob("*.json")}
+        schemas["question.json"] = _question(schemas["input.json"], set().union(*(module.texts for module in modules)))
         own_data = self._data.for_opa()
         typed_data = {f"own/{name}.json": json.dumps(part).encode() for name, part in own_data.items()}
         _write(self._place / "schemas", schemas | typed_data)
@@ -119,7 +124,7 @@ class _Check:
         own = _reference(self._team_id)
         typed = "\n".join(
             [
-                "# METADATA", "# scope: subpackages", "# schemas:", "#   - input: schema.input",
+                "# METADATA", "# scope: subpackages", "# schemas:", "#   - input: schema.question",
                 "#   - data.airflow.directory: schema.directory", "#   - data.airflow.roles: schema.roles",
                 *(f"#   - data.{own}.{name}: schema.own.{name}" for name in own_data), f"package {own}", "",
             ]
@@ -132,11 +137,13 @@ class _Check:
     def _parse(self, name: str) -> Module | list[Finding]:
         done = self._run("own", "parse", "--format", "json", "--json-include", "locations,comments", name)
         try:
-            tree = json.loads(done.out) if done.code == 0 else None
-            if isinstance(tree, dict):
-                return Module(name, tree, self._team_id)
+            tree = json.loads(done.out) if done.code == 0 else {}
         except (ValueError, RecursionError):
+            tree = None
+        if tree is None or too_deep(tree):
             return [Finding("too-deep", name, 1, "it is nested too deeply", "split it into several rules")]
+        if done.code == 0:
+            return Module(name, tree, self._team_id)
         help_ = "see https://www.openpolicyagent.org/docs/policy-language"
         if done.code is None:
             return [Finding("parse", name, 1, "parsing it takes too long", "make it simpler")]
@@ -147,13 +154,25 @@ class _Check:
         for name in done.out.split():
             yield Finding("format", name.removeprefix("./"), 1, "it is not formatted", "run `opa fmt --write`")
 
-    def _strict(self) -> Iterator[Finding]:
-        capabilities = str(self._shipped / "capabilities.json")
-        limits = ["--schema", str(self._place / "schemas"), "--capabilities", capabilities]
+    def _typed(self, modules: list[Module]) -> Iterator[Finding]:
+        schemas = ["--schema", str(self._place / "schemas")]
+        capabilities = self._shipped / "capabilities.json"
+        limits = [*schemas, "--capabilities", str(capabilities)]
         done = self._run("typed", "check", "--strict", "--max-errors", "50", *limits, ".")
         if done.code != 0:
             help_ = "correct it; a rule may call what capabilities.json has, and read what the schemas know"
             yield from self._told("check", done, help_, self._root)
+        if done.code != 0 or self._untyped(modules):
+            return
+
+        def check(probed: dict[str, str], known: dict[str, Any]) -> str:
+            _write(self._place / "typed", {name: text.encode() for name, text in probed.items()})
+            (self._place / "probes.json").write_text(json.dumps(known))
+            limits = [*schemas, "--capabilities", str(self._place / "probes.json")]
+            return self._run("typed", "check", "--max-errors", "100000", *limits, ".").err
+
+        sources = {name: self._own[name].decode() for name in self._rules}
+        yield from operand_findings(modules, sources, json.loads(capabilities.read_bytes()), check)
 
     def _tests(self, modules: list[Module]) -> Iterator[Finding]:
         tests = [name for name in self._own if name.endswith("_test.rego")]
@@ -305,6 +324,17 @@ def _write(place: Path, files: Mapping[str, bytes]) -> None:
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+
+
+def _question(schema: bytes, texts: set[str]) -> bytes:
+    """What a team's rules are asked: about what it owns, with claims that OPA's checker knows only by their names."""
+    question: dict[str, Any] = json.loads(schema)
+    properties = question["properties"]
+    claims = properties["subject"]["properties"]["claims"]
+    further = claims["additionalProperties"]
+    claims.update(additionalProperties=False, properties=dict.fromkeys(sorted(texts | {""}), further))
+    properties["resource"]["properties"]["team_id"] = {"type": "string"}
+    return json.dumps(question).encode()
 
 
 def _cases(result: dict[str, Any], modules: list[Module]) -> int:

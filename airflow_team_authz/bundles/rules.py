@@ -14,7 +14,7 @@ from airflow_team_authz.bundles.findings import Finding
 Node = dict[str, Any]
 
 MAX_RULES = 500
-MAX_DEPTH = 64
+MAX_DEPTH = 192
 READABLE = (
     ("airflow", "authz", "standing", "team_ids"),
     ("airflow", "authz", "standing", "team_roles"),
@@ -24,9 +24,12 @@ READABLE = (
 )
 _STANDING = ("airflow", "authz", "standing")
 _ENTRIES = {"allow", "deny"}
-_SCALARS = {"string", "number", "boolean", "null"}
+SCALARS = {"string", "number", "boolean", "null"}
 _COMPREHENSIONS = {"arraycomprehension", "setcomprehension", "objectcomprehension"}
-_TERMS = _SCALARS | _COMPREHENSIONS | {"var", "ref", "array", "object", "set", "call", "templatestring"}
+_TERMS = SCALARS | _COMPREHENSIONS | {"var", "ref", "array", "object", "set", "call", "templatestring"}
+# The engines compute and print other numbers than these differently.
+_ARITHMETIC = {"abs", "ceil", "floor", "mul", "plus", "product", "round", "sum"}
+_EXACT = 2**53
 # Arguments that have to be constants, or the built-in may fail.
 _PATTERNS = {"regex.match": (0,), "glob.match": (0, 1)}
 _MEMBER = ("internal.member_2", "internal.member_3")
@@ -49,6 +52,8 @@ class Module:
         self.rules: list[Node] = tree.get("rules") or []
         self.patterns: list[Pattern] = []
         self.reads_own_data = False
+        # Every constant text in it, among them the names of all claims that it reads.
+        self.texts: set[str] = set()
         self._team_id = team_id
         self._own = ("teams", team_id)
         self._tree = tree
@@ -92,6 +97,7 @@ class Module:
         alias = imported.get("alias") or (path[-1] if path else None) or ""
         head = value[0].get("value") if value and isinstance(value[0], dict) else None
         self._fixed.add(str(alias))
+        self.texts.update(part for part in path if part is not None)
         if head == "data":
             self._aliases[str(alias)] = path
             if path != _STANDING and not self._readable(path):
@@ -118,7 +124,7 @@ class Module:
         name = name or str(reference[0].get("value") if reference else head.get("name"))
         yield from self._head(rule, head, reference, name)
         outer, self._fixed = self._fixed, self._fixed | _shallow([head, rule.get("body") or []])
-        yield from self._walk(rule, 0)
+        yield from self._walk(rule)
         self._fixed = outer
         yield from self._totality(rule, head)
         if rule.get("else"):
@@ -135,9 +141,7 @@ class Module:
             )
         if name == "default_pool" and self.package == self._own:
             yield self._found("default-pool", "default_pool is a rule", "put it into data.json")
-        if name in {"data", "input"} or any(
-            _names(argument) & {"data", "input"} for argument in head.get("args") or []
-        ):
+        if name in {"data", "input"} or any(names(argument) & {"data", "input"} for argument in head.get("args") or []):
             yield self._found("shadowing", f"{name} hides data or input", "use another name")
         if self._is_object(head, reference) and not rule.get("is_else"):
             help_ = "write an object comprehension, whose keys cannot have two values"
@@ -153,24 +157,23 @@ class Module:
         value = head.get("value")
         if value is None or self._is_object(head, head.get("ref") or [{}]):
             return
-        arguments = set().union(*(_names(argument) for argument in head.get("args") or []), set())
-        single = _single_valued(rule.get("body") or [], arguments | self._fixed)
+        arguments = set().union(*(names(argument) for argument in head.get("args") or []), set())
+        body = rule.get("body") or []
+        single = _single_valued(body, arguments | (self._fixed - bound(body)))
         if open_ := _open(value) - single:
             told = f"its value depends on {', '.join(sorted(open_)[:3])}, of which there may be several"
             yield self._found("may-conflict", told, "collect the values in a set, or take one by max or min")
 
-    def _walk(self, node: Any, depth: int) -> Iterator[Finding]:
-        if depth > 3 * MAX_DEPTH:
-            yield self._found("too-deep", "it is nested too deeply", "split it into several rules")
-        elif isinstance(node, list):
+    def _walk(self, node: Any) -> Iterator[Finding]:
+        if isinstance(node, list):
             for part in node:
-                yield from self._walk(part, depth + 1)
+                yield from self._walk(part)
         elif isinstance(node, dict):
             outer, self._line = self._line, _row(node, self._line)
-            yield from self._node(node, depth)
+            yield from self._node(node)
             self._line = outer
 
-    def _node(self, node: Node, depth: int) -> Iterator[Finding]:
+    def _node(self, node: Node) -> Iterator[Finding]:
         if node.get("with"):
             yield self._found("with", "`with` is for tests", "pass what differs as an argument of a function")
         kind = node.get("type")
@@ -178,7 +181,12 @@ class Module:
         if isinstance(kind, str):
             if kind not in _TERMS:
                 yield self._found("unknown-syntax", f"{kind[:40]} is not known here", "write it in another way")
-            if kind in _SCALARS:
+            if kind in SCALARS:
+                value = node.get("value")
+                if kind == "string":
+                    self.texts.add(str(value))
+                if kind == "number" and not (isinstance(value, int) and abs(value) <= _EXACT):
+                    yield self._found("arithmetic", f"{value} is no exact integer", "write one of 15 digits at most")
                 return
             if kind == "var":
                 yield from self._name(str(node.get("value")))
@@ -189,12 +197,12 @@ class Module:
             if kind == "call":
                 yield from self._call(node.get("value") or [])
             if kind in _COMPREHENSIONS:
-                yield from self._comprehension(kind, node.get("value") or {}, depth)
+                yield from self._comprehension(kind, node.get("value") or {})
                 return
         terms = node.get("terms")
         if isinstance(terms, list):
             yield from self._call(terms)
-        yield from self._walk(parts, depth + 1)
+        yield from self._walk(parts)
 
     def _name(self, name: str) -> Iterator[Finding]:
         if name == "data":
@@ -206,7 +214,7 @@ class Module:
         head = value[0] if value else {}
         if head.get("type") != "var":
             # What a call or a comprehension gives is looked at itself.
-            yield from self._walk(head, 0)
+            yield from self._walk(head)
             return
         name = str(head.get("value"))
         if name == "data" or name in self._aliases:
@@ -225,12 +233,12 @@ class Module:
         return self._found("foreign-data", f"it reads {told}", help_)
 
     def _call(self, terms: list[Node]) -> Iterator[Finding]:
-        operator, *arguments = terms or [{}]
-        name = (
-            ".".join(str(part.get("value")) for part in operator.get("value") or [] if isinstance(part, dict))
-            if (operator.get("type") == "ref")
-            else ""
-        )
+        called, *arguments = terms or [{}]
+        name = operator(called)
+        if name in _ARITHMETIC:
+            yield self._found(
+                "arithmetic", f"it computes by {name}", "compare numbers as they are: engines compute differently"
+            )
         for position in _PATTERNS.get(name, ()):
             argument = arguments[position] if position < len(arguments) else {}
             constant = argument.get("type") == "string" or (
@@ -245,17 +253,17 @@ class Module:
             elif position == 0:
                 self.patterns.append(Pattern(name, str(argument["value"]), self.name, self._line))
 
-    def _comprehension(self, kind: str, value: Node, depth: int) -> Iterator[Finding]:
+    def _comprehension(self, kind: str, value: Node) -> Iterator[Finding]:
         key, body = value.get("key") or {}, value.get("body") or []
         outer = self._fixed
         if kind == "objectcomprehension":
-            given = _names(key) if key.get("type") == "var" else set()
-            single = _single_valued(body, given | (outer - _bound(body)))
+            given = names(key) if key.get("type") == "var" else set()
+            single = _single_valued(body, given | (outer - bound(body)))
             if open_ := _open(value.get("value")) - single:
                 told = f"a key may have several values of {', '.join(sorted(open_)[:3])}, which is an error"
                 yield self._found("may-conflict", told, "make the value a function of the key, or a set")
         self._fixed = outer | _shallow(list(value.values()))
-        yield from self._walk(list(value.values()), depth + 1)
+        yield from self._walk(list(value.values()))
         self._fixed = outer
 
 
@@ -279,12 +287,21 @@ def module_findings(modules: list[Module]) -> Iterator[Finding]:
             if not rule.get("default")
         ]
         branches = [rule for _, rule in complete if rule.get("else")]
-        same = all(_plain(value) == _plain(values[0]) and value.get("type") in _SCALARS for value in values)
+        same = all(plain(value) == plain(values[0]) and value.get("type") in SCALARS for value in values)
         if len(values) > 1 and (not same or branches):
             module, rule = complete[1]
             told = f"{key[-1]} is defined {len(values)} times, and may get two values, which is an error"
             help_ = "give all definitions one constant value, chain them by else, or collect the values in a set"
             yield Finding("may-conflict", module.name, _row(rule, 1), told, help_)
+
+
+def too_deep(tree: Any) -> bool:
+    """Whether a tree is nested deeper than rules are that people write; without recursion, which has an end itself."""
+    level = [tree]
+    for _ in range(MAX_DEPTH):
+        parts = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list))
+        level = [part for inside in parts for part in inside]
+    return bool(level)
 
 
 def _is_set(head: Node) -> bool:
@@ -306,22 +323,22 @@ def _determined(expression: Node, single: set[str]) -> set[str]:
     terms = expression.get("terms")
     if expression.get("negated") or terms is None:
         return set()
-    if isinstance(terms, list) and len(terms) == 3 and _operator(terms[0]) in {"assign", "eq"}:
+    if isinstance(terms, list) and len(terms) == 3 and operator(terms[0]) in {"assign", "eq"}:
         for left, right in ((terms[1], terms[2]), (terms[2], terms[1])):
             if left.get("type") == "var" and not _open(right) - single:
                 return {str(left["value"])}
         return set()
     symbols = terms.get("symbols") if isinstance(terms, dict) else None
     if symbols and symbols[0].get("type") == "call":
-        operator, *arguments = symbols[0]["value"]
-        if _operator(operator) == "internal.member_3":
+        called, *arguments = symbols[0]["value"]
+        if operator(called) == "internal.member_3":
             key, value, collection = arguments
-            if _names(key) <= single and value.get("type") == "var" and not _open(collection) - single:
-                return _names(value)
+            if names(key) <= single and value.get("type") == "var" and not _open(collection) - single:
+                return names(value)
     return set()
 
 
-def _operator(node: Node) -> str:
+def operator(node: Node) -> str:
     return ".".join(str(part.get("value")) for part in node.get("value") or []) if node.get("type") == "ref" else ""
 
 
@@ -334,10 +351,10 @@ def _open(term: Any) -> set[str]:
     kind = term.get("type")
     if kind == "var":
         return {str(term["value"])}
-    if kind in _SCALARS:
+    if kind in SCALARS:
         return set()
     if kind in _COMPREHENSIONS:
-        inside = _bound(term["value"].get("body") or [])
+        inside = bound(term["value"].get("body") or [])
         return {name for name in _open(list(term["value"].values())) - inside if not name.startswith("$")}
     if isinstance(terms := term.get("terms"), list):
         return _open(terms[1:])
@@ -349,11 +366,11 @@ def _open(term: Any) -> set[str]:
     return set().union(*(_open(part) for key, part in term.items() if key != "location"), set())
 
 
-def _bound(body: Any) -> set[str]:
+def bound(body: Any) -> set[str]:
     """The variables that a body declares or leaves open: by some, :=, every, or as a wildcard."""
     found: set[str] = set()
     if isinstance(body, list):
-        return found.union(*map(_bound, body), set())
+        return found.union(*map(bound, body), set())
     if not isinstance(body, dict):
         return found
     if body.get("type") in _COMPREHENSIONS:
@@ -363,26 +380,26 @@ def _bound(body: Any) -> set[str]:
         return {name} if name.startswith("$") else found
     for symbol in body.get("symbols") or []:
         if symbol.get("type") == "call":
-            found |= set().union(*map(_names, symbol["value"][1:-1]))
+            found |= set().union(*map(names, symbol["value"][1:-1]))
         else:
-            found |= _names(symbol)
+            found |= names(symbol)
     terms = body.get("terms")
-    if isinstance(terms, list) and len(terms) == 3 and _operator(terms[0]) in {"assign", "eq"}:
-        found |= _names(terms[1]) if terms[1].get("type") in {"var", "array", "object"} else set()
-        if _operator(terms[0]) == "eq":
-            found |= _names(terms[2]) if terms[2].get("type") in {"var", "array", "object"} else set()
-    return found.union(*(_bound(part) for key, part in body.items() if key not in {"location", "symbols"}), set())
+    if isinstance(terms, list) and len(terms) == 3 and operator(terms[0]) in {"assign", "eq"}:
+        found |= names(terms[1]) if terms[1].get("type") in {"var", "array", "object"} else set()
+        if operator(terms[0]) == "eq":
+            found |= names(terms[2]) if terms[2].get("type") in {"var", "array", "object"} else set()
+    return found.union(*(bound(part) for key, part in body.items() if key not in {"location", "symbols"}), set())
 
 
-def _names(term: Any) -> set[str]:
+def names(term: Any) -> set[str]:
     """All variables in a pattern."""
     if isinstance(term, list):
-        return set().union(*map(_names, term), set())
+        return set().union(*map(names, term), set())
     if not isinstance(term, dict):
         return set()
     if term.get("type") == "var":
         return {str(term["value"])}
-    return set().union(*(_names(part) for key, part in term.items() if key != "location"), set())
+    return set().union(*(names(part) for key, part in term.items() if key != "location"), set())
 
 
 def _shallow(term: Any) -> set[str]:
@@ -422,7 +439,7 @@ def _row(node: Any, otherwise: int) -> int:
     return int(location.get("row", otherwise)) if isinstance(location, dict) else otherwise
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items() if key != "location"}
-    return [_plain(part) for part in value] if isinstance(value, list) else value
+        return {key: plain(part) for key, part in value.items() if key != "location"}
+    return [plain(part) for part in value] if isinstance(value, list) else value

@@ -188,6 +188,96 @@ HOSTILE: dict[str, Hostile] = {
         "# METADATA\n# schemas:\n#   - input.resource: {type: object}\nallow contains 1 if input.resource.owner\n",
         {"schema-named"},
     ),
+    # A value of another type than a built-in takes: an error on a server, no value in Wasm.
+    "walk to numbers": Hostile(
+        'allow contains "x" if {\n\twalk(input.resource, [_, v])\n\tstartswith(v, "a") # here\n}\n',
+        {"operand-type"},
+    ),
+    "a mixed array": Hostile(
+        'allow contains "x" if {\n\tsome v in ["a", 1]\n\tstartswith(v, "a") # here\n}\n', {"operand-type"}
+    ),
+    "a mixed array through a function": Hostile(
+        'f(x) if startswith(x, "a")\n\nallow contains "x" if {\n\tsome v in ["a", 1]\n\tf(v) # here\n}\n',
+        {"operand-type"},
+    ),
+    "a mixed array through two functions": Hostile(
+        'g(y) if f(y)\n\nf(x) if startswith(x, "a")\n\nallow contains "x" if {\n\tsome v in ["a", 1]\n'
+        "\tg(v) # here\n}\n",
+        {"operand-type"},
+    ),
+    "a mixed array in an array": Hostile(
+        'allow contains "x" if {\n\tsome v in ["a", 1]\n\tconcat("", [v, "a"]) == "b" # here\n}\n', {"operand-type"}
+    ),
+    "a mixed array, collected": Hostile(
+        'allow contains "x" if {\n\tv := [z | some z in ["a", 1]] # here\n\tconcat("", v) == "a"\n}\n', {"operand-type"}
+    ),
+    "a mixed array, sorted": Hostile(
+        'allow contains "x" if {\n\tv := ["a", 1] # here\n\tconcat("", array.concat(sort(v), [])) == "a"\n}\n',
+        {"operand-type"},
+    ),
+    "a mixed array in a function's array": Hostile(
+        'f(x) if concat("", sort(x)) == "a"\n\nallow contains "x" if f([1]) # here\n', {"operand-type"}
+    ),
+    "sets of what is no set": Hostile(
+        'allow contains "x" if count(union({{1}, {"a"}} | {"b"})) == 1 # here\n', {"operand-type"}
+    ),
+    "a guard for another variable of that name": Hostile(
+        'allow contains "x" if {\n\tsome v in ["a", 1]\n\tis_string(v)\n\txs := [y |\n\t\tsome v in ["a", 1]\n'
+        "\t\ty := lower(v) # here\n\t]\n\tcount(xs) > 1\n}\n",
+        {"operand-type"},
+    ),
+    "a guard that says no": Hostile(
+        'allow contains "x" if {\n\tsome v in ["a", 1]\n\tnot is_string(v)\n\tlower(v) == "a" # here\n}\n',
+        {"operand-type"},
+    ),
+    "a guard that comes after": Hostile(
+        'allow contains "x" if {\n\tsome v in ["a", 1]\n\tlower(v) == "a" # here\n\tis_string(v)\n}\n', {"operand-type"}
+    ),
+    "a guard in what is looked at": Hostile(
+        'allow contains "x" if {\n\tsome w in ["a", 1]\n\tevery v in [lower(w)] { # here\n\t\tis_string(w)\n'
+        '\t\tv == "a"\n\t}\n}\n',
+        {"operand-type"},
+    ),
+    "a mixed array, all of it": Hostile(
+        'allow contains "x" if {\n\tevery v in ["a", 1] {\n\t\tlower(v) == "a" # here\n\t}\n}\n', {"operand-type"}
+    ),
+    "another type by else": Hostile(
+        'z := 1 if {\n\tinput.action == "a"\n} else := "a"\n\nallow contains "x" if lower(z) == "a" # here\n',
+        {"operand-type"},
+    ),
+    "another type by default": Hostile(
+        'default z := 1\n\nz := "a" if input.action == "a"\n\nallow contains "x" if lower(z) == "a" # here\n',
+        {"operand-type"},
+    ),
+    "another type if there is none": Hostile(
+        'allow contains "x" if lower(object.get(input.subject, "x", 1)) == "a" # here\n', {"operand-type"}
+    ),
+    "any part of the question": Hostile(
+        'allow contains "x" if lower(input.resource[_]) == "a" # here\n', {"operand-type"}
+    ),
+    "a part that may be null": Hostile(
+        'allow contains "x" if lower(input.resource.delivery.team_id) == "a" # here\n', {"operand-type"}
+    ),
+    "the largest of some": Hostile('allow contains "x" if lower(max(["a", 1])) == "a" # here\n', {"operand-type"}),
+    "a reason of any type": Hostile('allow contains lower(v) if some v in ["a", 1] # here\n', {"operand-type"}),
+    "a claim's values as a text": Hostile(
+        'allow contains "x" if lower(input.subject.claims.dept) == "a" # here\n', {"check"}
+    ),
+    "a sum": Hostile('allow contains "x" if count(input.subject.roles) + 1 == 2 # here\n', {"arithmetic"}),
+    "a difference": Hostile('allow contains "x" if count(input.subject.roles) - 1 == 2 # here\n', {"operand-type"}),
+    "a product of fractions": Hostile('deny contains "x" if 3 * 1.1 == 3.3 # here\n', {"arithmetic"}),
+    "a fraction": Hostile('x := 1.10 # here\n\nallow contains $"{x}" if input.action == "read"\n', {"arithmetic"}),
+    "a number that is not exact": Hostile(
+        'allow contains "x" if count("a") < 9007199254740993 # here\n', {"arithmetic"}
+    ),
+    "a rule's name for many": Hostile(
+        'role := "x"\n\nboss := role if some role in input.subject.roles # here\n\nallow contains boss\n',
+        {"may-conflict"},
+    ),
+    "an import's name for many": Hostile(
+        "import input.action as a\n\nx := a if some a in input.subject.roles # here\n\nallow contains x if a\n",
+        {"may-conflict"},
+    ),
     "future syntax": Hostile("import rego.v2\n\nallow contains 1\n", {"check"}),
 }
 
@@ -230,5 +320,31 @@ FINE: dict[str, str] = {
     ),
     "every": 'allow contains "x" if {\n\tevery id in input.subject.team_ids {\n\t\tid == "alpha"\n\t}\n}\n',
     "a deny": 'deny contains "x" if input.subject.id == "ann"\n',
+    "a guard": 'allow contains "x" if {\n\tsome v in ["a", 1]\n\tis_string(v)\n\tstartswith(v, "a")\n}\n',
+    "a guard for what may be null": (
+        'allow contains "x" if {\n\tis_string(input.resource.delivery.team_id)\n'
+        '\tstartswith(input.resource.delivery.team_id, "a")\n}\n'
+    ),
+    "a guard in a comprehension": (
+        'allow contains concat(", ", xs) if {\n'
+        "\txs := sort([x | some x in object.keys(data.teams.alpha.lent); is_string(x)])\n}\n"
+    ),
+    "a guard for what there may be none of": (
+        'allow contains "x" if {\n\txs := object.get(input.subject, "roles", [])\n\tis_array(xs)\n\tcount(xs) > 1\n}\n'
+    ),
+    "functions of texts": (
+        'g(y) if f(y)\n\nf(x) if startswith(lower(x), "a")\n\nallow contains "x" if g(input.resource.id)\n'
+    ),
+    "functions of functions": (
+        'allow contains "x" if startswith(split(lower(trim(input.resource.id, " ")), "/")[0], "a")\n'
+    ),
+    "the team, which is not null": 'allow contains "x" if startswith(input.resource.team_id, "a")\n',
+    "claims as texts": 'allow contains "x" if startswith(lower(input.subject.claims.dept[_]), "s")\n',
+    "sets in parentheses": (
+        'allow contains "x" if {\n\ta := {r | some r in input.subject.roles}\n\tcount((a - {"op"}) | {"b"}) == 1\n}\n'
+    ),
+    "a sorted reason": (
+        'allow contains concat(", ", sort([x | some x in input.subject.roles; x != "op"])) if input.action == "read"\n'
+    ),
     "the directory": 'allow contains "x" if not data.airflow.directory.groups.nobody\n',
 }  # fmt: skip

@@ -62,7 +62,12 @@ def test_a_good_package_is_good() -> None:
         ("x.rego", b"package teams.alpha.deny.x\n\nx := 1\n", "entry-rule"),
         ("x.rego", b"package teams.alpha\n\nallow contains if {\n", "parse"),
         ("x.rego", b"", "parse"),
-        ("x.rego", b"package teams.alpha\n\nx := " + b"[" * 500 + b"]" * 500 + b"\n", "too-deep"),
+        *(
+            ("x.rego", b"package teams.alpha\n\nx := " + b"[" * depth + b"1" + b"]" * depth + b"\n", "too-deep")
+            for depth in (100, 200, 300, 500)
+        ),
+        ("x.rego", b"package teams.alpha\n\nx := " + b"[" * 200 + b"1" + b"][0]" * 200 + b"\n", "too-deep"),
+        ("data.json", b'{"share": 0.5}', "data-invalid"),
         ("x.rego", b"package teams.alpha\n\nx := " + b"[" * 50_000 + b"]" * 50_000 + b"\n", "parse"),
         ("x.rego", b"package teams.alpha\n" + b"".join(b"\nx%d := 1\n" % i for i in range(501)), "too-large"),
         ("x.rego", b"package teams.alpha\nx:=1\n", "format"),

@@ -1,0 +1,324 @@
+"""Proof that no built-in of a team's rules meets a value of a type that it cannot take.
+
+OPA's checker lets a call pass if an operand *may* have the right type; a value of another type then is an error on an
+OPA server, and no value in Wasm. So each operand is checked once more, as that of a probe: a function that takes every
+type but the right one. Where the checker refuses the probe, the operand cannot have another type.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64decode
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from airflow_team_authz.bundles.findings import Finding
+from airflow_team_authz.bundles.rules import SCALARS, Module, Node, bound, names, operator, plain
+
+Type = dict[str, Any]
+# Files with probes in them, and the capabilities that declare these: what OPA's checker says.
+Checker = Callable[[dict[str, str], Type], str]
+
+_ANY: Type = {"type": "any"}
+_EVERY_TYPE: dict[str, Type] = {
+    "null": {"type": "null"},
+    "boolean": {"type": "boolean"},
+    "number": {"type": "number"},
+    "string": {"type": "string"},
+    "array": {"type": "array", "dynamic": _ANY},
+    "set": {"type": "set", "of": _ANY},
+    "object": {"type": "object", "dynamic": {"key": _ANY, "value": _ANY}},
+}
+_GUARDS = {f"is_{kind}": kind for kind in _EVERY_TYPE}
+_SETS = {"args": [_EVERY_TYPE["set"]] * 2, "result": _EVERY_TYPE["set"], "type": "function"}
+# What of a term is looked at in its own way.
+_WALKED = {"location", "body", "domain", "else"}
+# Built-ins that hand on what they are given, of which OPA does not say that it has the same type still.
+_HANDED_ON = {"and": 1, "array.concat": 2, "array.reverse": 1, "array.slice": 1, "minus": 1, "or": 2, "sort": 1}
+_REFUSED = re.compile(r"probe\.p(\d+): invalid argument")
+
+
+class Operand(NamedTuple):
+    """A term of a call, where it is, and the type that it has to have; ``argument``: it is one of a function's own."""
+
+    file: str
+    row: int
+    column: int
+    text: str
+    callee: str
+    type: str
+    argument: tuple[str, int] | None
+
+    @property
+    def place(self) -> tuple[str, int, int, str]:
+        return self[:4]
+
+
+class Guard(NamedTuple):
+    """What a body has said of a term's type before: ``is_string(x)``."""
+
+    kind: str
+    term: str
+    names: frozenset[str]
+
+
+class Known(NamedTuple):
+    """What there is to know where a term is: what guards say, and which variables are which terms, and these where."""
+
+    guards: frozenset[Guard] = frozenset()
+    terms: Mapping[str, tuple[Node, Known]] = {}
+
+    def inside(self, hidden: set[str]) -> Known:
+        """The same in a body that has variables of its own."""
+        guards = frozenset(guard for guard in self.guards if not guard.names & hidden)
+        return Known(guards, {name: term for name, term in self.terms.items() if name not in hidden})
+
+    def after(self, expression: Node) -> Known:
+        """And after an expression of the body."""
+        terms = expression.get("terms")
+        if not isinstance(terms, list) or expression.get("negated") or expression.get("with"):
+            return self
+        called, *operands = terms
+        name = operator(called)
+        if name in _GUARDS and len(operands) == 1:
+            guard = Guard(_GUARDS[name], json.dumps(plain(operands[0])), frozenset(names(operands[0])))
+            return self._replace(guards=self.guards | {guard})
+        if name == "assign" and operands[0].get("type") == "var":
+            return self._replace(terms={**self.terms, str(operands[0]["value"]): (operands[1], self)})
+        return self
+
+    def says(self, term: Node, type_: Type) -> bool:
+        """Whether a guard has said that the term has the type."""
+        told = json.dumps(plain(term))
+        return any(guard.term == told and _EVERY_TYPE[guard.kind] in _members(type_) for guard in self.guards)
+
+
+def operand_findings(
+    modules: list[Module], sources: Mapping[str, str], capabilities: Mapping[str, Any], check: Checker
+) -> Iterator[Finding]:
+    """Every operand of which no type can be proven. ``sources``: the text of each module, by its name."""
+    # Of what a team may subtract, which is sets: OPA declares numbers too.
+    builtins = [one | ({"decl": _SETS} if one["name"] == "minus" else {}) for one in capabilities["builtins"]]
+    pending = _Collected(modules, builtins).operands()
+    while pending:
+        # One at a place, since a probe has the type that it asks for.
+        round_ = list({operand.place: operand for operand in pending}.values())
+        probes = [{"name": f"probe.p{i}", "decl": _probe(operand.type)} for i, operand in enumerate(round_)]
+        probed = {name: _insert(text, name, round_) for name, text in sources.items()}
+        told = check(probed, {**capabilities, "builtins": builtins + probes})
+        # What a refused probe hands on has no type for what comes after it, which is proven in the next round.
+        proven = {round_[int(number)] for number in _REFUSED.findall(told)}
+        if not proven:
+            break
+        pending = [operand for operand in pending if operand not in proven]
+    for operand in pending:
+        told = (
+            f"{operand.text[:60]} may have another type than {operand.callee} takes, {_told(json.loads(operand.type))}"
+        )
+        kind = next((kind for kind in _EVERY_TYPE if kind in operand.type), "string")
+        help_ = f"read a value of one type, or write is_{kind}({operand.text[:60]}) before it, in the same body"
+        yield Finding("operand-type", operand.file, operand.row, told, help_)
+
+
+class _Collected:
+    """The operands of all rules. What a function demands of its arguments is demanded of each call of it."""
+
+    def __init__(self, modules: list[Module], builtins: list[Node]) -> None:
+        self._modules = [module for module in modules if not module.name.endswith("_test.rego")]
+        self._builtins = {one["name"]: _nameless(one["decl"].get("args") or []) for one in builtins}
+        self._demands: dict[tuple[str, int], set[str]] = defaultdict(set)
+        self._file = self._function = ""
+        self._arguments: dict[str, int] = {}
+        self._seen: set[tuple[str, int, str]] = set()
+
+    def operands(self) -> list[Operand]:
+        """Those of which a type has to be proven. It ends, since Rego's functions do not call themselves."""
+        while True:
+            self._seen.clear()
+            found = dict.fromkeys(operand for module in self._modules for operand in self._module(module))
+            before = sum(map(len, self._demands.values()))
+            for operand in found:
+                if operand.argument:
+                    self._demands[operand.argument].add(operand.type)
+            if sum(map(len, self._demands.values())) == before:
+                return [operand for operand in found if not operand.argument]
+
+    def _module(self, module: Module) -> Iterator[Operand]:
+        self._file = module.name
+        for rule in module.rules:
+            reference = rule["head"].get("ref") or [{}]
+            self._function = str(reference[-1].get("value"))
+            yield from self._rule(rule)
+
+    def _rule(self, rule: Node) -> Iterator[Operand]:
+        arguments = rule["head"].get("args") or []
+        inside = _closures(rule)
+        self._arguments = {
+            str(argument["value"]): i
+            for i, argument in enumerate(arguments)
+            if argument.get("type") == "var" and argument["value"] not in inside
+        }
+        yield from self._terms(rule, Known())
+        if rule.get("else"):
+            yield from self._rule({"head": {"args": arguments}} | rule["else"])
+
+    def _terms(self, node: Any, known: Known) -> Iterator[Operand]:
+        if isinstance(node, list):
+            for part in node:
+                yield from self._terms(part, known)
+        if not isinstance(node, dict):
+            return
+        call = node.get("value") if node.get("type") == "call" else node.get("terms")
+        if isinstance(call, list):
+            yield from self._call(call, known)
+        # What `every` looks at is not in its body.
+        yield from self._terms(node.get("domain"), known)
+        known, expressions = _entered(node, known)
+        for expression, before in expressions:
+            yield from self._terms(expression, before)
+        yield from self._terms([part for key, part in node.items() if key not in _WALKED], known)
+
+    def _call(self, call: list[Node], known: Known) -> Iterator[Operand]:
+        name = operator(call[0])
+        for position, term in enumerate(call[1:]):
+            for type_ in self._types(name, position):
+                yield from self._demanded(name, term, type_, known)
+
+    def _demanded(self, callee: str, term: Node, type_: Type, known: Known) -> Iterator[Operand]:
+        """That a term has a type: by the terms that it is made of, as far as it is made of some."""
+        todo = [(term, type_, known)]
+        while todo:
+            term, type_, known = todo.pop()
+            kind, value, told = str(term.get("type")), term.get("value"), json.dumps(type_, sort_keys=True)
+            if (callee, id(term), told) in self._seen or known.says(term, type_) or _is_constant(term, type_):
+                continue
+            self._seen.add((callee, id(term), told))
+            if kind == "var" and value in known.terms:
+                term, known = known.terms[str(value)]
+                todo.append((term, type_, known))
+            elif parts := _parts(term, type_):
+                known, _ = _entered(value if isinstance(value, dict) else {}, known)
+                todo += [(part, inner, known) for part, inner in parts if _complement(inner)]
+            else:
+                place = term.get("location") or {}
+                text = b64decode(place.get("text", "")).decode()
+                argument = self._arguments.get(str(value)) if kind == "var" else None
+                whose = None if argument is None else (self._function, argument)
+                yield Operand(self._file, int(place.get("row", 1)), int(place.get("col", 1)), text, callee, told, whose)
+
+    def _types(self, name: str, position: int) -> list[Type]:
+        if name in self._builtins:
+            return [type_ for type_ in self._builtins[name][position : position + 1] if _complement(type_)]
+        return [json.loads(type_) for type_ in sorted(self._demands[name.rpartition(".")[2], position])]
+
+
+def _nameless(types: Any) -> Any:
+    """Without the names and descriptions that operands have beside their types."""
+    if isinstance(types, dict):
+        return {key: _nameless(part) for key, part in types.items() if key not in {"name", "description"}}
+    return [_nameless(part) for part in types] if isinstance(types, list) else types
+
+
+def _entered(node: Node, known: Known) -> tuple[Known, list[tuple[Node, Known]]]:
+    """What is known after the body of a rule, comprehension or `every`; its expressions, with what is before each."""
+    body = node.get("body")
+    if not isinstance(body, list):
+        return known, []
+    known = known.inside(bound(body) | names([node.get("key"), node.get("value")] if "domain" in node else []))
+    expressions = []
+    for expression in body:
+        expressions.append((expression, known))
+        known = known.after(expression)
+    return known, expressions
+
+
+def _parts(term: Node, type_: Type) -> list[tuple[Node, Type]]:
+    """The terms that a term is made of, and the types that they have to have for it to have this one."""
+    kind, value = str(term.get("type")), term.get("value")
+    inner = {member["type"]: member.get("of") or member.get("dynamic") or _ANY for member in _members(type_)}
+    if kind in {"array", "set"} and kind in inner:
+        return [(part, inner[kind]) for part in value or []]
+    if kind in {"arraycomprehension", "setcomprehension"} and (of := inner.get(kind.removesuffix("comprehension"))):
+        return [((value or {}).get("term") or {}, of)]
+    if kind == "call" and (handed := _HANDED_ON.get(name := operator((value or [{}])[0]))):
+        if name == "sort" and (of := inner.get("array")):
+            type_ = {"type": "any", "of": [{"type": "array", "dynamic": of}, {"type": "set", "of": of}]}
+        return [(part, type_) for part in (value or [])[1 : handed + 1]]
+    return []
+
+
+def _is_constant(term: Node, type_: Type) -> bool:
+    """A constant of the type; of arrays, sets and objects, an empty one."""
+    kind = term.get("type")
+    return kind in {member["type"] for member in _members(type_)} and (kind in SCALARS or not term.get("value"))
+
+
+def _closures(node: Any) -> set[str]:
+    """What comprehensions declare, where it may hide an argument."""
+    if isinstance(node, list):
+        return set().union(*map(_closures, node), set())
+    if not isinstance(node, dict):
+        return set()
+    own = bound(node["value"].get("body")) if str(node.get("type")).endswith("comprehension") else set()
+    if "domain" in node:
+        own |= bound(node.get("body")) | names([node.get("key"), node.get("value")])
+    return own.union(*(_closures(part) for key, part in node.items() if key != "location"))
+
+
+def _members(type_: Type) -> list[Type]:
+    return list(type_.get("of") or []) if type_["type"] == "any" else [type_]
+
+
+def _complement(type_: Type) -> Type | None:
+    """Every type but this one; ``None`` if there is no other."""
+    members = _members(type_)
+    if not members:
+        return None
+    others = [other for kind, other in _EVERY_TYPE.items() if kind not in {member["type"] for member in members}]
+    for member in members:
+        if member["type"] == "set" and (other := _complement(member["of"])):
+            others.append({"type": "set", "of": other})
+        if member["type"] == "array" and (other := _complement(member.get("dynamic", _ANY))):
+            others.append({"type": "array", "dynamic": other})
+        if member["type"] == "object":
+            dynamic = member.get("dynamic", {"key": _ANY, "value": _ANY})
+            parts = {part: _complement(type_) for part, type_ in dynamic.items()}
+            others += [
+                _EVERY_TYPE["object"] | {"dynamic": {"key": _ANY, "value": _ANY} | {part: other}}
+                for part, other in parts.items()
+                if other
+            ]
+    return {"type": "any", "of": others}
+
+
+def _probe(type_: str) -> Type:
+    right = json.loads(type_)
+    return {"type": "function", "args": [_complement(right)], "result": right}
+
+
+def _insert(text: str, file: str, operands: list[Operand]) -> str:
+    """The text with a probe around each of these operands."""
+    starts = [0]
+    for line in text.split("\n"):
+        starts.append(starts[-1] + len(line) + 1)
+    marks: list[tuple[int, int, int, str]] = []
+    for number, operand in enumerate(operands):
+        if operand.file == file:
+            # What begins with parentheses is said to begin after them.
+            before = len(operand.text) - len(operand.text.lstrip("( \t\n"))
+            start, length = starts[operand.row - 1] + operand.column - 1 - before, len(operand.text)
+            if text[start : start + length] == operand.text:
+                # Of those that begin at one place the longest begins first; of those that end there, the shortest ends.
+                marks += [(start, 1, -length, f"probe.p{number}("), (start + length, 0, length, ")")]
+    for position, _, _, mark in sorted(marks, reverse=True):
+        text = text[:position] + mark + text[position:]
+    return text
+
+
+def _told(type_: Type) -> str:
+    inner = type_.get("of") if type_["type"] == "set" else type_.get("dynamic") if type_["type"] == "array" else None
+    if inner and _complement(inner):
+        return f"{type_['type']} of {_told(inner)}"
+    return " or ".join(map(_told, _members(type_))) if type_["type"] == "any" else str(type_["type"])
