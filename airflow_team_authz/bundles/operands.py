@@ -11,7 +11,7 @@ import json
 import re
 from base64 import b64decode
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from airflow_team_authz.bundles.findings import Finding
@@ -40,20 +40,22 @@ _HANDED_ON = {"and": 1, "array.concat": 2, "array.reverse": 1, "array.slice": 1,
 _REFUSED = re.compile(r"probe\.p(\d+): invalid argument")
 
 
-class Operand(NamedTuple):
-    """A term of a call, where it is, and the type that it has to have; ``argument``: it is one of a function's own."""
+class Place(NamedTuple):
+    """Where a term is, and how it is written."""
 
     file: str
     row: int
     column: int
     text: str
+
+
+class Operand(NamedTuple):
+    """A term of a call, where it is, and the type that it has to have; ``argument``: it is one of a function's own."""
+
+    place: Place
     callee: str
     type: str
     argument: tuple[str, int] | None
-
-    @property
-    def place(self) -> tuple[str, int, int, str]:
-        return self[:4]
 
 
 class Guard(NamedTuple):
@@ -101,12 +103,13 @@ def operand_findings(
     """Every operand of which no type can be proven. ``sources``: the text of each module, by its name."""
     # Of what a team may subtract, which is sets: OPA declares numbers too.
     builtins = [one | ({"decl": _SETS} if one["name"] == "minus" else {}) for one in capabilities["builtins"]]
-    pending = _Collected(modules, builtins).operands()
+    collected = _Collected(modules, builtins)
+    pending = collected.operands()
     while pending:
         # One at a place, since a probe has the type that it asks for.
         round_ = list({operand.place: operand for operand in pending}.values())
         probes = [{"name": f"probe.p{i}", "decl": _probe(operand.type)} for i, operand in enumerate(round_)]
-        probed = {name: _insert(text, name, round_) for name, text in sources.items()}
+        probed = {name: _edited(text, _edits(text, name, round_, collected.every)) for name, text in sources.items()}
         told = check(probed, {**capabilities, "builtins": builtins + probes})
         # What a refused probe hands on has no type for what comes after it, which is proven in the next round.
         proven = {round_[int(number)] for number in _REFUSED.findall(told)}
@@ -114,12 +117,12 @@ def operand_findings(
             break
         pending = [operand for operand in pending if operand not in proven]
     for operand in pending:
-        told = (
-            f"{operand.text[:60]} may have another type than {operand.callee} takes, {_told(json.loads(operand.type))}"
-        )
-        kind = next((kind for kind in _EVERY_TYPE if kind in operand.type), "string")
-        help_ = f"read a value of one type, or write is_{kind}({operand.text[:60]}) before it, in the same body"
-        yield Finding("operand-type", operand.file, operand.row, told, help_)
+        term, type_ = operand.place.text[:60], json.loads(operand.type)
+        kinds = [member["type"] for member in _members(type_)]
+        told = f"{term} may have another type than {operand.callee} takes, {_told(type_)}"
+        is_ = f"is_{'array' if 'array' in kinds else kinds[0]}({term})"
+        help_ = f"read a value of one type, or write {is_} before it, in the same body"
+        yield Finding("operand-type", operand.place.file, operand.place.row, told, help_)
 
 
 class _Collected:
@@ -132,6 +135,8 @@ class _Collected:
         self._file = self._function = ""
         self._arguments: dict[str, int] = {}
         self._seen: set[tuple[str, int, str]] = set()
+        # Each `every`, and what it looks at.
+        self.every: dict[Place, Place] = {}
 
     def operands(self) -> list[Operand]:
         """Those of which a type has to be proven. It ends, since Rego's functions do not call themselves."""
@@ -173,8 +178,10 @@ class _Collected:
         call = node.get("value") if node.get("type") == "call" else node.get("terms")
         if isinstance(call, list):
             yield from self._call(call, known)
-        # What `every` looks at is not in its body.
-        yield from self._terms(node.get("domain"), known)
+        if "domain" in node:
+            # What `every` looks at is not in its body.
+            yield from self._terms(node["domain"], known)
+            self.every[_place(self._file, node)] = _place(self._file, node["domain"])
         known, expressions = _entered(node, known)
         for expression, before in expressions:
             yield from self._terms(expression, before)
@@ -202,11 +209,9 @@ class _Collected:
                 known, _ = _entered(value if isinstance(value, dict) else {}, known)
                 todo += [(part, inner, known) for part, inner in parts if _complement(inner)]
             else:
-                place = term.get("location") or {}
-                text = b64decode(place.get("text", "")).decode()
                 argument = self._arguments.get(str(value)) if kind == "var" else None
                 whose = None if argument is None else (self._function, argument)
-                yield Operand(self._file, int(place.get("row", 1)), int(place.get("col", 1)), text, callee, told, whose)
+                yield Operand(_place(self._file, term), callee, told, whose)
 
     def _types(self, name: str, position: int) -> list[Type]:
         if name in self._builtins:
@@ -298,22 +303,54 @@ def _probe(type_: str) -> Type:
     return {"type": "function", "args": [_complement(right)], "result": right}
 
 
-def _insert(text: str, file: str, operands: list[Operand]) -> str:
-    """The text with a probe around each of these operands."""
+def _place(file: str, node: Node) -> Place:
+    at = node.get("location") or {}
+    text = b64decode(at.get("text", "")).decode()
+    if text[:1] in {"]", "}"} and node.get("type") == "ref":
+        # Of `[a, b][0]` the place is right, and the text is what comes after the array.
+        text = _place(file, node["value"][0]).text[:-1] + text
+    return Place(file, int(at.get("row", 1)), int(at.get("col", 1)), text)
+
+
+class Edit(NamedTuple):
+    """Characters to replace; of two at one position, the one that is to come first has the smaller ``order``."""
+
+    position: int
+    order: int
+    length: int
+    text: str
+
+
+def _edits(text: str, file: str, operands: list[Operand], every: Mapping[Place, Place]) -> Iterator[Edit]:
+    """Those that put a probe around each operand, and make each `every` what OPA's checker looks into."""
     starts = [0]
     for line in text.split("\n"):
         starts.append(starts[-1] + len(line) + 1)
-    marks: list[tuple[int, int, int, str]] = []
+
+    def begin(place: Place) -> int | None:
+        """Where a term begins, if it is there; of what is in parentheses, the place is said to be after them."""
+        before = len(place.text) - len(place.text.lstrip("( \t\n"))
+        position = starts[place.row - 1] + place.column - 1 - before
+        return position if place.file == file and text.startswith(place.text, max(position, 0)) else None
+
     for number, operand in enumerate(operands):
-        if operand.file == file:
-            # What begins with parentheses is said to begin after them.
-            before = len(operand.text) - len(operand.text.lstrip("( \t\n"))
-            start, length = starts[operand.row - 1] + operand.column - 1 - before, len(operand.text)
-            if text[start : start + length] == operand.text:
-                # Of those that begin at one place the longest begins first; of those that end there, the shortest ends.
-                marks += [(start, 1, -length, f"probe.p{number}("), (start + length, 0, length, ")")]
-    for position, _, _, mark in sorted(marks, reverse=True):
-        text = text[:position] + mark + text[position:]
+        if (start := begin(operand.place)) is not None:
+            length = len(operand.place.text)
+            # Of those that begin at one place the longest begins first; of those that end there, the shortest ends.
+            yield Edit(start, 1_000_000 - length, 0, f"probe.p{number}(")
+            yield Edit(start + length, length - 1_000_000, 0, ")")
+    for keyword, domain in every.items():
+        start, over = begin(keyword), begin(domain)
+        if start is not None and over is not None:
+            end = over + len(domain.text)
+            if opening := re.compile(r"[)\s]*\{").match(text, end):
+                yield Edit(start, 0, len("every"), "{1 | some")
+                yield Edit(opening.end() - 1, 0, 1, ";")
+
+
+def _edited(text: str, edits: Iterable[Edit]) -> str:
+    for position, _, length, put in sorted(edits, reverse=True):
+        text = text[:position] + put + text[position + length :]
     return text
 
 

@@ -241,6 +241,10 @@ HOSTILE: dict[str, Hostile] = {
     "a mixed array, all of it": Hostile(
         'allow contains "x" if {\n\tevery v in ["a", 1] {\n\t\tlower(v) == "a" # here\n\t}\n}\n', {"operand-type"}
     ),
+    "a number for a text, in every": Hostile(
+        'allow contains "x" if {\n\tevery r in input.subject.roles {\n\t\tstartswith(r, 1) # here\n\t}\n}\n',
+        {"operand-type"},
+    ),
     "another type by else": Hostile(
         'z := 1 if {\n\tinput.action == "a"\n} else := "a"\n\nallow contains "x" if lower(z) == "a" # here\n',
         {"operand-type"},
@@ -346,5 +350,15 @@ FINE: dict[str, str] = {
     "a sorted reason": (
         'allow contains concat(", ", sort([x | some x in input.subject.roles; x != "op"])) if input.action == "read"\n'
     ),
+    "every of a type": (
+        'allow contains "x" if {\n\tevery i, r in (input.subject.roles) {\n\t\tstartswith(r, "o")\n'
+        "\t\tevery t in split(r, \"_\") {\n\t\t\tcount(t) > i\n\t\t}\n\t}\n"
+        '\tevery r in [x | some x in input.subject.team_ids] {\n\t\tlower(r) != [r, "b"][0]\n\t}\n}\n'
+    ),
+    "every of a type in parentheses": (
+        'allow contains "x" if {\n\tevery r in ({"a"} | {input.action}) {\n\t\tis_string(r)\n'
+        '\t\tlower(r) == "a"\n\t}\n}\n'
+    ),
+    "an item of an array in place": 'allow contains "x" if startswith([input.action, "a"][0], {"k": "a"}.k)\n',
     "the directory": 'allow contains "x" if not data.airflow.directory.groups.nobody\n',
 }  # fmt: skip
