@@ -37,6 +37,7 @@ _SETS = {"args": [_EVERY_TYPE["set"]] * 2, "result": _EVERY_TYPE["set"], "type":
 _WALKED = {"location", "body", "domain", "else"}
 # Built-ins that hand on what they are given, of which OPA does not say that it has the same type still.
 _HANDED_ON = {"and": 1, "array.concat": 2, "array.reverse": 1, "array.slice": 1, "minus": 1, "or": 2, "sort": 1}
+_OPENING = re.compile(r"[)\s]*\{")
 _REFUSED = re.compile(r"probe\.p(\d+): invalid argument")
 
 
@@ -214,9 +215,9 @@ class _Collected:
                 yield Operand(_place(self._file, term), callee, told, whose)
 
     def _types(self, name: str, position: int) -> list[Type]:
-        if name in self._builtins:
-            return [type_ for type_ in self._builtins[name][position : position + 1] if _complement(type_)]
-        return [json.loads(type_) for type_ in sorted(self._demands[name.rpartition(".")[2], position])]
+        # A function may have the name of a built-in.
+        declared = [type_ for type_ in self._builtins.get(name, [])[position : position + 1] if _complement(type_)]
+        return declared + [json.loads(type_) for type_ in sorted(self._demands[name.rpartition(".")[2], position])]
 
 
 def _nameless(types: Any) -> Any:
@@ -331,21 +332,20 @@ def _edits(text: str, file: str, operands: list[Operand], every: Mapping[Place, 
         """Where a term begins, if it is there; of what is in parentheses, the place is said to be after them."""
         before = len(place.text) - len(place.text.lstrip("( \t\n"))
         position = starts[place.row - 1] + place.column - 1 - before
-        return position if place.file == file and text.startswith(place.text, max(position, 0)) else None
+        return position if text.startswith(place.text, max(position, 0)) else None
 
     for number, operand in enumerate(operands):
-        if (start := begin(operand.place)) is not None:
+        if operand.place.file == file and (start := begin(operand.place)) is not None:
             length = len(operand.place.text)
             # Of those that begin at one place the longest begins first; of those that end there, the shortest ends.
             yield Edit(start, 1_000_000 - length, 0, f"probe.p{number}(")
             yield Edit(start + length, length - 1_000_000, 0, ")")
     for keyword, domain in every.items():
-        start, over = begin(keyword), begin(domain)
-        if start is not None and over is not None:
-            end = over + len(domain.text)
-            if opening := re.compile(r"[)\s]*\{").match(text, end):
-                yield Edit(start, 0, len("every"), "{1 | some")
-                yield Edit(opening.end() - 1, 0, 1, ";")
+        if keyword.file != file or (start := begin(keyword)) is None or (over := begin(domain)) is None:
+            continue
+        if opening := _OPENING.match(text, over + len(domain.text)):
+            yield Edit(start, 0, len("every"), "{1 | some")
+            yield Edit(opening.end() - 1, 0, 1, ";")
 
 
 def _edited(text: str, edits: Iterable[Edit]) -> str:

@@ -245,6 +245,10 @@ HOSTILE: dict[str, Hostile] = {
         'allow contains "x" if {\n\tevery r in input.subject.roles {\n\t\tstartswith(r, 1) # here\n\t}\n}\n',
         {"operand-type"},
     ),
+    "a function with the name of a built-in": Hostile(
+        'count(x) if lower(x) == "a"\n\nallow contains "x" if {\n\tsome v in ["a", ["b"]]\n\tcount(v) # here\n}\n',
+        {"operand-type"},
+    ),
     "another type by else": Hostile(
         'z := 1 if {\n\tinput.action == "a"\n} else := "a"\n\nallow contains "x" if lower(z) == "a" # here\n',
         {"operand-type"},
