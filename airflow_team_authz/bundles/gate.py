@@ -18,10 +18,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import wasmtime
+
+from airflow_team_authz.bundles.archive import unpack
 from airflow_team_authz.bundles.findings import Finding
 from airflow_team_authz.bundles.layout import TEAM_ID, Data, layout_findings, read_package
 from airflow_team_authz.bundles.operands import operand_findings
-from airflow_team_authz.bundles.rules import Module, Pattern, module_findings, too_deep
+from airflow_team_authz.bundles.patterns import pattern_findings
+from airflow_team_authz.bundles.rules import MAX_PATTERNS, Module, all_patterns, module_findings, too_deep
 from airflow_team_authz.compile import ENTRYPOINTS, CompileError, find_opa, merged, shipped_policies
 
 __all__ = ["check_package", "read_package"]
@@ -61,9 +65,15 @@ def check_package(
     # What has a bad name or is not text would be an error of opa's in words of its own.
     if any(finding.rule in {"team-id", "file-name", "foreign-file", "not-text", "too-large"} for finding in found):
         return sorted(set(found), key=_order)
-    with tempfile.TemporaryDirectory() as directory:
-        check = _Check(Path(directory), program, files, team_id, platform or {}, data)
-        found += check.findings()
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            check = _Check(Path(directory), program, files, team_id, platform or {}, data)
+            found += check.findings()
+    except CompileError:
+        raise
+    except Exception as error:
+        # What nobody has thought of is no reason to publish, nor to hold up other teams.
+        raise CompileError(f"the gate fails at the package of {team_id}: {error!r}") from error
     return sorted(set(found), key=_order)
 
 
@@ -91,14 +101,18 @@ class _Check:
             parsed = list(pool.map(self._parse, sorted(name for name in self._own if name.endswith(".rego"))))
             modules = [module for module in parsed if isinstance(module, Module)]
             broken = [finding for found in parsed if isinstance(found, list) for finding in found]
-            yield from broken
-            yield from (finding for module in modules for finding in module.findings())
+            names = {module.package: set[str]() for module in modules}
+            for module in modules:
+                names[module.package] |= module.rule_names
+            yield from (finding for module in modules for finding in module.findings(names[module.package]))
             yield from module_findings(modules)
+            keys = set().union(*(module.keys for module in modules))
+            broken += self._data.key_findings(keys)
+            yield from broken
             if not broken:
-                self._stage(modules)
-                patterns = [pattern for module in modules for pattern in module.patterns]
+                self._stage(modules, keys)
                 steps: list[Callable[[], Iterable[Finding]]] = [self._format, self._merged]
-                steps += [lambda: self._typed(modules), lambda: self._tests(modules), lambda: self._patterns(patterns)]
+                steps += [lambda: self._typed(modules), lambda: self._tests(modules), lambda: self._patterns(modules)]
                 if self._platform_tests():
                     steps.append(self._platform_still_passes)
                 for found in pool.map(lambda step: list(step()), steps):
@@ -109,15 +123,19 @@ class _Check:
             yield Finding("schema-missing", self._data.schema_file, 1, told, help_)
 
     def _untyped(self, modules: list[Module]) -> bool:
-        return not self._data.typed and any(module.reads_own_data for module in modules)
+        rules = {name for module in modules for name in (*module.package[2:3], *module.rule_names)}
+        read = {name for module in modules for name in module.own_names} - rules
+        return bool(read and self._data.value and not self._data.typed)
 
-    def _stage(self, modules: list[Module]) -> None:
+    def _stage(self, modules: list[Module], keys: set[str]) -> None:
         """The whole policy with this team's part, without anybody's tests but the team's; and the schemas."""
         self._others = merged(self._platform)
         _write(self._place / "policy", {**self._others, **self._own})
+        decides = {name: text for name, text in self._own.items() if not name.endswith("_test.rego")}
+        _write(self._place / "merged", {**self._others, **decides})
         schemas = {f"{path.stem}.json": path.read_bytes() for path in (self._shipped / "schemas").glob("*.json")}
         schemas["question.json"] = _question(schemas["input.json"], set().union(*(module.texts for module in modules)))
-        own_data = self._data.for_opa()
+        own_data = self._data.for_opa(keys)
         typed_data = {f"own/{name}.json": json.dumps(part).encode() for name, part in own_data.items()}
         _write(self._place / "schemas", schemas | typed_data)
         # Types for the team's rules, whatever their own metadata says.
@@ -126,7 +144,7 @@ class _Check:
             [
                 "# METADATA", "# scope: subpackages", "# schemas:", "#   - input: schema.question",
                 "#   - data.airflow.directory: schema.directory", "#   - data.airflow.roles: schema.roles",
-                *(f"#   - data.{own}.{name}: schema.own.{name}" for name in own_data), f"package {own}", "",
+                *(f"#   - data.{own}.{name}: schema.own.{name}" for name in own_data), "package teams", "",
             ]
         )  # fmt: skip
         rules = {name: self._own[name] for name in self._rules}
@@ -236,12 +254,18 @@ class _Check:
         """Together with the platform and other teams, for both engines."""
         entrypoints = [argument for entrypoint in ENTRYPOINTS for argument in ("--entrypoint", entrypoint)]
         capabilities = ["--capabilities", str(self._shipped / "capabilities.json")]
-        shared = [*capabilities, "--bundle", ".", "--ignore", "*_test.rego"]
+        shared = [*capabilities, "--bundle", "."]
         out = str(self._place / "wasm.tar.gz")
-        done = self._run("policy", "build", "--target", "wasm", *shared, *entrypoints, "--output", out)
+        done = self._run("merged", "build", "--target", "wasm", *shared, *entrypoints, "--output", out)
         if done.code != 0:
             help_ = "a package may not change what others are made of"
             yield from self._told("merged", done, help_, self._root)
+            return
+        try:
+            wasmtime.Module.validate(wasmtime.Engine(), unpack(Path(out).read_bytes())["policy.wasm"])
+        except wasmtime.WasmtimeError as error:
+            told = f"no engine can run it as Wasm: {str(error).splitlines()[-1].strip()}"
+            yield Finding("merged", self._root, 1, told, "split large rules")
 
     def _platform_tests(self) -> dict[str, bytes]:
         return {
@@ -259,15 +283,17 @@ class _Check:
             told = f"with it, the platform's own tests fail: {(done.out or done.err).strip()[-300:]}"
             yield Finding("platform-tests", self._root, 1, told, "ask the platform team which rule of yours they meet")
 
-    def _patterns(self, patterns: list[Pattern]) -> Iterator[Finding]:
-        """Try each constant pattern: a bad one fails when it is used, and then a `deny` vanishes."""
-        for pattern in patterns:
-            arguments = f"{json.dumps(pattern.text)}, " + ('[], "x"' if pattern.builtin == "glob.match" else '"x"')
-            done = self._run("own", "eval", "--strict-builtin-errors", f"{pattern.builtin}({arguments})")
-            if done.code != 0 or not pattern.text.isascii():
-                told = f"the pattern {pattern.text[:60]!r} is no good"
-                help_ = "use an ASCII pattern, see https://github.com/google/re2/wiki/Syntax"
-                yield Finding("pattern", pattern.file, pattern.line, told, help_)
+    def _patterns(self, modules: list[Module]) -> Iterator[Finding]:
+        texts = set().union(*(module.texts for module in modules))
+
+        def evaluate(policy: str, question: str) -> str:
+            _write(self._place / "patterns", {"try.rego": policy.encode(), "question.json": question.encode()})
+            shown = ("--format", "json", "--input", "question.json", "--data", "try.rego")
+            return self._run("patterns", "eval", *shown, "data.airflow.authz.decisions").out
+
+        patterns = all_patterns(modules)
+        if len(patterns) <= MAX_PATTERNS:
+            yield from pattern_findings(patterns, texts, self._opa, evaluate)
 
     def _told(self, rule: str, done: Done, help_: str, otherwise: str) -> Iterator[Finding]:
         """What opa says of files and lines; of what is not the team's, as of the package."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +19,21 @@ MAX_FILES = 64
 MAX_REGO_BYTES = 256 * 1024
 MAX_DATA_BYTES = 1024 * 1024
 MAX_DEPTH = 16
+_MAX_TEXT = 1_000
+_MAX_ENUM = 100
+_MAX_PROBLEMS = 100
+_MAX_PROPERTIES = 50_000
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _IDENTIFIER = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _DATA = {"data.json", "data.yaml", "data.yml"}
-# Text that looks like something else in an editor (https://trojansource.codes), and what ends a text early.
-_HIDDEN = re.compile("[\u0000\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+# Letters that are shown as nothing, beside the categories: controls, formats (https://trojansource.codes), line breaks.
+_BLANKS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 _LINK = "link to somewhere else"
 _TYPES = {"string", "number", "integer", "boolean", "null", "array", "object"}
 _KEYWORDS = {
     "type", "properties", "additionalProperties", "required", "items", "enum", "const", "title", "description",
-    "$schema", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "uniqueItems", "examples",
+    "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "examples",
 }  # fmt: skip
 
 
@@ -35,13 +43,16 @@ def read_package(directory: Path, team_id: str) -> dict[str, bytes]:
     Links are not followed, and read as what ``check_package`` refuses. Other files, such as a README, are left out.
     """
     root = directory / "teams" / team_id
+    if root.is_symlink() or root.parent.is_symlink():
+        return {f"teams/{team_id}/.link": _LINK.encode()}
     files = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_symlink():
             files[f"{name}.link" if path.suffix else f"{name}/.link"] = _LINK.encode()
         elif path.is_file() and (path.suffix == ".rego" or path.name in _DATA or path.name == "schema.json"):
-            files[name] = path.read_bytes()
+            with path.open("rb") as file:
+                files[name] = file.read(MAX_DATA_BYTES + 1)
     return files
 
 
@@ -68,7 +79,11 @@ def _file_findings(name: str, content: bytes, root: str) -> Iterator[Finding]:
     parts = name.split("/")
     if not name.startswith(f"{root}/"):
         yield Finding("foreign-file", shown, 1, "it is not a file of the team", f"a team's files are in {root}")
-    elif any(not _NAME.fullmatch(part) for part in parts[2:]) or len(parts) > 6:
+    elif (
+        any(not _NAME.fullmatch(part) for part in parts[2:])
+        or any(part.endswith((".rego", ".json")) for part in parts[2:-1])
+        or len(parts) > 6
+    ):
         help_ = "use a-z, A-Z, 0-9, _, . and -, not more than four directories deep; links are not followed"
         yield Finding("file-name", shown, 1, "its name is not plain, or it is a link", help_)
     elif file in _DATA and name != f"{root}/data.json":
@@ -85,10 +100,17 @@ def _file_findings(name: str, content: bytes, root: str) -> Iterator[Finding]:
         line = content[: error.start].count(b"\n") + 1
         yield Finding("not-text", shown, line, "it is not UTF-8", "save it as UTF-8")
         return
-    if file.endswith(".rego") and (hidden := _HIDDEN.search(text)):
-        line = text[: hidden.start()].count("\n") + 1
-        told = f"it holds the invisible character U+{ord(hidden[0]):04X}"
+    hidden = next((at for at, letter in enumerate(text) if _is_hidden(letter)), None)
+    if file.endswith(".rego") and hidden is not None:
+        line = text[:hidden].count("\n") + 1
+        told = f"it holds the invisible character U+{ord(text[hidden]):04X}"
         yield Finding("not-text", shown, line, told, "take it out: it shows other text than what decides")
+
+
+def _is_hidden(letter: str) -> bool:
+    if letter.isascii():
+        return not (letter.isprintable() or letter in "\t\n")
+    return unicodedata.category(letter) in _HIDDEN or letter in _BLANKS
 
 
 class Data:
@@ -103,14 +125,21 @@ class Data:
         if not self.findings:
             self.findings += self._check()
 
-    def for_opa(self) -> dict[str, dict[str, Any]]:
+    def for_opa(self, keys: set[str]) -> dict[str, dict[str, Any]]:
         """The schema of each value by its name, as OPA's type checker understands it, which does not look into
-        ``additionalProperties``. Each on its own, since rules have a place beside them.
+        ``additionalProperties``: it is told of the ``keys`` that rules read, and of any other. Each on its own, since
+        rules have a place beside them.
         """
         if not self.typed or self.findings:
             return {}
-        closed = _closed(self.schema, self.value)["properties"]
+        closed = _closed(self.schema, {"", *keys})["properties"]
         return {name: part for name, part in closed.items() if _IDENTIFIER.fullmatch(name)}
+
+    def key_findings(self, keys: set[str]) -> Iterator[Finding]:
+        """That ``for_opa`` would be too much of these keys."""
+        if self.typed and not self.findings and (len(keys) + 1) ** _maps(self.schema) > _MAX_PROPERTIES:
+            help_ = "have fewer maps in maps, or read them by variables"
+            yield Finding("too-large", self.schema_file, 1, "it has too many maps in maps", help_)
 
     def _load(self, files: Mapping[str, bytes], name: str, missing: Any) -> Any:
         if name not in files or len(files[name]) > MAX_DATA_BYTES:
@@ -146,18 +175,24 @@ class Data:
         if not untyped:
             import jsonschema
 
-            for problem in jsonschema.Draft202012Validator(self.schema).iter_errors(self.value):
+            schema = {name: part for name, part in self.schema.items() if name != "$schema"}
+            try:
+                jsonschema.Draft202012Validator.check_schema(schema)
+            except jsonschema.SchemaError as error:
+                told = f"{'/'.join(map(str, error.absolute_path))}: {error.message[:200]}"
+                yield Finding("data-invalid", self.schema_file, 1, told, "see https://json-schema.org")
+                return
+            for problem in islice(jsonschema.Draft202012Validator(schema).iter_errors(self.value), _MAX_PROBLEMS):
                 place = "/".join(map(str, problem.absolute_path)) or "the whole"
                 told = f"{place}: {problem.message[:200]}"
                 yield Finding("data-invalid", self.file, 1, told, f"correct it, or {self.schema_file}")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)[:60]!r} is there twice")
-    return made
+    (most,) = Counter(name for name, _ in pairs).most_common(1) or [("", 0)]
+    if most[1] > 1:
+        raise ValueError(f"the key {most[0][:60]!r} is there twice")
+    return dict(pairs)
 
 
 def _no_constant(name: str) -> None:
@@ -175,6 +210,8 @@ def _odd(value: Any, depth: int = 0) -> Iterator[str]:
         yield f"the number {str(value)[:30]} is too large to be exact"
     elif isinstance(value, float):
         yield f"the number {value} is no integer, and the engines may print it differently"
+    elif isinstance(value, str) and len(value) > _MAX_TEXT:
+        yield f"a text has {len(value):,} characters, and {_MAX_TEXT:,} may be"
     elif isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
         yield "a text holds half a character"
 
@@ -184,8 +221,10 @@ def _untyped(schema: Any, place: str) -> Iterator[str]:
     if not isinstance(schema, dict) or not isinstance(schema.get("type"), str) or schema["type"] not in _TYPES:
         yield f"{place} has no type, or several"
         return
-    for word in sorted(schema.keys() - _KEYWORDS):
+    for word in sorted(schema.keys() - _KEYWORDS - ({"$schema"} if place == "it" else set())):
         yield f"{place} uses {word[:40]}, which OPA's type checker does not know"
+    if isinstance(schema.get("enum"), list) and len(schema["enum"]) > _MAX_ENUM:
+        yield f"{place} has more than {_MAX_ENUM} values in its enum"
     if schema["type"] == "array":
         yield from _untyped(schema.get("items"), f"{place}/items")
     if schema["type"] == "object":
@@ -199,26 +238,22 @@ def _untyped(schema: Any, place: str) -> Iterator[str]:
             yield from _untyped(others, f"{place}/additionalProperties")
 
 
-def _closed(schema: dict[str, Any], value: Any) -> dict[str, Any]:
-    """The schema with what it says of further properties said of each that there is, and of one that there is not."""
+def _maps(schema: dict[str, Any]) -> int:
+    """How many maps are in each other, such as of a map of lists of maps."""
+    further = schema.get("additionalProperties")
+    parts = [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])]
+    inside = max(map(_maps, parts), default=0)
+    return max(inside, 1 + _maps(further)) if isinstance(further, dict) else inside
+
+
+def _closed(schema: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    """The schema with what it says of further properties said of each of these."""
     if schema["type"] == "array":
-        items = value if isinstance(value, list) else []
-        # All items have one type; of objects, each key that any of them has.
-        merged = _merged(items)
-        return {"type": "array", "items": _closed(schema["items"], merged)}
+        return {"type": "array", "items": _closed(schema["items"], keys)}
     if schema["type"] != "object":
         return {"type": schema["type"]}
-    value = value if isinstance(value, dict) else {}
     properties = dict(schema.get("properties", {}))
     if isinstance(schema.get("additionalProperties"), dict):
-        further = schema["additionalProperties"]
-        properties = dict.fromkeys([*value, ""], further) | properties
-    closed = {name: _closed(part, value.get(name)) for name, part in properties.items()}
+        properties = dict.fromkeys(sorted(keys), schema["additionalProperties"]) | properties
+    closed = {name: _closed(part, keys) for name, part in properties.items()}
     return {"type": "object", "additionalProperties": False, "properties": closed}
-
-
-def _merged(items: list[Any]) -> Any:
-    if items and all(isinstance(item, dict) for item in items):
-        names = {name for item in items for name in item}
-        return {name: next(item[name] for item in items if name in item) for name in names}
-    return items[0] if items else None

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from airflow_team_authz.bundles.findings import Finding
-from airflow_team_authz.bundles.rules import SCALARS, Module, Node, bound, names, operator, plain
+from airflow_team_authz.bundles.rules import Module
+from airflow_team_authz.bundles.terms import SCALARS, Node, bound, names, operator, plain
 
 Type = dict[str, Any]
 # Files with probes in them, and the capabilities that declare these: what OPA's checker says.
@@ -31,6 +32,8 @@ _EVERY_TYPE: dict[str, Type] = {
     "set": {"type": "set", "of": _ANY},
     "object": {"type": "object", "dynamic": {"key": _ANY, "value": _ANY}},
 }
+# What engines write alike, as a reason or in a text.
+_SCALAR: Type = {"type": "any", "of": [_EVERY_TYPE[kind] for kind in ("string", "number", "boolean", "null")]}
 _GUARDS = {f"is_{kind}": kind for kind in _EVERY_TYPE}
 _SETS = {"args": [_EVERY_TYPE["set"]] * 2, "result": _EVERY_TYPE["set"], "type": "function"}
 # What of a term is looked at in its own way.
@@ -132,9 +135,12 @@ class _Collected:
     def __init__(self, modules: list[Module], builtins: list[Node]) -> None:
         self._modules = [module for module in modules if not module.name.endswith("_test.rego")]
         self._builtins = {one["name"]: _nameless(one["decl"].get("args") or []) for one in builtins}
+        # Of a set, engines take texts in different orders.
+        self._builtins["concat"] = [_EVERY_TYPE["string"], _EVERY_TYPE["array"] | {"dynamic": _EVERY_TYPE["string"]}]
         self._demands: dict[tuple[str, int], set[str]] = defaultdict(set)
         self._file = self._function = ""
         self._arguments: dict[str, int] = {}
+        self._known = Known()
         self._seen: set[tuple[str, int, str]] = set()
         # Each `every`, and what it looks at.
         self.every: dict[Place, Place] = {}
@@ -153,6 +159,17 @@ class _Collected:
 
     def _module(self, module: Module) -> Iterator[Operand]:
         self._file = module.name
+        single = Counter(str(rule["head"].get("ref", [{}])[0].get("value")) for rule in module.rules)
+        # A rule that has one definition is what it is defined as.
+        self._known = Known(
+            terms={
+                name: (rule["head"]["value"], _entered(rule, Known())[0])
+                for rule in module.rules
+                if single[name := str(rule["head"].get("ref", [{}])[0].get("value"))] == 1
+                and rule["head"].keys() & {"value", "key", "args"} == {"value"}
+                and not (rule.get("else") or rule.get("default") or len(rule["head"]["ref"]) > 1)
+            }
+        )
         for rule in module.rules:
             reference = rule["head"].get("ref") or [{}]
             self._function = str(reference[-1].get("value"))
@@ -166,7 +183,10 @@ class _Collected:
             for i, argument in enumerate(arguments)
             if argument.get("type") == "var" and argument["value"] not in inside
         }
-        yield from self._terms(rule, Known())
+        known = self._known.inside(names(arguments))
+        yield from self._terms(rule, known)
+        if self._function in {"allow", "deny"} and "key" in rule["head"]:
+            yield from self._demanded("a reason", rule["head"]["key"], _SCALAR, _entered(rule, known)[0])
         if rule.get("else"):
             yield from self._rule({"head": {"args": arguments}} | rule["else"])
 
@@ -179,6 +199,10 @@ class _Collected:
         call = node.get("value") if node.get("type") == "call" else node.get("terms")
         if isinstance(call, list):
             yield from self._call(call, known)
+        if node.get("type") == "templatestring":
+            for part in node["value"]["parts"]:
+                if "terms" in part:
+                    yield from self._demanded("a text", _whole(part), _SCALAR, known)
         if "domain" in node:
             # What `every` looks at is not in its body.
             yield from self._terms(node["domain"], known)
@@ -218,6 +242,12 @@ class _Collected:
         # A function may have the name of a built-in.
         declared = [type_ for type_ in self._builtins.get(name, [])[position : position + 1] if _complement(type_)]
         return declared + [json.loads(type_) for type_ in sorted(self._demands[name.rpartition(".")[2], position])]
+
+
+def _whole(expression: Node) -> Node:
+    """An expression in a template as the term that it is."""
+    terms: Any = expression["terms"]
+    return {"type": "call", "value": terms, "location": expression["location"]} if isinstance(terms, list) else terms
 
 
 def _nameless(types: Any) -> Any:

@@ -9,12 +9,29 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from airflow_team_authz.bundles.alike import differences
 from airflow_team_authz.bundles.findings import Finding
-
-Node = dict[str, Any]
+from airflow_team_authz.bundles.terms import (
+    COMPREHENSIONS,
+    SCALARS,
+    Node,
+    bound,
+    depends_on,
+    names,
+    operator,
+    plain,
+    row,
+    shallow,
+    single_valued,
+)
 
 MAX_RULES = 500
 MAX_DEPTH = 192
+# Compiling takes the square of a rule's terms, and a template of a template of … fills a server's memory.
+MAX_TERMS = 2_000
+MAX_TEXT = 1_000
+MAX_TEMPLATES = 24
+MAX_PATTERNS = 20
 READABLE = (
     ("airflow", "authz", "standing", "team_ids"),
     ("airflow", "authz", "standing", "team_roles"),
@@ -24,14 +41,7 @@ READABLE = (
 )
 _STANDING = ("airflow", "authz", "standing")
 _ENTRIES = {"allow", "deny"}
-SCALARS = {"string", "number", "boolean", "null"}
-_COMPREHENSIONS = {"arraycomprehension", "setcomprehension", "objectcomprehension"}
-_TERMS = SCALARS | _COMPREHENSIONS | {"var", "ref", "array", "object", "set", "call", "templatestring"}
-# The engines compute and print other numbers than these differently.
-_ARITHMETIC = {"abs", "ceil", "floor", "mul", "plus", "product", "round", "sum"}
-_EXACT = 2**53
-# Arguments that have to be constants, or the built-in may fail.
-_PATTERNS = {"regex.match": (0,), "glob.match": (0, 1)}
+_TERMS = SCALARS | COMPREHENSIONS | {"var", "ref", "array", "object", "set", "call", "templatestring"}
 _MEMBER = ("internal.member_2", "internal.member_3")
 
 
@@ -40,6 +50,7 @@ class Pattern(NamedTuple):
 
     builtin: str
     text: str
+    delimiters: tuple[str, ...] | None
     file: str
     line: int
 
@@ -51,20 +62,27 @@ class Module:
         self.name = name
         self.rules: list[Node] = tree.get("rules") or []
         self.patterns: list[Pattern] = []
-        self.reads_own_data = False
+        # What it reads of its own place, by the first name; ``None`` if that is no constant.
+        self.own_names: set[str | None] = set()
         # Every constant text in it, among them the names of all claims that it reads.
         self.texts: set[str] = set()
+        # Those that it reads something by, but of the question.
+        self.keys: set[str] = set()
         self._team_id = team_id
         self._own = ("teams", team_id)
         self._tree = tree
         self._aliases: dict[str, tuple[str | None, ...]] = {}
         self._line = 1
         # Names that have one value where the walk is: rules, imports, and variables bound further out.
-        self._fixed = {"data", "input"} | {_rule_name(rule) for rule in self.rules}
+        self.rule_names = {_rule_name(rule) for rule in self.rules}
+        self._fixed = {"data", "input"} | self.rule_names
         self.package = _path((tree.get("package") or {}).get("path") or [])
+        # What is put together by templates that rules may read again.
+        self.templates = 0
 
-    def findings(self) -> Iterator[Finding]:
-        """Everything that is wrong with the file on its own."""
+    def findings(self, rules: set[str]) -> Iterator[Finding]:
+        """Everything that is wrong with the file; ``rules`` are the names of all rules of its package."""
+        self._fixed |= rules
         yield from self._package()
         if self.name.endswith("_test.rego"):
             return
@@ -79,7 +97,7 @@ class Module:
         return Finding(rule, self.name, self._line, message, help_)
 
     def _package(self) -> Iterator[Finding]:
-        self._line = _row((self._tree.get("package") or {}), 1)
+        self._line = row((self._tree.get("package") or {}), 1)
         tests = ("teams", f"{self._team_id}_test")
         is_test = self.name.endswith("_test.rego")
         if self.package[:2] != self._own and not (is_test and self.package == tests):
@@ -91,7 +109,7 @@ class Module:
 
     def _import(self, imported: Node) -> Iterator[Finding]:
         reference = imported.get("path") or {}
-        self._line = _row(imported, _row(reference, 1))
+        self._line = row(imported, row(reference, 1))
         value = reference.get("value") or []
         path = _path(value)
         alias = imported.get("alias") or (path[-1] if path else None) or ""
@@ -106,8 +124,10 @@ class Module:
             yield self._found("unknown-syntax", f"an import of {head}", "import data of your own, or of the allowlist")
 
     def _annotation(self, annotation: Node) -> Iterator[Finding]:
-        """A schema that a team names could make the type checker see less."""
-        self._line = _row(annotation, 1)
+        """A schema that a team names could make the type checker see less; an entrypoint is compiled for everybody."""
+        self._line = row(annotation, 1)
+        if annotation.get("entrypoint"):
+            yield self._found("entry-rule", "its metadata says that it is an entrypoint", "take `entrypoint` out")
         for schema in annotation.get("schemas") or []:
             path = _path(schema.get("path") or [], head=True)
             named = _path(schema.get("schema") or [], head=True)
@@ -119,14 +139,17 @@ class Module:
 
     def _rule(self, rule: Node, name: str = "") -> Iterator[Finding]:
         head = rule.get("head") or {}
-        self._line = _row(rule, _row(head, 1))
+        self._line = row(rule, row(head, 1))
         reference = head.get("ref") or []
         name = name or str(reference[0].get("value") if reference else head.get("name"))
         yield from self._head(rule, head, reference, name)
-        outer, self._fixed = self._fixed, self._fixed | _shallow([head, rule.get("body") or []])
+        outer, self._fixed = self._fixed, self._fixed | shallow([head, rule.get("body") or []])
         yield from self._walk(rule)
         self._fixed = outer
         yield from self._totality(rule, head)
+        if not rule.get("is_else"):
+            yield from self._size(rule)
+            yield from (Finding("engines-differ", self.name, *difference) for difference in differences(rule))
         if rule.get("else"):
             yield from self._rule({"is_else": True} | rule["else"], name)
 
@@ -159,17 +182,39 @@ class Module:
             return
         arguments = set().union(*(names(argument) for argument in head.get("args") or []), set())
         body = rule.get("body") or []
-        single = _single_valued(body, arguments | (self._fixed - bound(body)))
-        if open_ := _open(value) - single:
+        single = single_valued(body, arguments | (self._fixed - bound(body)))
+        if open_ := depends_on(value) - single:
             told = f"its value depends on {', '.join(sorted(open_)[:3])}, of which there may be several"
             yield self._found("may-conflict", told, "collect the values in a set, or take one by max or min")
+
+    def _size(self, rule: Node) -> Iterator[Finding]:
+        terms = templates = 0
+        todo: list[Any] = [rule]
+        while todo:
+            node = todo.pop()
+            terms += isinstance(node, dict) and "type" in node
+            if isinstance(node, dict) and node.get("type") == "templatestring":
+                templates += sum("terms" in part for part in node["value"]["parts"])
+            todo += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        if terms > MAX_TERMS:
+            yield self._found("too-large", f"the rule has {terms:,} terms", f"{MAX_TERMS:,} may be; lists are data")
+        reason = rule["head"].get("key") or {}
+        own = sum("terms" in part for part in reason["value"]["parts"]) if reason.get("type") == "templatestring" else 0
+        if own > 8:
+            yield self._found("too-large", f"the reason has {own} parts", "8 may be")
+        self.templates += templates - own
+
+    def _text(self, text: str) -> Iterator[Finding]:
+        self.texts.add(text)
+        if len(text) > MAX_TEXT:
+            yield self._found("too-large", f"a text has {len(text):,} characters", f"{MAX_TEXT:,} may be")
 
     def _walk(self, node: Any) -> Iterator[Finding]:
         if isinstance(node, list):
             for part in node:
                 yield from self._walk(part)
         elif isinstance(node, dict):
-            outer, self._line = self._line, _row(node, self._line)
+            outer, self._line = self._line, row(node, self._line)
             yield from self._node(node)
             self._line = outer
 
@@ -182,11 +227,8 @@ class Module:
             if kind not in _TERMS:
                 yield self._found("unknown-syntax", f"{kind[:40]} is not known here", "write it in another way")
             if kind in SCALARS:
-                value = node.get("value")
                 if kind == "string":
-                    self.texts.add(str(value))
-                if kind == "number" and not (isinstance(value, int) and abs(value) <= _EXACT):
-                    yield self._found("arithmetic", f"{value} is no exact integer", "write one of 15 digits at most")
+                    yield from self._text(str(node.get("value")))
                 return
             if kind == "var":
                 yield from self._name(str(node.get("value")))
@@ -196,7 +238,7 @@ class Module:
                 parts = (node.get("value") or [])[1:]
             if kind == "call":
                 yield from self._call(node.get("value") or [])
-            if kind in _COMPREHENSIONS:
+            if kind in COMPREHENSIONS:
                 yield from self._comprehension(kind, node.get("value") or {})
                 return
         terms = node.get("terms")
@@ -217,10 +259,12 @@ class Module:
             yield from self._walk(head)
             return
         name = str(head.get("value"))
+        if name != "input":
+            self.keys.update(part for part in _path(value) if part is not None)
         if name == "data" or name in self._aliases:
             path = self._aliases.get(name, ()) + _path(value)
             if path[:2] == self._own:
-                self.reads_own_data = True
+                self.own_names.add(path[2] if len(path) > 2 else None)
             if not self._readable(path):
                 yield self._foreign(path)
 
@@ -235,36 +279,34 @@ class Module:
     def _call(self, terms: list[Node]) -> Iterator[Finding]:
         called, *arguments = terms or [{}]
         name = operator(called)
-        if name in _ARITHMETIC:
-            yield self._found(
-                "arithmetic", f"it computes by {name}", "compare numbers as they are: engines compute differently"
-            )
-        for position in _PATTERNS.get(name, ()):
-            argument = arguments[position] if position < len(arguments) else {}
-            constant = argument.get("type") == "string" or (
-                position == 1
-                and (
-                    argument.get("type") == "null"
-                    or (argument.get("type") == "array" and all(p.get("type") == "string" for p in argument["value"]))
-                )
-            )
-            if not constant:
-                yield self._found("pattern", f"the pattern of {name} is no constant", "write it into the call itself")
-            elif position == 0:
-                self.patterns.append(Pattern(name, str(argument["value"]), self.name, self._line))
+        if name not in {"regex.match", "glob.match"} or not arguments:
+            return
+        pattern, delimiters = arguments[0], arguments[1] if name == "glob.match" and len(arguments) > 1 else {}
+        parts = delimiters.get("value") if delimiters.get("type") in {"array", "null"} else []
+        constant = [part.get("type") == "string" for part in [pattern, *(parts or [])]]
+        if not all(constant) or (name == "glob.match" and delimiters.get("type") not in {"array", "null"}):
+            yield self._found("pattern", f"the pattern of {name} is no constant", "write it into the call itself")
+        else:
+            told = None if parts is None else tuple(str(part["value"]) for part in parts)
+            self.patterns.append(Pattern(name, str(pattern["value"]), told, self.name, self._line))
 
     def _comprehension(self, kind: str, value: Node) -> Iterator[Finding]:
         key, body = value.get("key") or {}, value.get("body") or []
         outer = self._fixed
         if kind == "objectcomprehension":
             given = names(key) if key.get("type") == "var" else set()
-            single = _single_valued(body, given | (outer - bound(body)))
-            if open_ := _open(value.get("value")) - single:
+            single = single_valued(body, given | (outer - bound(body)))
+            if open_ := depends_on(value.get("value")) - single:
                 told = f"a key may have several values of {', '.join(sorted(open_)[:3])}, which is an error"
                 yield self._found("may-conflict", told, "make the value a function of the key, or a set")
-        self._fixed = outer | _shallow(list(value.values()))
+        self._fixed = outer | shallow(list(value.values()))
         yield from self._walk(list(value.values()))
         self._fixed = outer
+
+
+def all_patterns(modules: list[Module]) -> list[Pattern]:
+    """One of each that is different."""
+    return list({pattern[:3]: pattern for module in modules for pattern in module.patterns}.values())
 
 
 def module_findings(modules: list[Module]) -> Iterator[Finding]:
@@ -276,9 +318,11 @@ def module_findings(modules: list[Module]) -> Iterator[Finding]:
                 name = tuple(str(part.get("value")) for part in rule["head"].get("ref") or [])
                 heads[(*module.package, *name)].append((module, rule))
     number = sum(map(len, heads.values()))
-    if number > MAX_RULES:
-        first = modules[0]
-        yield Finding("too-large", first.name, 1, f"there are {number} rules", f"{MAX_RULES} may be published")
+    limits = {"rules": (number, MAX_RULES), "different patterns": (len(all_patterns(modules)), MAX_PATTERNS)}
+    limits["values in templates"] = sum(module.templates for module in modules), MAX_TEMPLATES
+    for what, (found, limit) in limits.items():
+        if found > limit:
+            yield Finding("too-large", modules[0].name, 1, f"there are {found} {what}", f"{limit} may be published")
     for key, rules in heads.items():
         complete = [(module, rule) for module, rule in rules if not _is_set(rule["head"])]
         values = [
@@ -292,7 +336,7 @@ def module_findings(modules: list[Module]) -> Iterator[Finding]:
             module, rule = complete[1]
             told = f"{key[-1]} is defined {len(values)} times, and may get two values, which is an error"
             help_ = "give all definitions one constant value, chain them by else, or collect the values in a set"
-            yield Finding("may-conflict", module.name, _row(rule, 1), told, help_)
+            yield Finding("may-conflict", module.name, row(rule, 1), told, help_)
 
 
 def too_deep(tree: Any) -> bool:
@@ -306,112 +350,6 @@ def too_deep(tree: Any) -> bool:
 
 def _is_set(head: Node) -> bool:
     return "key" in head and "value" not in head and not head.get("args")
-
-
-def _single_valued(body: list[Node], given: set[str]) -> set[str]:
-    """The variables of a body of which there is one value only, whatever solution there is, if ``given`` have one."""
-    single = set(given)
-    while True:
-        before = len(single)
-        for expression in body:
-            single |= _determined(expression, single)
-        if len(single) == before:
-            return single
-
-
-def _determined(expression: Node, single: set[str]) -> set[str]:
-    terms = expression.get("terms")
-    if expression.get("negated") or terms is None:
-        return set()
-    if isinstance(terms, list) and len(terms) == 3 and operator(terms[0]) in {"assign", "eq"}:
-        for left, right in ((terms[1], terms[2]), (terms[2], terms[1])):
-            if left.get("type") == "var" and not _open(right) - single:
-                return {str(left["value"])}
-        return set()
-    symbols = terms.get("symbols") if isinstance(terms, dict) else None
-    if symbols and symbols[0].get("type") == "call":
-        called, *arguments = symbols[0]["value"]
-        if operator(called) == "internal.member_3":
-            key, value, collection = arguments
-            if names(key) <= single and value.get("type") == "var" and not _open(collection) - single:
-                return names(value)
-    return set()
-
-
-def operator(node: Node) -> str:
-    return ".".join(str(part.get("value")) for part in node.get("value") or []) if node.get("type") == "ref" else ""
-
-
-def _open(term: Any) -> set[str]:
-    """The variables that a term's value depends on; of a comprehension, those that it does not bind itself."""
-    if isinstance(term, list):
-        return set().union(*map(_open, term), set())
-    if not isinstance(term, dict):
-        return set()
-    kind = term.get("type")
-    if kind == "var":
-        return {str(term["value"])}
-    if kind in SCALARS:
-        return set()
-    if kind in _COMPREHENSIONS:
-        inside = bound(term["value"].get("body") or [])
-        return {name for name in _open(list(term["value"].values())) - inside if not name.startswith("$")}
-    if isinstance(terms := term.get("terms"), list):
-        return _open(terms[1:])
-    if kind in {"ref", "call"}:
-        parts = term.get("value") or []
-        # The head is a document, a rule or a built-in, unless it is a local variable.
-        head = _open(parts[0]) if kind == "ref" else set()
-        return (head - {"data", "input"}) | _open(parts[1:])
-    return set().union(*(_open(part) for key, part in term.items() if key != "location"), set())
-
-
-def bound(body: Any) -> set[str]:
-    """The variables that a body declares or leaves open: by some, :=, every, or as a wildcard."""
-    found: set[str] = set()
-    if isinstance(body, list):
-        return found.union(*map(bound, body), set())
-    if not isinstance(body, dict):
-        return found
-    if body.get("type") in _COMPREHENSIONS:
-        return found
-    if body.get("type") == "var":
-        name = str(body.get("value"))
-        return {name} if name.startswith("$") else found
-    for symbol in body.get("symbols") or []:
-        if symbol.get("type") == "call":
-            found |= set().union(*map(names, symbol["value"][1:-1]))
-        else:
-            found |= names(symbol)
-    terms = body.get("terms")
-    if isinstance(terms, list) and len(terms) == 3 and operator(terms[0]) in {"assign", "eq"}:
-        found |= names(terms[1]) if terms[1].get("type") in {"var", "array", "object"} else set()
-        if operator(terms[0]) == "eq":
-            found |= names(terms[2]) if terms[2].get("type") in {"var", "array", "object"} else set()
-    return found.union(*(bound(part) for key, part in body.items() if key not in {"location", "symbols"}), set())
-
-
-def names(term: Any) -> set[str]:
-    """All variables in a pattern."""
-    if isinstance(term, list):
-        return set().union(*map(names, term), set())
-    if not isinstance(term, dict):
-        return set()
-    if term.get("type") == "var":
-        return {str(term["value"])}
-    return set().union(*(names(part) for key, part in term.items() if key != "location"), set())
-
-
-def _shallow(term: Any) -> set[str]:
-    """The names in it, without those in comprehensions, which may be other variables."""
-    if isinstance(term, list):
-        return set().union(*map(_shallow, term), set())
-    if not isinstance(term, dict) or term.get("type") in _COMPREHENSIONS:
-        return set()
-    if term.get("type") == "var":
-        name = str(term["value"])
-        return set() if name.startswith("$") else {name}
-    return set().union(*(_shallow(part) for key, part in term.items() if key not in {"location", "else"}), set())
 
 
 def _rule_name(rule: Node) -> str:
@@ -432,14 +370,3 @@ def _path(value: list[Any], head: bool = False) -> tuple[str | None, ...]:
 
 def _dotted(path: tuple[str | None, ...], start: str = "") -> str:
     return start + ".".join(part if part is not None else "[…]" for part in path)
-
-
-def _row(node: Any, otherwise: int) -> int:
-    location = node.get("location") if isinstance(node, dict) else None
-    return int(location.get("row", otherwise)) if isinstance(location, dict) else otherwise
-
-
-def plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: plain(part) for key, part in value.items() if key != "location"}
-    return [plain(part) for part in value] if isinstance(value, list) else value

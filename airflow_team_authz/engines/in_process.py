@@ -118,7 +118,7 @@ class InProcess:
         policy = self._policy
         machine: _Machine | None = getattr(self._local, "machine", None)
         if machine is None or machine.policy is not policy:
-            machine = _start(policy)
+            machine = start(policy)
         self._local.machine = None
         value = machine.evaluate(entrypoint, question, FUEL_BASE + size * FUEL_PER_RESOURCE)
         if machine.pages <= _KEEP_PAGES:
@@ -243,11 +243,12 @@ def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False) -> 
         policy = Policy(engine, wasmtime.Module(engine, wasm), data, str(revision), serial)
     except wasmtime.WasmtimeError as error:
         raise PolicyBroken(f"the policy.wasm of {path} cannot be run: {error}") from None
-    _start(policy)
+    start(policy)
     return policy
 
 
-def _start(policy: Policy) -> _Machine:
+def start(policy: Policy) -> _Machine:
+    """An instance of it; ``PolicyBroken`` if it cannot have one."""
     try:
         return _Machine(policy)
     except (wasmtime.WasmtimeError, wasmtime.Trap, LookupError, ValueError, TypeError) as error:
@@ -299,9 +300,14 @@ class _Machine:
         """Size of the linear memory in pages of 64 KiB."""
         return self._memory.size(self._store)
 
+    @property
+    def fuel_used(self) -> int:
+        """What the last evaluation has taken."""
+        return self._fuel - self._store.get_fuel()
+
     def evaluate(self, entrypoint: str, question: bytes, fuel: int) -> msgspec.Raw:
         """JSON of the entrypoint's value; ``PolicyBroken`` or ``Undefined`` if there is none."""
-        store = self._store
+        store, self._fuel = self._store, fuel
         store.set_fuel(fuel)
         try:
             self._reserve(self._heap + len(question))

@@ -130,7 +130,7 @@ HOSTILE: dict[str, Hostile] = {
         {"may-conflict"},
     ),
     "a function of two values": Hostile(
-        "f(a) := y if some y in a # here\n\nallow contains x if x := f([1, 2])\n", {"may-conflict"}
+        "f(a) := y if some y in a # here\n\nallow contains x if x := f([1, 2])\n", {"may-conflict", "operand-type"}
     ),
     "two values of a key": Hostile(
         body('x := {"k": v | some v in input.subject.roles}; count(x) > 0'), {"may-conflict"}
@@ -157,7 +157,8 @@ HOSTILE: dict[str, Hostile] = {
         "x := [i, 1] if input.subject.roles[i] # here\n\nallow contains x[0]\n", {"may-conflict"}
     ),
     "two values of a comprehension over an open variable": Hostile(
-        "x := [y | y := z] if some z in input.subject.roles # here\n\nallow contains x[0]\n", {"may-conflict"}
+        "x := [y | y := z] if some z in input.subject.roles # here\n\nallow contains x[0]\n",
+        {"may-conflict", "engines-differ"},
     ),
     # What fails, is not pure, or never ends.
     "a pattern that the question brings": Hostile(body("regex.match(input.action, input.subject.id)"), {"pattern"}),
@@ -209,7 +210,8 @@ HOSTILE: dict[str, Hostile] = {
         'allow contains "x" if {\n\tsome v in ["a", 1]\n\tconcat("", [v, "a"]) == "b" # here\n}\n', {"operand-type"}
     ),
     "a mixed array, collected": Hostile(
-        'allow contains "x" if {\n\tv := [z | some z in ["a", 1]] # here\n\tconcat("", v) == "a"\n}\n', {"operand-type"}
+        'allow contains "x" if {\n\tv := [z | some z in ["a", 1]] # here\n\tconcat("", v) == "a"\n}\n',
+        {"operand-type", "engines-differ"},
     ),
     "a mixed array, sorted": Hostile(
         'allow contains "x" if {\n\tv := ["a", 1] # here\n\tconcat("", array.concat(sort(v), [])) == "a"\n}\n',
@@ -224,7 +226,7 @@ HOSTILE: dict[str, Hostile] = {
     "a guard for another variable of that name": Hostile(
         'allow contains "x" if {\n\tsome v in ["a", 1]\n\tis_string(v)\n\txs := [y |\n\t\tsome v in ["a", 1]\n'
         "\t\ty := lower(v) # here\n\t]\n\tcount(xs) > 1\n}\n",
-        {"operand-type"},
+        {"operand-type", "engines-differ"},
     ),
     "a guard that says no": Hostile(
         'allow contains "x" if {\n\tsome v in ["a", 1]\n\tnot is_string(v)\n\tlower(v) == "a" # here\n}\n',
@@ -271,12 +273,12 @@ HOSTILE: dict[str, Hostile] = {
     "a claim's values as a text": Hostile(
         'allow contains "x" if lower(input.subject.claims.dept) == "a" # here\n', {"check"}
     ),
-    "a sum": Hostile('allow contains "x" if count(input.subject.roles) + 1 == 2 # here\n', {"arithmetic"}),
+    "a sum": Hostile('allow contains "x" if count(input.subject.roles) + 1 == 2 # here\n', {"engines-differ"}),
     "a difference": Hostile('allow contains "x" if count(input.subject.roles) - 1 == 2 # here\n', {"operand-type"}),
-    "a product of fractions": Hostile('deny contains "x" if 3 * 1.1 == 3.3 # here\n', {"arithmetic"}),
-    "a fraction": Hostile('x := 1.10 # here\n\nallow contains $"{x}" if input.action == "read"\n', {"arithmetic"}),
+    "a product of fractions": Hostile('deny contains "x" if 3 * 1.1 == 3.3 # here\n', {"engines-differ"}),
+    "a fraction": Hostile('x := 1.10 # here\n\nallow contains $"{x}" if input.action == "read"\n', {"engines-differ"}),
     "a number that is not exact": Hostile(
-        'allow contains "x" if count("a") < 9007199254740993 # here\n', {"arithmetic"}
+        'allow contains "x" if count("a") < 9007199254740993 # here\n', {"engines-differ"}
     ),
     "a rule's name for many": Hostile(
         'role := "x"\n\nboss := role if some role in input.subject.roles # here\n\nallow contains boss\n',
@@ -285,6 +287,91 @@ HOSTILE: dict[str, Hostile] = {
     "an import's name for many": Hostile(
         "import input.action as a\n\nx := a if some a in input.subject.roles # here\n\nallow contains x if a\n",
         {"may-conflict"},
+    ),
+    # Two values of one rule, which is an error for everybody in the same list.
+    "a rule's name in a comprehension": Hostile(
+        'kind := [z | z = "op"] if some z in input.subject.roles # here\n\nallow contains "x" if kind\n',
+        {"may-conflict", "engines-differ"},
+    ),
+    "a name in every": Hostile(
+        'e := "a"\n\nkind := sort([y | # here\n\tevery e in ["a"] {\n\t\ty := e\n\t\ty == "a"\n\t}\n]) if some y in'
+        " input.subject.roles\n\nallow contains e if kind\n",
+        {"may-conflict"},
+    ),
+    "a name in every, as a key": Hostile(
+        'allow contains "x" if {\n\tevery e in ["a"] {\n\t\ti := e\n\t\ti == "a"\n\t}\n'
+        '\tx := {"k": i | input.subject.roles[i]} # here\n\tx\n}\n',
+        {"may-conflict"},
+    ),
+    "a walk": Hostile('kind := walk(input.subject.groups) # here\n\nallow contains "x" if kind\n', {"may-conflict"}),
+    "a walk by key": Hostile(
+        'kind := {"k": v | v := walk(input.subject.groups)} # here\n\nallow contains "x" if kind\n', {"may-conflict"}
+    ),
+    # What engines do not do alike.
+    "an order of sets": Hostile(
+        'allow contains "x" if concat(",", {r | some r in input.subject.roles}) == "a" # here\n', {"operand-type"}
+    ),
+    "an order of objects": Hostile(
+        'allow contains "x" if [k | some k, _ in {"b": 1, "a": 2}][0] == "a" # here\n', {"engines-differ"}
+    ),
+    "an object as a text": Hostile('allow contains $"{input.resource}" if input.action # here\n', {"operand-type"}),
+    "an object as a reason": Hostile("allow contains input.resource if input.action # here\n", {"operand-type"}),
+    "JSON as a text": Hostile(
+        'allow contains "x" if json.marshal({"b": 1, "a": 2}) == "" # here\n', {"engines-differ"}
+    ),
+    "JSON that one engine dies of": Hostile(
+        'deny contains "x" if json.is_valid(input.resource.id) # here\n', {"engines-differ"}
+    ),
+    "a union of none": Hostile('deny contains "x" if object.union_n([]) == {} # here\n', {"engines-differ"}),
+    "replacing nothing": Hostile(
+        'deny contains "x" if replace("ann", input.resource.name, "") == "" # here\n', {"engines-differ"}
+    ),
+    "replacing the empty text": Hostile(
+        'deny contains "x" if replace("ann", "", "b") == "" # here\n', {"engines-differ"}
+    ),
+    "replacing many": Hostile(
+        'deny contains "x" if strings.replace_n({input.action: "x"}, "a") == "" # here\n',
+        {"engines-differ", "operand-type"},
+    ),
+    "a glob that Wasm reads as an expression": Hostile(
+        'deny contains "x" if glob.match("(pg)", [], input.action) # here\n', {"engines-differ", "pattern"}
+    ),
+    "a delimiter of two letters": Hostile(
+        'deny contains "x" if not glob.match("a*", ["ab"], input.action) # here\n', {"engines-differ", "pattern"}
+    ),
+    "a pattern with a name": Hostile(
+        'deny contains "x" if regex.match(`^(?<n>p)g$`, input.action) # here\n', {"pattern"}
+    ),
+    "a pattern that repeats without end": Hostile(
+        'deny contains "x" if regex.match(`^.{1,1000}$`, input.action) # here\n', {"pattern"}
+    ),
+    "a pattern of all letters": Hostile(
+        'deny contains "x" if regex.match(`^\\p{L}{1,10}$`, input.action) # here\n', {"pattern"}
+    ),
+    # What takes all for itself.
+    "an entrypoint": Hostile(
+        '# METADATA\n# entrypoint: true\nx if input.action\n\nallow contains "x" if x\n', {"entry-rule"}
+    ),
+    "a large rule": Hostile(
+        f'allow contains "x" if input.action in {list(range(2100))} # here\n'.replace("'", '"'), {"too-large"}
+    ),
+    "a large text": Hostile(f'allow contains "{"x" * 1001}" if input.action # here\n', {"too-large"}),
+    "a reason of many parts": Hostile(
+        'allow contains $"' + "{input.action}" * 9 + '" if input.action # here\n', {"too-large"}
+    ),
+    "texts of texts": Hostile(
+        "\n\n".join(f's{i + 1} := $"{"".join(f"{{s{i}}}" for _ in range(8))}"' for i in range(4))
+        + '\n\ns0 := input.resource.id\n\nallow contains "x" if count(s4) > 1\n',
+        {"too-large"},
+    ),
+    "many patterns": Hostile(
+        "".join(f'allow contains "x" if regex.match(`^a{i}$`, input.action)\n\n' for i in range(21)), {"too-large"}
+    ),
+    "patterns that together take too long": Hostile(
+        "".join(
+            f'allow contains "x" if regex.match(`^prod_{i}_[a-z0-9_]{{1,20}}$`, input.action)\n\n' for i in range(12)
+        ),
+        {"pattern"},
     ),
     "future syntax": Hostile("import rego.v2\n\nallow contains 1\n", {"check"}),
 }
@@ -313,7 +400,9 @@ FINE: dict[str, str] = {
         'kind := "a" if {\n\tinput.action == "x"\n} else := "b"\n\nallow contains kind if input.subject.id == "ann"\n'
     ),
     "one value twice": 'good if input.action\n\ngood if input.subject.id\n\nallow contains "x" if good\n',
-    "one value, collected": 'all := [name | some name in input.subject.team_ids]\n\nallow contains $"{all}"\n',
+    "one value, collected": (
+        'all := sort([name | some name in input.subject.team_ids])\n\nallow contains concat(", ", all)\n'
+    ),
     "one value through a variable": (
         'upper_id := z if {\n\ty := input.resource.id\n\tz := upper(y)\n}\n\nallow contains upper_id\n'
     ),
@@ -364,5 +453,26 @@ FINE: dict[str, str] = {
         '\t\tlower(r) == "a"\n\t}\n}\n'
     ),
     "an item of an array in place": 'allow contains "x" if startswith([input.action, "a"][0], {"k": "a"}.k)\n',
+    "a helper in full, without data": (
+        'import data.teams.alpha.helper\n\nallow contains "x" if helper\n\n'
+        'allow contains "y" if data.teams.alpha.other\n\nother if input.action\n'
+    ),
+    "parts of a value": (
+        'prefix(id) := a if [a, _] := split(id, "__")\n\nallow contains "x" if prefix(input.resource.id) == "pg"\n'
+    ),
+    "metadata of its own": (
+        '# METADATA\n# title: x\nallow contains "x" if input.action == "read"\n'
+    ),
+    "a key that there is none of": 'allow contains "x" if data.teams.alpha.lent.nobody\n',
+    "items in any order": (
+        'allow contains "x" if {\n\tcount([r | some r in input.subject.roles; r != "op"]) == 1\n'
+        '\tinput.action in [a | some a in {"read", "list"}]\n}\n'
+    ),
+    "a replaced text": 'allow contains "x" if replace(input.resource.id, "-", "_") == "a_b"\n',
+    "a reason with a number": 'allow contains $"{count(input.subject.roles)} of {input.action}" if input.subject.id\n',
+    "some patterns": "\n\n".join(
+        f'allow contains "x" if regex.match(`^prod_{i}_[a-z0-9_]+$`, input.resource.id)' for i in range(9)
+    )
+    + "\n",
     "the directory": 'allow contains "x" if not data.airflow.directory.groups.nobody\n',
 }  # fmt: skip
