@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from airflow_team_authz.bundles.terms import Node, names, operator, row
+from airflow_team_authz.bundles.terms import SCALARS, Node, names, operator, row
 
 _EXACT = 2**53
 _COMPUTE = "compare numbers as they are"
@@ -49,6 +49,9 @@ def differences(tree: Any) -> Iterator[Difference]:
         if kind == "arraycomprehension" and ordered:
             help_ = "write sort([…]), or a set: engines look at sets and objects in different orders"
             yield Difference(line, "an array is made in the order in which an engine finds its items", help_)
+        if any(_is_computed_set(part) for part in _looked_through(node)):
+            help_ = "give the set a name first (s := {…}), or use an array"
+            yield Difference(line, "an OPA looks at equal items of a set that is written in place twice", help_)
         if "domain" in node and not names(node.get("key")) - {"_"}:
             # Every item counts alike, whichever comes first.
             todo.append((node["domain"], line, False))
@@ -60,6 +63,17 @@ def differences(tree: Any) -> Iterator[Difference]:
             todo += [(operand, line, name not in _ANY_ORDER) for operand in operands]
         else:
             todo += [(part, line, True) for key, part in node.items() if key != "location"]
+
+
+def _looked_through(node: Node) -> list[Node]:
+    """What `some … in`, `every` and a reference look through, item by item."""
+    found = [symbol["value"][-1] for symbol in node.get("symbols") or [] if symbol.get("type") == "call"]
+    found += [node["domain"]] if "domain" in node else []
+    return found + ((node.get("value") or [])[:1] if node.get("type") == "ref" else [])
+
+
+def _is_computed_set(term: Node) -> bool:
+    return term.get("type") == "set" and any(part.get("type") not in SCALARS for part in term.get("value") or [])
 
 
 def _of_call(name: str, operands: list[Node]) -> Iterator[tuple[str, str]]:

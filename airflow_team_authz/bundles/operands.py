@@ -108,19 +108,20 @@ def operand_findings(
     # Of what a team may subtract, which is sets: OPA declares numbers too.
     builtins = [one | ({"decl": _SETS} if one["name"] == "minus" else {}) for one in capabilities["builtins"]]
     collected = _Collected(modules, builtins)
-    pending = collected.operands()
+    pending, refused = collected.operands(), list[Operand]()
     while pending:
         # One at a place, since a probe has the type that it asks for.
         round_ = list({operand.place: operand for operand in pending}.values())
         probes = [{"name": f"probe.p{i}", "decl": _probe(operand.type)} for i, operand in enumerate(round_)]
         probed = {name: _edited(text, _edits(text, name, round_, collected.every)) for name, text in sources.items()}
         told = check(probed, {**capabilities, "builtins": builtins + probes})
-        # What a refused probe hands on has no type for what comes after it, which is proven in the next round.
+        # What a refused probe hands on has no type for what comes after it, which is proven in the next round. Where no
+        # probe is refused, none of them can be.
         proven = {round_[int(number)] for number in _REFUSED.findall(told)}
-        if not proven:
-            break
-        pending = [operand for operand in pending if operand not in proven]
-    for operand in pending:
+        refused += [] if proven else round_
+        done = proven or set(round_)
+        pending = [operand for operand in pending if operand not in done]
+    for operand in refused:
         term, type_ = operand.place.text[:60], json.loads(operand.type)
         kinds = [member["type"] for member in _members(type_)]
         told = f"{term} may have another type than {operand.callee} takes, {_told(type_)}"

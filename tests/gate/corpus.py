@@ -311,6 +311,9 @@ HOSTILE: dict[str, Hostile] = {
     "an order of sets": Hostile(
         'allow contains "x" if concat(",", {r | some r in input.subject.roles}) == "a" # here\n', {"operand-type"}
     ),
+    "equal items of a set": Hostile(
+        'allow contains "x" if count([x | some x in {"read", input.action}]) == 2 # here\n', {"engines-differ"}
+    ),
     "an order of objects": Hostile(
         'allow contains "x" if [k | some k, _ in {"b": 1, "a": 2}][0] == "a" # here\n', {"engines-differ"}
     ),

@@ -45,58 +45,129 @@ SCHEMA = {
     },
 }
 
-# Terms by their type. `own` stands for the team's own place in data, `name` for a text, `team` for another team, and
-# <text>, <texts>, <set> and <any> for other terms.
+# Terms by their type, one in a line. `own` stands for the own place in data, `name` for a text, `team` for another
+# team, and <text>, <texts>, <set> and <any> for other terms.
 TERMS = {
-    "text": (
-        *("name", "input.action", "input.resource.id", "input.resource.type", "input.subject.id", "kind"),
-        *("lower(<text>)", "upper(<text>)", 'concat("-", [<text>, <text>])', "replace(<text>, name, <text>)"),
-        *('trim(<text>, "_")', 'split(<text>, "_")[0]'),
-        *("trim_space(<text>)", "strings.reverse(<text>)", "<texts>[0]"),
-        *('trim_prefix(<text>, "a")', 'concat(",", <texts>)', "json.marshal(<any>)", '$"{<any>} or {<text>}"'),
-        *("input.subject.claims.dept[0]", "named(<text>, <text>)", "base64.encode(<text>)"),
-    ),
-    "texts": (
-        *("own.listed", "input.subject.roles"),
-        *("own.lent[input.resource.id]", "input.subject.claims.dept", "sort(<texts>)"),
-        *('split(<text>, "_")', "array.concat(<texts>, <texts>)"),
-        *("[x | some x in <set>]", "array.slice(<texts>, 1, 2)"),
-        *("[<text>, <text>]", "sort(<set>)", "array.reverse(<texts>)"),
-    ),
-    "set": (
-        *("{x | some x in <texts>}", "{<text>, <text>}", "<set> & <set>", "(<set> | <set>)", "(<set> - <set>)"),
-        *("{lower(x) | some x in <texts>}", "{x | some x in <texts>; x != <text>}", "lenders"),
-    ),
-    "any": (
-        *("<text>", "<texts>", "<set>", "own.limits[input.resource.id]"),
-        *("own.lent", "input.resource", "7", "null", "own.mixed"),
-        *("count(<texts>)", "object.get(own.lent, <text>, <any>)", "max(<set>)", "{<text>: <any>}", "[<any>, <any>]"),
-        *("{k: n | some k in <texts>; n := count(k)}", "object.union(own.lent, {<text>: <any>})", "helper"),
-        *("object.remove(input.resource, [<text>])", "min(<texts>)"),
-        *("input.resource[kind]", "object.keys(own.limits)"),
-    ),
-}  # fmt: skip
-CONDITIONS = (
-    *("<text> == <text>", "<set> != {<any>}", "json.marshal(<any>) < json.marshal(<any>)", "not <any>", "<any>"),
-    *("<text> in <texts>", "<any> in <set>", "startswith(<text>, <text>)", "endswith(<text>, <text>)"),
-    *("contains(<text>, <text>)", "count(<set>) > count(<texts>)", "regex.match(`^[a-z]+[0-9]*$`, <text>)"),
-    *('glob.match("a*", [], <text>)', "every x in <texts> { x != <text> }", "helper", "of_kind(<text>)"),
-    *("some x in <texts>; startswith(<text>, x)", "some x in <texts>; x in data.airflow.authz.standing.team_ids"),
-    *('some k, v in input.subject.claims; "sales" in v; k != <text>', "input.resource.team_id != team"),
-    *("walk(<any>, [_, <text>])"),
-    *("some x in <set>; is_string(x); startswith(x, <text>)", "data.airflow.directory.groups[<text>]"),
-    "count(own.listed) > own.limits[input.resource.id]",
-)  # fmt: skip
+    "text": r"""
+        name
+        input.action
+        input.resource.id
+        input.resource.type
+        input.subject.id
+        kind
+        lower(<text>)
+        upper(<text>)
+        concat("-", [<text>, <text>])
+        replace(<text>, "a", <text>)
+        trim(<text>, "_")
+        split(<text>, "_")[0]
+        trim_space(<text>)
+        strings.reverse(<text>)
+        <texts>[0]
+        trim_prefix(<text>, "a")
+        concat(",", <texts>)
+        $"{<text>} or {count(<set>)}"
+        input.subject.claims.dept[0]
+        named(<text>, <text>)
+        base64.encode(<text>)
+    """,
+    "texts": r"""
+        own.listed
+        input.subject.roles
+        own.lent[input.resource.id]
+        input.subject.claims.dept
+        sort(<texts>)
+        split(<text>, "_")
+        array.concat(<texts>, <texts>)
+        sort([x | some x in (<set>)])
+        sort([x | some x in lenders])
+        array.slice(<texts>, 1, 2)
+        [<text>, <text>]
+        sort(<set>)
+        array.reverse(<texts>)
+    """,
+    "set": r"""
+        {x | some x in <texts>}
+        {<text>, <text>}
+        <set> & <set>
+        (<set> | <set>)
+        (<set> - <set>)
+        {lower(x) | some x in <texts>}
+        {x | some x in <texts>; x != <text>}
+        lenders
+    """,
+    "any": r"""
+        <text>
+        <texts>
+        <set>
+        own.limits[input.resource.id]
+        own.lent
+        input.resource
+        7
+        null
+        own.mixed
+        count(<texts>)
+        object.get(own.lent, <text>, <any>)
+        max(<set>)
+        {<text>: <any>}
+        [<any>, <any>]
+        {k: n | some k in <texts>; n := count(k)}
+        object.union(own.lent, {<text>: <any>})
+        helper
+        object.remove(input.resource, [<text>])
+        min(<texts>)
+        input.resource[kind]
+        object.keys(own.limits)
+    """,
+}
+CONDITIONS = r"""
+    <text> == <text>
+    <set> != {<any>}
+    <text> < <text>
+    not <any>
+    <any>
+    <text> in <texts>
+    <any> in <set>
+    startswith(<text>, <text>)
+    endswith(<text>, <text>)
+    contains(<text>, <text>)
+    count(<set>) > count(<texts>)
+    regex.match(`^[a-z]+[0-9]*$`, <text>)
+    glob.match("a*", [], <text>)
+    every x in <texts> { x != <text> }
+    helper
+    of_kind(<text>)
+    some x in <texts>; startswith(<text>, x)
+    some x in <texts>; x in data.airflow.authz.standing.team_ids
+    some k, v in input.subject.claims; "sales" in v; k != <text>
+    input.resource.team_id != team
+    walk(<any>, [_, <text>])
+    some x in <set>; is_string(x); startswith(x, <text>)
+    data.airflow.directory.groups[<text>]
+    count(own.listed) > own.limits[input.resource.id]
+"""
 # What the gate has to refuse, by the rule that does.
 REFUSED = {
-    "foreign-data": ("data.teams[team].listed", "x := data.teams; x[team]", "data.airflow.authz.decision.allow"),
-    "pattern": ("regex.match(input.action, name)",),
-    "check": ("startswith(own.limits[input.resource.id], name)",),
-    "with": ("helper with input.action as name",),
-    "operand-type": ("walk(own.lent, [_, x]); startswith(x, name)", "lower(input.resource[_]) == name"),
-    "engines-differ": ("count(<set>) + 1 > 2", "own.limits[name] > 1.5"),
-    "may-conflict": ("chosen == name",),
-}  # fmt: skip
+    "foreign-data": """
+        data.teams[team].listed
+        x := data.teams; x[team]
+        data.airflow.authz.decision.allow
+    """,
+    "pattern": "regex.match(input.action, name)",
+    "check": "startswith(own.limits[input.resource.id], name)",
+    "with": "helper with input.action as name",
+    "operand-type": """
+        walk(own.lent, [_, x]); startswith(x, name)
+        lower(input.resource[_]) == name
+        concat(name, <set>) == name
+    """,
+    "engines-differ": """
+        count(<set>) + 1 > 2
+        own.limits[input.resource.id] > 1.5
+        json.marshal(<any>) == name
+    """,
+    "may-conflict": "chosen == name",
+}
 HELPERS = """
 helper if input.action == "read"
 
@@ -112,9 +183,13 @@ kind := "a" if {
 
 named(a, b) := concat(".", [a, b])
 
-lenders contains name if some name, _ in own.lent
+lenders contains lender if some lender, _ in own.lent
 """
 CONFLICT = "\nchosen := role if some role in input.subject.roles\n"
+
+
+def lines(text: str) -> list[str]:
+    return [line.strip() for line in text.strip().splitlines()]
 
 
 def package(chance: Random, team_id: str) -> dict[str, bytes]:
@@ -124,21 +199,23 @@ def package(chance: Random, team_id: str) -> dict[str, bytes]:
         """With terms in the place of <…>; the deeper, the likelier those that hold no others."""
 
         def term(kind: re.Match[str]) -> str:
-            terms = TERMS[kind[1]]
-            return filled(chance.choice([t for t in terms if depth < 2 or "<" not in t] or [*terms[:1]]), depth + 1)
+            terms = lines(TERMS[kind[1]])
+            return filled(
+                chance.choice([term for term in terms if depth < 2 or "<" not in term] or terms[:1]), depth + 1
+            )
 
         return re.sub(r"<(\w+)>", term, text)
 
     def rule() -> str:
-        refused = chance.choice(list(REFUSED.values())) if chance.random() < 0.01 else ()
-        conditions = [chance.choice(refused or CONDITIONS) for _ in range(chance.randint(1, 3))]
-        body = "".join(f"\t{filled(condition)}\n" for condition in conditions)
-        return f"{chance.choice(('allow', 'allow', 'deny'))} contains {filled('<any>')} if {{\n{body}}}\n"
+        conditions = chance.choice(list(REFUSED.values())) if chance.random() < 0.01 else CONDITIONS
+        body = "".join(f"\t{filled(chance.choice(lines(conditions)))}\n" for _ in range(chance.randint(1, 3)))
+        reason = filled(chance.choice(("<text>", "<text>", "7", "count(<texts>)")))
+        return f"{chance.choice(('allow', 'allow', 'deny'))} contains {reason} if {{\n{body}}}\n"
 
     rules = HELPERS + "\n".join(rule() for _ in range(chance.randint(1, 4)))
     rules += CONFLICT if "chosen" in rules else ""
     other = json.dumps(chance.choice(TEAMS))
-    rules = re.sub(r"\bname\b(?! in|, _)", lambda _: json.dumps(chance.choice(NAMES[:40])), rules)
+    rules = re.sub(r"\bname\b", lambda _: json.dumps(chance.choice(NAMES[:40])), rules)
     rules = (
         rules.replace("own.", f"data.teams.{team_id}.")
         .replace("!= team", f"!= {other}")
