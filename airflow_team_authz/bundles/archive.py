@@ -18,6 +18,13 @@ MANIFEST = ".manifest"
 _UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, AttributeError, LookupError, RecursionError)
 
 
+# More than these are refused before anybody knows who has signed: each takes memory.
+_MAX_MEMBERS = 100_000
+_MAX_NAME_BYTES = 8 * 1024
+_LONG_NAMES = (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+_KINDS = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, *_LONG_NAMES)
+
+
 class BundleRefused(Exception):
     """A bundle or artifact is not what it has to be: nothing of it counts, and the message says what is wrong."""
 
@@ -50,13 +57,14 @@ def unpack(content: bytes, limit: int = MAX_BYTES) -> dict[str, bytes]:
         if len(plain) > limit:
             raise BundleRefused(f"it unpacks to more than {limit >> 20} MiB")
         files: dict[str, bytes] = {}
-        with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
-            for member in archive:
+        with tarfile.open(fileobj=io.BytesIO(plain), mode="r:", tarinfo=_Member) as archive:
+            for number, member in enumerate(iter(archive.next, None)):
+                archive.members.clear()  # type: ignore[attr-defined]
+                if number >= _MAX_MEMBERS:
+                    raise BundleRefused(f"it holds more than {_MAX_MEMBERS} files")
                 if member.isdir():
                     continue
                 name = member.name.removeprefix("./").lstrip("/")
-                if not member.isfile() or member.issparse():
-                    raise BundleRefused(f"{member.name!r} in it is no plain file")
                 if (
                     not name
                     or "\\" in name
@@ -72,6 +80,25 @@ def unpack(content: bytes, limit: int = MAX_BYTES) -> dict[str, bytes]:
         return files
     except _UNREADABLE as error:
         raise BundleRefused(f"it cannot be read: {error}") from None
+
+
+class _Member(tarfile.TarInfo):
+    """Refuses, before it is read, what is neither a plain file nor a directory.
+
+    What global headers say is copied to each member, and the map of a sparse file may be larger than the file.
+    """
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type not in _KINDS:
+            raise BundleRefused(f"{self.name!r} in it is no plain file")
+        if self.type in _LONG_NAMES:
+            if self.size > _MAX_NAME_BYTES:
+                raise BundleRefused("the header of a file in it is too long")
+            start = archive.fileobj.tell()
+            if b"GNU.sparse" in archive.fileobj.read(self.size):
+                raise BundleRefused(f"{self.name!r} in it is no plain file")
+            archive.fileobj.seek(start)
+        return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
 
 
 def canonical(value: Any) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from contextlib import suppress
 
@@ -12,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_team_authz.bundles import archive as archives
 from airflow_team_authz.bundles.archive import BundleRefused, canonical, load_json, pack, read_manifest, unpack
+from tests.conftest import REPOSITORY
 
 FILES = {"teams/a/größe.rego": "package teams.a # ä".encode(), ".manifest": b"{}", "data.json": b'{"x": 1}'}
 
@@ -30,6 +34,24 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     made = tarfile.TarInfo(name)
     made.type, made.linkname = kind, link
     return made
+
+
+def headers(kind: bytes, fields: int, members: int) -> bytes:
+    """An archive in which each member has many fields."""
+    said = b"".join(b"%d %07d=x\n" % (13, number) for number in range(fields))
+    packed = io.BytesIO()
+    for header in [kind] if kind == tarfile.XGLTYPE else [kind] * members:
+        info = member("h", header)
+        info.size = len(said)
+        packed.write(info.tobuf() + said + bytes(-len(said) % 512) + member("x").tobuf())
+    packed.write(member("y").tobuf() * (members if kind == tarfile.XGLTYPE else 0))
+    return gzip.compress(packed.getvalue() + bytes(1024))
+
+
+def sparse(said: dict[str, str]) -> bytes:
+    info = member("x")
+    info.pax_headers = said
+    return archive((info, b"1\n" * 4096))
 
 
 def test_the_same_files_are_the_same_bytes() -> None:
@@ -56,6 +78,11 @@ def test_the_same_files_are_the_same_bytes() -> None:
         (archive((member("x", tarfile.LNKTYPE, "y"), b"")), "no plain file"),
         (archive((member("x", tarfile.FIFOTYPE), b"")), "no plain file"),
         (archive((member("x", tarfile.CHRTYPE), b"")), "no plain file"),
+        (headers(tarfile.XGLTYPE, 1, 1), "no plain file"),
+        (headers(tarfile.XHDTYPE, 1000, 1), "too long"),
+        (headers(tarfile.GNUTYPE_LONGNAME, 1000, 1), "too long"),
+        (archive((member("x", tarfile.GNUTYPE_SPARSE), b"")), "no plain file"),
+        (sparse({"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), "no plain file"),
         (gzip.compress(b"\0" * (2 << 20)), "unpacks to more than 1 MiB"),
     ],
     # a gzip header holds the time: content in a name would differ from one process to the next
@@ -73,12 +100,42 @@ def test_the_same_files_are_the_same_bytes() -> None:
         "hard link",
         "pipe",
         "device",
+        "global header",
+        "long header",
+        "long name",
+        "sparse",
+        "sparse in a header",
         "bomb",
     ],
 )
 def test_what_is_odd_is_refused(content: bytes, told: str) -> None:
     with pytest.raises(BundleRefused, match=told):
         unpack(content, 1 << 20)
+
+
+_UNPACK = """
+import resource, sys
+from airflow_team_authz.bundles import archive as archives
+from airflow_team_authz.bundles.archive import BundleRefused, unpack
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    unpack(sys.stdin.buffer.read())
+except BundleRefused as refused:
+    print(refused)
+"""
+
+
+def test_a_bomb_takes_no_memory() -> None:
+    bomb = headers(tarfile.XGLTYPE, 100_000, 3_000)
+    done = subprocess.run([sys.executable, "-c", _UNPACK], input=bomb, capture_output=True, cwd=REPOSITORY, check=True)
+    assert b"no plain file" in done.stdout
+
+
+def test_members_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "_MAX_MEMBERS", 3)
+    assert unpack(pack(FILES)) == FILES
+    with pytest.raises(BundleRefused, match="more than 3 files"):
+        unpack(pack({**FILES, "x": b""}))
 
 
 @given(st.binary(max_size=600))
