@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from airflow_team_authz.bundles.aggregate import build, made_by
 from airflow_team_authz.bundles.archive import BundleRefused, read_manifest, unpack
-from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, digest, read_artifact
+from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, digest, read_artifact, root
 from airflow_team_authz.bundles.gate import check_package
 from airflow_team_authz.bundles.platform_check import check_platform
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
@@ -54,29 +54,41 @@ class Site(NamedTuple):
         """
         if findings := check_platform(platform, opa):
             raise Refused("; ".join(f"{found.file}:{found.line}: {found.message}" for found in findings))
-        good = dict(self._good())
+        good, damaged = self._good()
         outcomes = []
-        changed = set()
+        fresh: dict[str, bytes] = {}
         for file in sorted(self.artifacts.glob(f"*{_SUFFIX}")):
             team_id = file.name.removesuffix(_SUFFIX)
-            before = good.get(team_id)
-            outcome, artifact = self._admit(team_id, file, before, platform, good, opa)
+            outcome, admitted = self._admit(team_id, file, good.get(team_id), platform, good, opa)
             outcomes.append(outcome)
-            if artifact is not None:
-                good[team_id] = artifact
-                changed.add(team_id)
-        self._build(environment, platform, good, changed, key, opa)
-        for team_id in changed:
-            _write(self._kept(team_id), (self.artifacts / f"{team_id}{_SUFFIX}").read_bytes())
+            if admitted is not None:
+                good[team_id], fresh[team_id] = admitted
+        for team_id in damaged.keys() - fresh.keys():
+            # Only now: the platform's tests, which a package has to leave unharmed, need not allow for a denial.
+            good[team_id] = _denial(team_id)
+            outcomes.append(Outcome("refused", team_id, 0, damaged[team_id]))
+        self._build(environment, platform, good, fresh.keys() | damaged.keys(), key, opa)
+        for team_id, content in fresh.items():
+            _write(self._kept(team_id), content)
         return outcomes
 
-    def _good(self) -> Iterator[tuple[str, Artifact]]:
-        """The last good artifacts. Their signatures were checked when they came; a key may have been retired since."""
-        for file in (self.out / ".good").glob(f"*{_SUFFIX}"):
-            files = unpack(file.read_bytes())
-            version = read_manifest(files)["metadata"]["version"]
-            own = {name: text for name, text in files.items() if name.startswith("teams/")}
-            yield file.name.removesuffix(_SUFFIX), Artifact(file.name.removesuffix(_SUFFIX), version, own)
+    def _good(self) -> tuple[dict[str, Artifact], dict[str, str]]:
+        """The last good artifact of each team, and what is wrong with those that cannot be read any more.
+
+        Their signatures were checked when they came; a key may have been retired since.
+        """
+        good, damaged = {}, {}
+        for file in sorted((self.out / ".good").glob(f"*{_SUFFIX}")):
+            team_id = file.name.removesuffix(_SUFFIX)
+            try:
+                files = unpack(file.read_bytes())
+                version = int(read_manifest(files)["metadata"]["version"])
+            except (OSError, BundleRefused, LookupError, ValueError, TypeError) as error:
+                damaged[team_id] = f"its last good artifact {file} is damaged, so all is denied: {error}"
+            else:
+                own = {name: text for name, text in files.items() if name.startswith(f"{root(team_id)}/")}
+                good[team_id] = Artifact(team_id, version, own)
+        return good, damaged
 
     def _admit(
         self,
@@ -86,14 +98,18 @@ class Site(NamedTuple):
         platform: Mapping[str, bytes],
         good: Mapping[str, Artifact],
         opa: str | None,
-    ) -> tuple[Outcome, Artifact | None]:
+    ) -> tuple[Outcome, tuple[Artifact, bytes] | None]:
+        """What becomes of an artifact, and if it is new and good, the artifact with the very bytes that were checked.
+
+        The file is read once: somebody may replace it meanwhile.
+        """
         version = before.version if before else 0
-        content = file.read_bytes()
-        if before and self._kept(team_id).read_bytes() == content:
-            return Outcome("unchanged", team_id, version), None
         try:
+            content = file.read_bytes()
+            if before and self._kept(team_id).read_bytes() == content:
+                return Outcome("unchanged", team_id, version), None
             artifact = read_artifact(content, team_id, TrustedKeys.read(self.trusted / f"{team_id}.pub"), version)
-        except (BundleRefused, KeyUnfit) as error:
+        except (OSError, BundleRefused, KeyUnfit) as error:
             return Outcome("refused", team_id, version, f"{file.name}: {error}"), None
         others = {name: text for other in good.values() if other.owner != team_id for name, text in other.files.items()}
         try:
@@ -103,14 +119,14 @@ class Site(NamedTuple):
         if findings:
             told = "; ".join(f"{found.file}:{found.line}: {found.message} ({found.rule})" for found in findings)
             return Outcome("refused", team_id, version, told), None
-        return Outcome("published", team_id, artifact.version), artifact
+        return Outcome("published", team_id, artifact.version), (artifact, content)
 
     def _build(
         self,
         environment: str,
         platform: Mapping[str, bytes],
         teams: Mapping[str, Artifact],
-        changed: set[str],
+        changed: Collection[str],
         key: SigningKey,
         opa: str | None,
     ) -> None:
@@ -136,6 +152,12 @@ class Site(NamedTuple):
 
     def _kept(self, team_id: str) -> Path:
         return self.out / ".good" / f"{team_id}{_SUFFIX}"
+
+
+def _denial(team_id: str) -> Artifact:
+    """Left out, a team's own `deny` would be gone without a word."""
+    rule = f'package teams["{team_id}"]\n\ndeny contains "the package of this team is damaged"\n'
+    return Artifact(team_id, 0, {f"{root(team_id)}/{team_id}.rego": rule.encode()})
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from airflow_team_authz.bundles.aggregate import scope
-from airflow_team_authz.bundles.archive import read_manifest, unpack
+from airflow_team_authz.bundles import site
+from airflow_team_authz.bundles.aggregate import build, scope
+from airflow_team_authz.bundles.archive import pack, read_manifest, unpack
 from airflow_team_authz.bundles.signing import TrustedKeys
 from airflow_team_authz.cli import app
 from tests.bundles.conftest import lends
@@ -103,6 +105,45 @@ def test_a_bad_artifact_holds_nobody_up_and_its_last_good_one_stays(works: Works
     assert works.versions()["alpha"] == 2
     assert works.serial() > before
     assert (works.out / "production.team.alpha.tar.gz").exists()
+
+
+def test_an_artifact_that_is_replaced_meanwhile_is_not_kept_unchecked(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works.build("alpha", 1)
+    artifact = works.artifacts / "alpha.tar.gz"
+    checked = artifact.read_bytes()
+
+    def build_slowly(*arguments: Any) -> dict[str, bytes]:
+        artifact.write_bytes(b"unsigned")
+        return build(*arguments)
+
+    monkeypatch.setattr(site, "build", build_slowly)
+    works.aggregate()
+    assert (works.out / ".good" / "alpha.tar.gz").read_bytes() == checked
+
+
+def test_what_is_kept_is_a_teams_own_and_if_damaged_denied(works: Works) -> None:
+    works.build("alpha", 1)
+    works.build("beta", 1)
+    works.aggregate()
+    kept = works.out / ".good" / "alpha.tar.gz"
+    good = kept.read_bytes()
+    kept.write_bytes(pack(unpack(good) | {"teams/beta/alien.rego": b"package teams.beta"}))
+    works.build("beta", 2)
+    works.aggregate(code=1)
+    assert "teams/beta/alien.rego" not in unpack((works.out / "production.tar.gz").read_bytes())
+    kept.write_bytes(good[:-20])
+    (works.artifacts / "alpha.tar.gz").write_bytes(b"")
+    works.build("beta", 3)
+    outcomes = works.aggregate(code=1)
+    assert (outcomes["alpha"]["did"], outcomes["beta"]["did"]) == ("refused", "published")
+    assert "is damaged, so all is denied" in str(outcomes["alpha"]["detail"])
+    for name in ("production", "production.team.alpha"):
+        assert b"deny contains" in unpack((works.out / f"{name}.tar.gz").read_bytes())["teams/alpha/alpha.rego"]
+    works.build("alpha", 1)
+    assert works.aggregate()["alpha"]["did"] == "published"
+    assert kept.read_bytes() == good
 
 
 def test_an_upgrade_of_opa_and_of_the_package_reaches_every_bundle(
