@@ -14,6 +14,7 @@ from pathlib import Path
 from airflow_team_authz.bundles.archive import MANIFEST, canonical, load_json, pack, unpack
 from airflow_team_authz.bundles.artifact import Artifact, digest
 from airflow_team_authz.bundles.signing import SigningKey
+from airflow_team_authz.bundles.wasm import trouble_with
 from airflow_team_authz.compile import (
     CompileError,
     check_ownership,
@@ -142,5 +143,8 @@ def _compiled(files: Mapping[str, bytes], changed: Mapping[str, bytes], opa: str
             check_ownership(fresh, find_opa(opa))
             compiling.result()
         built = unpack(out.read_bytes())
+    if trouble := trouble_with(built.get(WASM, b"")):
+        # Such as a function with too many variables, which OPA's compiler does not mind.
+        raise CompileError(f"what it compiles to cannot be run: {trouble}")
     # Without the source: an engine needs none, and what it does not get it cannot show.
     return {name: built[name] for name in (WASM, "data.json") if name in built}

@@ -12,10 +12,11 @@ from airflow_team_authz.model import KeyUnfit
 
 
 class Opened(NamedTuple):
-    """A bundle that is what it has to be: its files by name, and the serial of the build that it is from."""
+    """A bundle that is what it has to be: its files by name, the serial of its build, and the id of its key."""
 
     files: dict[str, bytes]
     serial: int
+    key_id: str
 
 
 class Trust(NamedTuple):
@@ -31,10 +32,17 @@ class Trust(NamedTuple):
             keys = TrustedKeys.read(self.keys_file)
         except KeyUnfit as error:
             raise BundleRefused(f"nobody can be trusted: {error}") from None
-        keys.verify(files, scope(self.name))
+        key_id = keys.verify(files, scope(self.name))
         if "patch.json" in files:
             raise BundleRefused("it is a delta bundle, which are not used here")
         serial = read_manifest(files)["metadata"].get("serial")
         if type(serial) is not int:
             raise BundleRefused("its manifest tells no serial")
-        return Opened(files, serial)
+        return Opened(files, serial, key_id)
+
+    def counts(self, key_id: str) -> bool:
+        """Whether what this key has signed is still to be trusted."""
+        try:
+            return key_id in TrustedKeys.read(self.keys_file)
+        except KeyUnfit:
+            return False

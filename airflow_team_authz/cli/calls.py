@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from airflow_team_authz.cli.console import Output, UserError, one_line, print_columns, print_json
+from airflow_team_authz.files import TokenUnfit, check_token, read_token
 
 ServerOption = Annotated[
     str, typer.Option("--server", envvar="TEAM_AUTHZ_SERVER", metavar="URL", help="Such as https://bundles.example.")
@@ -50,10 +51,10 @@ def ask(method: str, server: str, path: str, token_file: Path | None, output: Ou
 
 
 def _token(file: Path | None) -> str:
-    try:
-        token = file.read_text().strip() if file else os.environ.get("TEAM_AUTHZ_TOKEN", "")
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
-    if not token:
+    given = os.environb.get(b"TEAM_AUTHZ_TOKEN")
+    if not (file or given):
         raise UserError("name the file with the token by --token-file, or put the token into TEAM_AUTHZ_TOKEN")
-    return token
+    try:
+        return read_token(file) if file else check_token(given or b"", "TEAM_AUTHZ_TOKEN")
+    except TokenUnfit as error:
+        raise UserError(str(error)) from None

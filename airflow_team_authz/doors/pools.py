@@ -21,6 +21,7 @@ from airflow.models import DagModel, Pool
 from sqlalchemy import select, update
 
 from airflow_team_authz.doors.deciding import decision_point, settings
+from airflow_team_authz.files import make_private
 from airflow_team_authz.identities.machines import dag_processor
 from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
@@ -199,7 +200,7 @@ def _key(name: str, team_id: str | None) -> str:
 @cache
 def _directory() -> Path:
     directory = settings().state or Path(AIRFLOW_HOME) / "team_authz"
-    (directory / "pools").mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(directory / "pools")
     return directory / "pools"
 
 

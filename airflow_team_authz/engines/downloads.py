@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+from airflow_team_authz.bundles.aggregate import WASM
 from airflow_team_authz.bundles.archive import MAX_BYTES, BundleRefused
 from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.bundles.wasm import trouble_with
 from airflow_team_authz.compile import fingerprint
 from airflow_team_authz.engines import Reply
 from airflow_team_authz.engines.in_process import InProcess
+from airflow_team_authz.files import make_private, read_token
 from airflow_team_authz.model import PolicyBroken
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,8 @@ POLL_SECONDS = 5.0
 STATUS_SECONDS = 30.0
 _LEAD_SECONDS = 1.0
 _TIMEOUT_SECONDS = 10.0
+# What a whole bundle may take, beside waiting for a new one.
+_TOTAL_SECONDS = 60.0
 _MAX_PAUSE_SECONDS = 30.0
 # What is near is asked this often, also after a bad bundle.
 _LOOK_SECONDS = 0.1
@@ -81,7 +86,7 @@ class Downloaded:
         self._trouble = ""
         self._tag = ""
         try:
-            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(place)
         except OSError as error:
             raise PolicyBroken(f"[team_authz] state has no place for the last good bundle: {_told(error)}") from None
         self._engine = self._open()
@@ -144,11 +149,11 @@ class Downloaded:
                     continue
                 asked = time.monotonic()
                 fetched = self._store.fetch(self._tag, WAIT_SECONDS)
-                self._keep(fetched)
-                if fetched.content is not None:
+                # Who says that it lets us wait, and does not, or tells the same again, is not asked without end.
+                waited = self._tag == "" or time.monotonic() - asked > _LEAD_SECONDS
+                if self._keep(fetched):
                     self._engine.look_now()
-                # Who says that it lets us wait, and does not, is not asked without end.
-                waited = fetched.content is not None or time.monotonic() - asked > _LEAD_SECONDS
+                    waited = True
                 pause, failures = 0.0 if fetched.waits and fetched.tag and waited else usual, 0
                 self._tell("")
             except Exception as error:
@@ -170,17 +175,28 @@ class Downloaded:
             return None
         return lock
 
-    def _keep(self, fetched: Fetched) -> None:
-        """Put a bundle that is to be trusted, and newer than the present one, in its place at once and as a whole."""
-        if fetched.content is not None:
-            serial = self._trust.open(fetched.content).serial
-            kept, present = self._present()
-            if serial < present:
-                raise BundleRefused(f"it is older, {serial}, than what was there before, {present}")
-            # What is there already is left alone: all processes would load it again.
-            if fetched.content != kept:
-                self._write(fetched.content)
+    def _keep(self, fetched: Fetched) -> bool:
+        """Whether there was another bundle, which is in its place now."""
+        changes = fetched.content is not None and self._put(fetched.content)
         self._tag = fetched.tag
+        return changes
+
+    def _put(self, content: bytes) -> bool:
+        """Put a bundle that is to be trusted, and newer than the present one, in its place at once and as a whole.
+
+        What is there already is left alone: all processes would load it again.
+        """
+        kept, present = self._present()
+        if content == kept:
+            return False
+        files, serial, _ = self._trust.open(content)
+        if serial < present:
+            raise BundleRefused(f"it is older, {serial}, than what was there before, {present}")
+        # Else there would be no policy at all after a restart. Short, for all are waiting: each compiles it anyway.
+        if trouble := trouble_with(files.get(WASM, b"")):
+            raise BundleRefused(f"its {WASM} cannot be run: {trouble}")
+        self._write(content)
+        return True
 
     def _write(self, content: bytes) -> None:
         fresh = self._file.with_name(f".{os.getpid()}.{threading.get_ident()}")
@@ -278,11 +294,16 @@ class _Web:
         """See ``Store``."""
         import httpx
 
-        headers = _bearer(self._token_file) | {"Prefer": f"modes=snapshot;wait={wait}" if wait else "modes=snapshot"}
+        wanted = f"modes=snapshot;wait={wait}" if wait else "modes=snapshot"
+        headers = _bearer(self._token_file) | {"Prefer": wanted, "Accept-Encoding": "identity"}
         if tag:
             headers["If-None-Match"] = tag
         timeout = httpx.Timeout(_TIMEOUT_SECONDS, read=_TIMEOUT_SECONDS + wait)
-        with httpx.stream("GET", self._url, headers=headers, timeout=timeout, verify=_tls()) as answer:
+        with (
+            _Deadline(wait + _TOTAL_SECONDS) as deadline,
+            httpx.Client(timeout=timeout, verify=_tls()) as client,
+            client.stream("GET", self._url, headers=headers, extensions={"trace": deadline.note}) as answer,
+        ):
             waits = answer.headers.get("Content-Type") == "application/vnd.openpolicyagent.bundles"
             if answer.status_code == httpx.codes.NOT_MODIFIED:
                 return Fetched(None, tag, waits)
@@ -290,12 +311,48 @@ class _Web:
                 # Without the address that a redirection leads to, which may be a secret.
                 hint = " (see policy_token_file)" if answer.status_code in _TOKEN_REFUSED else ""
                 raise BundleRefused(f"the server answers {answer.status_code} {answer.reason_phrase}{hint}")
+            if answer.headers.get("Content-Encoding", "identity") != "identity":
+                # A few bytes may decode to any number.
+                raise BundleRefused("the server encodes it, although it is asked not to")
             content = bytearray()
-            for part in answer.iter_bytes():
+            for part in answer.iter_raw():
                 content += part
                 if len(content) > MAX_BYTES:
                     raise BundleRefused(f"it is larger than {MAX_BYTES >> 20} MiB")
-            return Fetched(bytes(content), answer.headers.get("ETag", ""), waits)
+        # A proxy that compresses makes the tag a weak one, which not every server takes for its own.
+        return Fetched(bytes(content), answer.headers.get("ETag", "").removeprefix("W/"), waits)
+
+
+class _Deadline:
+    """Cuts the connections of an exchange off when its time is over: the client's timeouts are for each piece."""
+
+    def __init__(self, seconds: float) -> None:
+        self._sockets: list[socket.socket] = []
+        self._over = False
+        self._seconds = seconds
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+
+    def note(self, event: str, told: dict[str, Any]) -> None:
+        """Takes what the client tells of its doings, and from it the connections."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._sockets.append(told["return_value"].get_extra_info("socket"))
+
+    def _cut(self) -> None:
+        self._over = True
+        for connection in self._sockets:
+            with suppress(OSError):
+                # Of TLS, too, the plain connection, which another thread is reading from.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    def __enter__(self) -> _Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._over:
+            raise BundleRefused(f"it does not come within {self._seconds:.0f} seconds") from None
 
 
 class _File:
@@ -309,7 +366,10 @@ class _File:
     def fetch(self, tag: str, wait: int) -> Fetched:  # noqa: ARG002 - it is asked often
         """See ``Store``."""
         seen, now = "", fingerprint(self._path)
+        until = time.monotonic() + _TOTAL_SECONDS
         while now not in (tag, seen):
+            if time.monotonic() > until:
+                raise BundleRefused("it changes all the time")
             time.sleep(_LOOK_SECONDS)
             seen, now = now, fingerprint(self._path)
         if now == tag:
@@ -333,7 +393,9 @@ class _ObjectStore:
 
         files, path = fsspec.core.url_to_fs(self._url, use_listings_cache=False)
         about = files.info(path)
-        now = "-".join(str(about[key]) for key in ("ETag", "etag", "mtime", "LastModified", "size") if about.get(key))
+        # Not by its size alone: another one may be just as large.
+        told = [str(about[key]) for key in ("ETag", "etag", "mtime", "LastModified") if about.get(key)]
+        now = "-".join([*told, str(about.get("size"))]) if told else ""
         if now and now == tag:
             return Fetched(None, tag)
         if (about.get("size") or 0) > MAX_BYTES:
@@ -368,7 +430,7 @@ def _tls() -> ssl.SSLContext:
 
 def _bearer(token_file: Path | None) -> dict[str, str]:
     # Read each time, so that a renewed token counts without a restart.
-    return {"Authorization": f"Bearer {token_file.read_text().strip()}"} if token_file else {}
+    return {"Authorization": f"Bearer {read_token(token_file)}"} if token_file else {}
 
 
 def _told(error: Exception) -> str:

@@ -79,6 +79,7 @@ class Policy(NamedTuple):
     data: bytes
     revision: str
     serial: int = 0
+    key_id: str = ""
 
 
 class InProcess:
@@ -95,8 +96,8 @@ class InProcess:
         self._opa = opa
         self._trust = trust
         self._settled = settled
-        # What is wrong with what is there at present, if it is not in force.
-        self.trouble = ""
+        # What is wrong with what is there at present, if it is not in force, and with what is in force.
+        self._refused = self._distrusted = ""
         self._local = threading.local()
         self._closed = False
         self._wake = threading.Event()
@@ -111,6 +112,11 @@ class InProcess:
     def revision(self) -> str:
         """Revision of the policy in force."""
         return self._policy.revision
+
+    @property
+    def trouble(self) -> str:
+        """Why what is in force is not what it should be; empty if all is well."""
+        return self._refused or self._distrusted
 
     def query(self, entrypoint: str, question: bytes, size: int) -> Reply:
         """See ``Engine``. The machine of a failed evaluation is thrown away, whatever state it is in."""
@@ -162,9 +168,19 @@ class InProcess:
             return load_bundle(bundle)
 
     def _replace(self, policy: Policy) -> None:
-        if policy.serial < self._policy.serial:
+        # Who has stolen a key may have signed any serial.
+        if policy.serial < self._policy.serial and self._is_trusted():
             raise PolicyBroken(f"the bundle {self._source} is older, {policy.serial}, than {self._policy.serial}")
         self._policy = policy
+
+    def _is_trusted(self) -> bool:
+        return self._trust is None or self._trust.counts(self._policy.key_id)
+
+    def _look_at_keys(self) -> None:
+        distrusted = "" if self._is_trusted() else "it is signed by a key that is not trusted any more"
+        if distrusted and not self._distrusted:
+            log.error("policy revision %s stays in force, although %s", self._policy.revision, distrusted)
+        self._distrusted = distrusted
 
     def _watch(self) -> None:
         """Start the watching thread of this process, if it does not run: threads do not survive a fork."""
@@ -183,6 +199,7 @@ class InProcess:
                 return
             self._wake.clear()
             began = time.thread_time()
+            self._look_at_keys()
             now = self._fingerprint()
             # Looking takes a tenth of the time at most, however many files there are.
             pause = max(POLL_SECONDS, 9 * (time.thread_time() - began))
@@ -197,15 +214,15 @@ class InProcess:
             self._seen, again = now, math.inf
             try:
                 self._replace(self._load(quick))
-                self.trouble = ""
+                self._refused = ""
                 if quick:
                     log.info("policy revision %s of %s is in force", self._policy.revision, self._source)
                     again = math.inf if self._source.is_dir() else time.monotonic() + _AGAIN_SECONDS
             except PolicyBroken as error:
-                self.trouble = str(error)
+                self._refused = str(error)
                 log.error("policy revision %s stays in force: %s", self._policy.revision, error)
             except Exception as error:
-                self.trouble = repr(error)
+                self._refused = repr(error)
                 log.exception(
                     "policy revision %s stays in force: loading %s failed", self._policy.revision, self._source
                 )
@@ -215,7 +232,7 @@ def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False) -> 
     """Read and compile a bundle that ``opa build --target wasm`` has made; ``PolicyBroken`` if it is not one, or if
     it is not to be trusted. ``quick``: compiled in three quarters of the time, and slower when it decides.
     """
-    serial = 0
+    serial, key_id = 0, ""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise PolicyBroken(f"the bundle {path} is larger than {MAX_BYTES >> 20} MiB")
@@ -223,7 +240,7 @@ def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False) -> 
         if trust is None:
             files = unpack(content)
         else:
-            files, serial = trust.open(content)
+            files, serial, key_id = trust.open(content)
         revision = json.loads(files.get(".manifest", b"{}")).get("revision", "")
     except BundleRefused as error:
         raise PolicyBroken(f"the bundle {path} is refused: {error}") from None
@@ -240,7 +257,7 @@ def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False) -> 
     try:
         engine = wasmtime.Engine(config)
         data = files.get("data.json", b"{}")
-        policy = Policy(engine, wasmtime.Module(engine, wasm), data, str(revision), serial)
+        policy = Policy(engine, wasmtime.Module(engine, wasm), data, str(revision), serial, key_id)
     except wasmtime.WasmtimeError as error:
         raise PolicyBroken(f"the policy.wasm of {path} cannot be run: {error}") from None
     start(policy)
@@ -350,8 +367,11 @@ class _Machine:
         return text
 
     def _text(self, address: int) -> bytes:
-        end = min(address + _PAGE, self._memory.data_len(self._store))
-        return bytes(self._memory.read(self._store, address, end)).partition(b"\0")[0]
+        text = bytearray()
+        while b"\0" not in text and (more := self._memory.read(self._store, address, address + _PAGE)):
+            text += more
+            address += _PAGE
+        return bytes(text).partition(b"\0")[0]
 
     def _abort(self, address: int) -> None:
         raise PolicyBroken(f"the policy fails while it is evaluated: {self._text(address).decode(errors='replace')}")

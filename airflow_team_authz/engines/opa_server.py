@@ -8,7 +8,6 @@ https://www.openpolicyagent.org/docs/rest-api#get-a-document-with-input
 from __future__ import annotations
 
 import os
-import re
 import select
 import socket
 import ssl
@@ -21,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from airflow_team_authz.engines import NOT_JSON, Reply
+from airflow_team_authz.files import TokenUnfit, check_token
 from airflow_team_authz.model import DeadlineExceeded, EngineError, Malformed, PolicyBroken, Undefined, Unreachable
 
 _QUERY = "?strict-builtin-errors=true&provenance=true"
@@ -183,13 +183,11 @@ class OpaServer:
         """The header line of the token, empty without one."""
         if self._token_file is None:
             return ""
-        token = self._token_file.read_bytes().strip()
-        # Whatever else is in the file would be sent as well: a line break in it even as a header of its own.
-        if re.fullmatch(rb"[!-~]+", token) is None:
-            raise Unreachable(
-                f"{self._token_file} ([team_authz] opa_token_file) holds no token: one word of plain ASCII"
-            )
-        return f"Authorization: Bearer {token.decode()}\r\n"
+        try:
+            token = check_token(self._token_file.read_bytes(), f"{self._token_file} ([team_authz] opa_token_file)")
+        except TokenUnfit as error:
+            raise Unreachable(str(error)) from None
+        return f"Authorization: Bearer {token}\r\n"
 
     def _refused(self, status: int, body: bytes) -> EngineError:
         if status in {401, 403}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import multiprocessing
 import os
@@ -10,21 +11,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from airflow_team_authz.bundles.aggregate import build, scope
-from airflow_team_authz.bundles.archive import pack, unpack
+from airflow_team_authz.bundles.archive import BundleRefused, pack, unpack
 from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey
 from airflow_team_authz.bundles.trusted import Trust
 from airflow_team_authz.engines import DecisionPoint, downloads
 from airflow_team_authz.engines.choice import open_engine as open_configured
-from airflow_team_authz.engines.downloads import Downloaded, bundle_name, shared_place
+from airflow_team_authz.engines.downloads import Downloaded, bundle_name, open_store, shared_place
 from airflow_team_authz.model import Evaluations, PolicyBroken, Resource, Subject
 from airflow_team_authz.settings import SettingsError, parse_settings
 from tests.bundles.conftest import lends
@@ -32,6 +34,7 @@ from tests.conftest import REPOSITORY, errors, eventually
 
 NAME = "production.wasm"
 QUESTION = Evaluations(Subject("user", "gus"), "read", [Resource("connection", "alpha", "pg")])
+Make = Callable[[int], bytes]
 MEDIA_TYPE = "application/vnd.openpolicyagent.bundles"
 
 
@@ -68,6 +71,8 @@ class Web(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.content, self.status, self.waits, self.hurries = b"", 200, True, False
+        self.more: dict[str, str] = {}
+        self.weak, self.forgets, self.trickles = False, False, ""
         self.asked: list[dict[str, str]] = []
         self.told: list[dict[str, Any]] = []
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -82,19 +87,30 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(dict(self.headers))
-        asked, end = self.headers.get("If-None-Match"), time.monotonic() + 2
+        if self.server.trickles:
+            return self._trickle()
+        asked, end = None if self.server.forgets else self.headers.get("If-None-Match"), time.monotonic() + 2
         waits = self.server.waits and not self.server.hurries
         while waits and asked == self.tag and self.server.status == 200 and time.monotonic() < end:
             time.sleep(0.02)
         changed = asked != self.tag
         self.send_response(self.server.status if self.server.status != 200 or changed else 304)
-        self.send_header("ETag", self.tag)
+        self.send_header("ETag", f"W/{self.tag}" if self.server.weak else self.tag)
+        for name, value in self.server.more.items():
+            self.send_header(name, value)
         self.send_header("Content-Type", MEDIA_TYPE if self.server.waits else "application/gzip")
         if self.server.status == 302:
             self.send_header("Location", "http://127.0.0.1/?signature=s3cret")
         self.end_headers()
         if changed:
             self.wfile.write(self.server.content)
+
+    def _trickle(self) -> None:
+        self.wfile.write(self.server.trickles.encode())
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(0.05)
 
     def do_POST(self) -> None:
         self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -204,6 +220,94 @@ def test_a_server_that_only_says_that_it_waits_is_asked_now_and_then(
     assert 5 <= len(web.asked) <= 15  # one each 0.1 seconds, as the fixture has it
 
 
+@pytest.mark.parametrize(("weak", "forgets"), [(True, False), (False, True)])
+def test_a_server_that_tells_the_same_again_is_asked_now_and_then(
+    weak: bool, forgets: bool, web: Web, bundle: Make, open_engine: Any, tmp_path: Path
+) -> None:
+    web.content, web.weak, web.forgets = bundle(10), weak, forgets
+    _, point = open_engine(web.url)
+    assert version(point) == 10
+    kept = shared_place(tmp_path / "state", web.url) / "bundle.tar.gz"
+    before = kept.stat().st_ctime_ns
+    time.sleep(1.05)
+    assert len(web.asked) <= 15
+    assert kept.stat().st_ctime_ns == before
+    web.content = bundle(12)
+    eventually(lambda: version(point) == 12)
+
+
+def test_what_is_encoded_is_refused_as_it_is(web: Web) -> None:
+    web.content, web.more = gzip.compress(b""), {"Content-Encoding": "gzip"}
+    with pytest.raises(BundleRefused, match="the server encodes it"):
+        open_store(web.url, None).fetch("", 0)
+    assert web.asked[-1]["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("begun", ["HTTP/1.1 200 OK\r\nX: ", "HTTP/1.1 200 OK\r\n\r\n"], ids=["header", "body"])
+def test_a_bundle_that_never_ends_is_given_up(begun: str, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_TOTAL_SECONDS", 0.3)
+    web.trickles = begun
+    began = time.monotonic()
+    with pytest.raises(BundleRefused, match="it does not come within 0 seconds"):
+        open_store(web.url, None).fetch("", 0)
+    assert time.monotonic() - began < 5
+
+
+def test_a_file_that_never_rests_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_TOTAL_SECONDS", 0.3)
+    monkeypatch.setattr(downloads, "fingerprint", lambda _: str(time.monotonic()))
+    with pytest.raises(BundleRefused, match="it changes all the time"):
+        open_store(f"file://{tmp_path}/x", None).fetch("", 0)
+
+
+def test_a_stolen_key_is_replaced_while_engines_run(
+    web: Web, bundle: Make, trust: Trust, open_engine: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    web.content = bundle(10**12)
+    engine, point = open_engine(web.url)
+    assert version(point) == 10**12
+    fresh = SigningKey.new()
+    trust.keys_file.write_bytes(fresh.public.pem())
+    eventually(lambda: any("by a key that is not trusted any more" in error for error in errors(caplog)))
+    eventually(lambda: any("not trusted any more" in str(said["bundles"][NAME].get("message")) for said in web.told))
+    assert version(point) == 10**12
+    web.content = pack(fresh.sign(unpack(bundle(12)), scope(NAME)))
+    eventually(lambda: version(point) == 12)
+    eventually(lambda: "message" not in web.told[-1]["bundles"][NAME])
+    assert engine.revision.startswith("12-")
+
+
+@pytest.mark.parametrize("token", ["s3cret\nsecond line", "s3cret\x01x", "s3cr\u00e9t", "s3cret word", ""])
+def test_a_file_without_a_token_is_named_and_not_shown(token: str, web: Web, open_engine: Any, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(token)
+    with pytest.raises(PolicyBroken, match=f"{tmp_path}/token holds no token: one word of plain ASCII$") as told:
+        open_engine(web.url, tmp_path / "token")
+    assert "s3c" not in str(told.value)
+    assert not web.asked
+
+
+def test_an_object_of_the_same_size_is_another_one() -> None:
+    files, store = fsspec.filesystem("memory"), open_store("memory://place/production.wasm.tar.gz", None)
+    tag = ""
+    for content in (b"one", b"two"):
+        files.pipe("/place/production.wasm.tar.gz", content)
+        fetched = store.fetch(tag, 0)
+        assert fetched.content == content
+        tag = fetched.tag
+
+
+def test_what_is_kept_is_for_this_user_alone(web: Web, bundle: Make, trust: Trust, tmp_path: Path) -> None:
+    web.content = bundle(10)
+    before = os.umask(0o002)
+    try:
+        Downloaded(web.url, shared_place(tmp_path / "home" / "state", web.url), trust).close()
+    finally:
+        os.umask(before)
+    made = [path for path in (tmp_path / "home").rglob("*") if path.is_dir()]
+    assert len(made) == 3
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "home", *made)} == {0o700}
+
+
 def test_of_a_file_too_the_last_good_one_stays_also_after_a_restart(
     bundle: Callable[[int], bytes], trust: Trust, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,7 +340,6 @@ def test_of_a_file_too_the_last_good_one_stays_also_after_a_restart(
     assert kept.stat().st_mtime_ns == before
 
 
-Make = Callable[[int], bytes]
 BAD: dict[str, tuple[Callable[[Make, SigningKey], bytes], str]] = {
     "older, replayed": (lambda bundle, _: bundle(8), "it is older, 8, than what was there before, 10"),
     "truncated": (lambda bundle, _: bundle(12)[:-20], "cannot be read"),
@@ -258,6 +361,10 @@ BAD: dict[str, tuple[Callable[[Make, SigningKey], bytes], str]] = {
         "signed for 'bundles/staging.wasm'",
     ),
     "nonsense": (lambda *_: b"<html>sign in</html>", "cannot be read"),
+    "no program": (
+        lambda bundle, key: pack(key.sign(unpack(bundle(12)) | {"policy.wasm": b"\0asm nonsense"}, scope(NAME))),
+        "its policy.wasm cannot be run",
+    ),
     "too large": (lambda *_: os.urandom(1 << 20) * 65, "larger than 64 MiB"),
 }
 
