@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import wasmtime
 
-from airflow_team_authz.bundles.aggregate import build, scope
+from airflow_team_authz.bundles import aggregate
+from airflow_team_authz.bundles.aggregate import WASM, build, scope
 from airflow_team_authz.bundles.archive import BundleRefused, pack, read_manifest, unpack
 from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey, TrustedKeys
@@ -128,6 +130,23 @@ def test_who_declares_what_is_others_is_not_built(
     numbers = Artifact("beta", 1, {"teams/beta/data.json": b'{"x": 1e400}'})
     with pytest.raises(CompileError, match=r"teams/beta/data\.json is no JSON"):
         build("production", platform, {**teams, "beta": numbers}, 13, key, only={"beta"})
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        (f"(module (func (local {'i32 ' * 50_001})))", "too many locals"),
+        ("(module)", "it lacks the entrypoint airflow/authz/decision"),
+    ],
+    ids=["locals", "entrypoints"],
+)
+def test_what_only_the_engine_would_refuse_is_not_built(
+    program: str, told: str, platform: Artifact, key: SigningKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = pack({WASM: bytes(wasmtime.wat2wasm(program))})
+    monkeypatch.setattr(aggregate, "compile_bundle", lambda _, out, __: out.write_bytes(made))
+    with pytest.raises(CompileError, match=f"cannot be run: .*{told}"):
+        build("production", platform, {}, 13, key)
 
 
 def changed(bundle: bytes, **files: bytes) -> bytes:

@@ -125,6 +125,15 @@ def test_a_changed_bundle_is_in_force_first_and_fast_later(tmp_path: Path, monke
         assert verdict(decisions) == TOLD_TO
 
 
+def test_a_policy_may_tell_more_of_itself_than_fits_into_a_page(tmp_path: Path) -> None:
+    names = [f"{'long' * 50}{number}" for number in range(400)]
+    rules = "\n".join(f"{name} := 1" for name in names)
+    bundle = tmp_path / "bundle.tar.gz"
+    bundle.write_bytes(build(OBEDIENT + rules, (*ENTRYPOINTS, *(f"airflow/authz/{name}" for name in names))))
+    with opened(bundle) as decisions:
+        assert verdict(decisions) == TOLD_TO
+
+
 @pytest.mark.parametrize(("action", "size", "error", "told"), [
     ("answer with a text", 1, Malformed, "agreed form"),
     ("do nothing", 1, Undefined, "airflow.authz.decisions"),
