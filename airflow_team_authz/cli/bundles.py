@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from airflow_team_authz.cli.calls import ServerOption, TokenOption, ask
+from airflow_team_authz.cli.calls import ServerOption, TokenOption, ask, released
 from airflow_team_authz.cli.console import Output, OutputOption, UserError, one_line, print_columns, print_json
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A policy directory, as `team-authz init` writes it.")]
@@ -83,13 +83,16 @@ def publish(
 
     try:
         content = artifact.read_bytes()
-        owner = read_manifest(unpack(content))["metadata"]["owner"]
+        metadata = read_manifest(unpack(content))["metadata"]
+        owner, version = metadata["owner"], metadata["version"]
     except (OSError, KeyError, BundleRefused) as error:
         raise UserError(f"{artifact} is no artifact of `team-authz bundle build`: {error}") from None
     path = "platform/package" if owner == PLATFORM else f"teams/{owner}/package"
     chosen = {"environment": environment} if environment else {}
-    answer = ask("PUT", server, path, token_file, output, params=chosen, content=content)
-    told = f"version {answer['version']} of {owner}, serial {answer['serial']}"
+    answer = released(
+        ask("PUT", server, path, token_file, output, params=chosen, content=content), server, owner, version
+    )
+    told = f"version {version} of {owner}, serial {answer['serial']}"
     print_json(answer) if output is Output.JSON else print_columns([["published", told]])
 
 

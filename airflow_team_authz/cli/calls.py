@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from airflow_team_authz.cli.console import Output, UserError, one_line, print_columns, print_json
@@ -27,6 +28,8 @@ def ask(method: str, server: str, path: str, token_file: Path | None, output: Ou
     from airflow_team_authz.bundles.findings import Finding
     from airflow_team_authz.cli.bundle_check import show
 
+    if "@" in server:
+        raise UserError("--server: an address shows in messages, so there is no user and no password in it")
     url = f"{server.rstrip('/')}/{path}"
     headers = {"Authorization": f"Bearer {_token(token_file)}"}
     try:
@@ -36,18 +39,46 @@ def ask(method: str, server: str, path: str, token_file: Path | None, output: Ou
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise UserError(f"{url} cannot be asked: {error}") from None
     except ValueError:
-        raise UserError(f"{url} answers {answer.status_code}, and not as a bundle server does: see --server") from None
-    if answer.is_success:
+        raise _odd(url, answer.status_code) from None
+    if answer.status_code == httpx.codes.OK:
         return told
     problem = told if isinstance(told, dict) else {}
-    if findings := problem.get("findings"):
-        show([Finding(**found) for found in findings], output)
+    try:
+        findings = msgspec.convert(problem.get("findings", []), list[_Found])
+    except msgspec.ValidationError:
+        raise _odd(url, answer.status_code) from None
+    if findings:
+        show([Finding(*msgspec.structs.astuple(found)) for found in findings], output)
         raise typer.Exit(1)
     why = one_line(str(problem.get("error") or problem.get("detail") or "no reason given"))
     if answer.status_code in {409, 422, 423}:
         print_json(problem) if output is Output.JSON else print_columns([["refused", why]])
         raise typer.Exit(1)
     raise UserError(f"{server} answers {answer.status_code}: {why}")
+
+
+def released(answer: Any, server: str, owner: str, version: int | None = None) -> dict[str, Any]:
+    """The answer, if it tells that this is in force now: whatever is in between may say 200 as well."""
+    told = answer if isinstance(answer, dict) else {}
+    if not told.keys() >= {"owner", "version", "environment", "serial"} or told["owner"] != owner:
+        raise _odd(server, 200)
+    if version is not None and told["version"] != version:
+        raise _odd(server, 200)
+    return told
+
+
+class _Found(msgspec.Struct):
+    """A finding as a server tells it, which may be newer and tell more."""
+
+    rule: str
+    file: str
+    line: int
+    message: str
+    help: str
+
+
+def _odd(url: str, status: int) -> UserError:
+    return UserError(f"{url} answers {status}, and not as a bundle server does: see --server")
 
 
 def _token(file: Path | None) -> str:

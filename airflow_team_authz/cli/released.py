@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.calls import ServerOption, TokenOption, ask
+from airflow_team_authz.cli.calls import ServerOption, TokenOption, ask, released
 from airflow_team_authz.cli.console import Output, OutputOption, UserError, one_line, print_columns, print_json
 from airflow_team_authz.cli.words import TEAM_ID
 
@@ -63,7 +63,8 @@ def rollback(
 ) -> None:
     """Put a version in force again that was before. Exit code 1: refused."""
     wanted = {"version": version, "environment": environment}
-    _show(ask("POST", server, f"{_place(team, platform)}/rollback", token_file, output, json=wanted), output)
+    done = ask("POST", server, f"{_place(team, platform)}/rollback", token_file, output, json=wanted)
+    _show(done, server, team, output)
 
 
 def promote(
@@ -77,7 +78,8 @@ def promote(
 ) -> None:
     """Put what one environment has in force into another one, checked again. Exit code 1: refused."""
     wanted = {"from": source, "to": target}
-    _show(ask("POST", server, f"{_place(team, platform)}/promote", token_file, output, json=wanted), output)
+    done = ask("POST", server, f"{_place(team, platform)}/promote", token_file, output, json=wanted)
+    _show(done, server, team, output)
 
 
 def _place(team: str | None, platform: bool) -> str:
@@ -88,6 +90,9 @@ def _place(team: str | None, platform: bool) -> str:
     return f"teams/{team}" if team else "platform"
 
 
-def _show(done: dict[str, Any], output: Output) -> None:
+def _show(answer: Any, server: str, team: str | None, output: Output) -> None:
+    from airflow_team_authz.bundles.artifact import PLATFORM
+
+    done = released(answer, server, team or PLATFORM)
     told = f"version {done['version']} of {done['owner']} in {done['environment']}, serial {done['serial']}"
     print_json(done) if output is Output.JSON else print_columns([["ok", told]])

@@ -9,13 +9,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
 from airflow_team_authz.bundles import site
 from airflow_team_authz.bundles.aggregate import build, scope
 from airflow_team_authz.bundles.archive import pack, read_manifest, unpack
-from airflow_team_authz.bundles.signing import TrustedKeys
+from airflow_team_authz.bundles.artifact import build_artifact
+from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 from airflow_team_authz.cli import app
 from tests.bundles.conftest import lends
 from tests.conftest import REPOSITORY
@@ -232,6 +234,49 @@ def test_keys(tmp_path: Path) -> None:
     assert "PRIVATE" not in public.read_text()
     for command in (("show", tmp_path / "no"), ("rotate", tmp_path / "no"), ("show", key)):
         assert run("keys", *command, code=2).stderr.startswith("team-authz: ")
+
+
+IN_FORCE = {"owner": "alpha", "version": 1, "environment": "staging", "serial": 7}
+FOUND = {"rule": "x", "file": "f.rego", "line": 1, "message": "m", "help": "h"}
+
+
+@pytest.mark.parametrize(("status", "told", "code", "said"), [
+    (200, IN_FORCE, 0, "version 1 of alpha, serial 7"),
+    (200, IN_FORCE | {"version": 2}, 2, "answers 200, and not as a bundle server does"),
+    (200, IN_FORCE | {"owner": "beta"}, 2, "answers 200, and not as a bundle server does"),
+    (200, {}, 2, "answers 200, and not as a bundle server does"),
+    (200, [], 2, "answers 200, and not as a bundle server does"),
+    (202, IN_FORCE, 2, "answers 202"),
+    (302, {}, 2, "answers 302"),
+    (422, {"findings": [FOUND | {"column": 3}]}, 1, "f.rego:1: m [x]"),
+    (422, {"findings": [{"rule": "x"}]}, 2, "answers 422, and not as a bundle server does"),
+    (422, {"findings": "x"}, 2, "answers 422, and not as a bundle server does"),
+])  # fmt: skip
+def test_only_what_a_bundle_server_says_is_success(
+    status: int, told: object, code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = tmp_path / "artifact.tar.gz"
+    artifact.write_bytes(build_artifact(lends("alpha"), SigningKey.new()))
+    monkeypatch.setattr(httpx, "request", lambda *_, **__: httpx.Response(status, json=told))
+    publish = ("bundle", "publish", artifact, "--server", "http://127.0.0.1:9")
+    assert said in run(*publish, code=code, TEAM_AUTHZ_TOKEN="x").output  # noqa: S106
+
+
+def test_secrets_of_the_address_and_the_token_are_not_shown(tmp_path: Path) -> None:
+    artifact, token = tmp_path / "artifact.tar.gz", tmp_path / "token"
+    artifact.write_bytes(build_artifact(lends("alpha"), SigningKey.new()))
+    publish = ("bundle", "publish", artifact, "--server")
+    with_user = run(*publish, "http://user:s3cret@127.0.0.1:9", code=2, TEAM_AUTHZ_TOKEN="x")  # noqa: S106
+    token.write_text("s3cret\nsecond line")
+    in_file = run(*publish, "http://127.0.0.1:9", "--token-file", token, code=2)
+    in_environment = run(*publish, "http://127.0.0.1:9", code=2, TEAM_AUTHZ_TOKEN="s3cr\u00e9t")  # noqa: S106
+    for refused, why in (
+        (with_user, "--server: an address shows in messages"),
+        (in_file, f"{token} holds no token"),
+        (in_environment, "TEAM_AUTHZ_TOKEN holds no token"),
+    ):
+        assert why in refused.output
+        assert "s3c" not in refused.output
 
 
 def test_the_server_cannot_be_reached(works: Works) -> None:
