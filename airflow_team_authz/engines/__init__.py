@@ -10,6 +10,7 @@ import msgspec
 
 from airflow_team_authz.engines.outages import Outages
 from airflow_team_authz.model import (
+    DeadlineExceeded,
     Decision,
     EngineError,
     Evaluations,
@@ -84,30 +85,41 @@ class DecisionPoint:
     def allowed(self, question: Evaluations) -> list[Resource]:
         """The resources that are allowed, in order, without reasons: for lists.
 
-        A team whose rules fail does not take the others' lists along: its resources are left out and
-        the failure is logged. If nothing else can be decided, the ``EngineError`` is raised.
+        A team whose rules fail, or take too long, does not take the others' lists along: its resources are left out
+        and the failure is logged. If nothing else can be decided, or more are late, the ``EngineError`` is raised.
         """
         return [resource for part in _chunks(question) for resource in self._allowed(part)]
 
     def _allowed(self, question: Evaluations) -> list[Resource]:
         try:
             return self._ask_allowed(question)
-        except PolicyBroken as error:
-            by_team: dict[str | None, list[Resource]] = defaultdict(list)
-            for resource in question.resources:
-                by_team[resource.team_id].append(resource)
-            if len(by_team) == 1:
-                raise
-            broken = error
+        except (PolicyBroken, DeadlineExceeded) as error:
+            return self._allowed_of_others(question, error)
+
+    def _allowed_of_others(self, question: Evaluations, whole: EngineError) -> list[Resource]:
+        """Asks about each team on its own, and raises the error about the whole if that is of no use."""
+        by_team: dict[str | None, list[Resource]] = defaultdict(list)
+        for resource in question.resources:
+            by_team[resource.team_id].append(resource)
         allowed: set[Resource] = set()
-        failed = 0
-        for resources in by_team.values():
+        broken = 0
+        late: dict[str | None, EngineError] = {}
+        for team_id, resources in by_team.items() if len(by_team) > 1 else ():
             try:
                 allowed.update(self._ask_allowed(msgspec.structs.replace(question, resources=resources)))
             except PolicyBroken:
-                failed += 1
-        if failed == len(by_team):
-            raise broken
+                broken += 1
+            except DeadlineExceeded as error:
+                late[team_id] = error
+                if len(late) > 1:
+                    # It is the engine that is slow, and asking about each team would take the time of each.
+                    break
+        if len(by_team) == 1 or len(late) > 1 or broken + len(late) == len(by_team):
+            if late or isinstance(whole, DeadlineExceeded):
+                self._outages.failed(whole, by_team.keys())
+            raise whole
+        for team_id, slow in late.items():
+            self._outages.failed(slow, {team_id}, of_rules=True)
         return [resource for resource in question.resources if resource in allowed]
 
     def _ask_allowed(self, question: Evaluations) -> list[Resource]:
@@ -123,7 +135,9 @@ class DecisionPoint:
             reply = self._engine.query(entrypoint, encoded, len(question.resources))
             answer = read(reply.value, question)
         except EngineError as error:
-            self._outages.failed(error, _owners(question))
+            # Whether a team's rules are slow or the engine is, is not known before each is asked about.
+            if not (entrypoint == "allowed" and isinstance(error, DeadlineExceeded)):
+                self._outages.failed(error, _owners(question), isinstance(error, PolicyBroken))
             raise
         except NOT_JSON as error:
             malformed = Malformed(f"the engine's answer is not of the agreed form: {error}")

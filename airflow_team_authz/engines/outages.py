@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 
-from airflow_team_authz.model import EngineError, PolicyBroken
+from airflow_team_authz.model import EngineError
 
 log = logging.getLogger(__name__)
 
@@ -18,14 +18,14 @@ class Outages:
     def __init__(self) -> None:
         self._failing: set[str] = set()
 
-    def failed(self, error: EngineError, team_ids: Collection[str | None]) -> None:
-        """Note a failed question about what these teams own; logged if it is news.
+    def failed(self, error: EngineError, team_ids: Collection[str | None], of_rules: bool = False) -> None:
+        """Note a failed question about what these teams own; logged if it is news. ``of_rules``: theirs, or one's.
 
-        A policy that breaks in a question about several teams is not noted: whose rules do is asked next.
+        Rules that fail in a question about several teams are not noted: whose do is asked next.
         """
-        if isinstance(error, PolicyBroken) and len(team_ids) > 1:
+        if of_rules and len(team_ids) > 1:
             return
-        what = _part(next(iter(team_ids))) if isinstance(error, PolicyBroken) and team_ids else _ENGINE
+        what = _part(next(iter(team_ids))) if of_rules and team_ids else _ENGINE
         if what not in self._failing:
             self._failing.add(what)
             log.error("no decision can be had from %s (%s): %s", what, type(error).__name__, error)

@@ -23,10 +23,16 @@ from airflow_team_authz.model import (
     Undefined,
     Unreachable,
 )
-from tests.conftest import PATIENT_MS, Opa, eventually, merge
+from tests.conftest import PATIENT_MS, Opa, errors, eventually, merge
 from tests.engines.fake_opa import LIST, QUESTION, Connect, allow
 
 ABOUT_EVE = Evaluations(Subject("user", "eve"), "read", QUESTION.resources)
+
+
+LENDS = """package teams.beta
+
+allow contains "lent" if input.resource.id == "lent"
+"""
 
 
 @pytest.fixture
@@ -48,7 +54,8 @@ def real(opa: Opa, policy: Callable[[dict[str, str]], Path], tmp_path: Path) -> 
         }
     """
     numbers = json.dumps({"number": 1, "many": list(range(1_000))})
-    opa.policies = merge(policy({"teams/alpha/alpha.rego": own, "teams/alpha/data.json": numbers}), tmp_path / "merged")
+    files = {"teams/alpha/alpha.rego": own, "teams/alpha/data.json": numbers, "teams/beta/beta.rego": LENDS}
+    opa.policies = merge(policy(files), tmp_path / "merged")
     opa.start()
     return opa
 
@@ -137,6 +144,41 @@ def test_a_rule_that_takes_its_time_is_cut_off(connect: Connect, real: Opa) -> N
     assert allow(decisions, about("lent")) is True
     # Closing the connection has ended the evaluation in OPA: it has its time for others again.
     eventually(lambda: busy(real, 0.3) < 0.1)
+
+
+def test_slow_rules_of_one_team_do_not_take_the_lists_of_others_along(
+    connect: Connect, real: Opa, caplog: pytest.LogCaptureFixture
+) -> None:
+    decisions = connect(real.url, 600)
+    slow, *lent = (
+        Resource("connection", *owned) for owned in (("alpha", "slow"), ("beta", "lent"), (None, "x"), ("beta", "lent"))
+    )
+    question = Evaluations(Subject("user", "eve"), "read", [slow, *lent])
+    for _ in range(2):
+        assert decisions.allowed(question) == [lent[0], lent[2]]
+    with pytest.raises(DeadlineExceeded):
+        decisions.allowed(Evaluations(question.subject, "read", [slow]))
+    told = [error.partition(" (DeadlineExceeded)")[0] for error in errors(caplog)]
+    assert told == [
+        "no decision can be had from the policy for what team alpha owns",
+        "no decision can be had from the engine",
+    ]
+
+
+def test_a_stopped_opa_is_not_asked_about_each_team(
+    connect: Connect, real: Opa, caplog: pytest.LogCaptureFixture
+) -> None:
+    decisions = connect(real.url, 200)
+    listed = [Resource("connection", f"team{number}", "x") for number in range(50)]
+    real.send(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            decisions.allowed(Evaluations(QUESTION.subject, "read", listed))
+        assert time.monotonic() - began < 3
+    finally:
+        real.send(signal.SIGCONT)
+    assert [error.partition(" (")[0] for error in errors(caplog)] == ["no decision can be had from the engine"]
 
 
 def test_opa_dies_while_it_evaluates(connect: Connect, real: Opa) -> None:
