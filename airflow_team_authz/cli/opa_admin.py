@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from airflow_team_authz.cli.checks import Check
 from airflow_team_authz.compile import MINIMUM_OPA
 from airflow_team_authz.engines.opa_server import OpaServer, parse_url
-from airflow_team_authz.files import TokenUnfit, read_token
 from airflow_team_authz.model import EngineError
 
 if TYPE_CHECKING:
@@ -97,8 +96,8 @@ def _client_arguments(settings: EngineSettings) -> dict[str, Any]:
 
 def _token(file: Path | None) -> str | None:
     try:
-        return read_token(file) if file else None
-    except TokenUnfit:
+        return file.read_text(errors="replace").strip() if file else None
+    except OSError:
         return None
 
 

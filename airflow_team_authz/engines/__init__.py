@@ -40,8 +40,8 @@ class Reply(NamedTuple):
 class Engine(Protocol):
     """Something that evaluates the policy. Thread-safe; usable in a forked child."""
 
-    def query(self, entrypoint: str, question: bytes, size: int) -> Reply:
-        """Value of ``data.airflow.authz.<entrypoint>`` for a JSON input about ``size`` resources.
+    def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1) -> Reply:
+        """Value of ``data.airflow.authz.<entrypoint>`` for a JSON input about ``size`` resources of so many owners.
 
         Raises an ``EngineError``, and nothing else, if there is none.
         """
@@ -132,7 +132,7 @@ class DecisionPoint:
             # Half a surrogate pair: no JSON can hold it. Not the engine's fault, so no outage.
             raise Malformed("the question holds text that is not Unicode") from None
         try:
-            reply = self._engine.query(entrypoint, encoded, len(question.resources))
+            reply = self._engine.query(entrypoint, encoded, len(question.resources), len(_owners(question)))
             answer = read(reply.value, question)
         except EngineError as error:
             # Whether a team's rules are slow or the engine is, is not known before each is asked about.

@@ -112,13 +112,13 @@ class Downloaded:
         """Revision of the policy in force."""
         return self._engine.revision
 
-    def query(self, entrypoint: str, question: bytes, size: int) -> Reply:
+    def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1) -> Reply:
         """See ``Engine``."""
         thread = self._thread
         # The thread of a parent looks alive in its forked child.
         if thread is None or self._pid != os.getpid() or not thread.is_alive():
             self._start()
-        return self._engine.query(entrypoint, question, size)
+        return self._engine.query(entrypoint, question, size, teams)
 
     def close(self) -> None:
         """Stop downloading and watching."""

@@ -100,7 +100,7 @@ class OpaServer:
             if client_cert_file is not None:
                 self._tls.load_cert_chain(client_cert_file, client_key_file)
 
-    def query(self, entrypoint: str, question: bytes, size: int) -> Reply:
+    def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1) -> Reply:  # noqa: ARG002 - it keeps compiled patterns
         """See ``Engine``. Answers only from HTTP 200 with a ``result``."""
         allowance = self._deadline + (size - 1) * _SECONDS_PER_RESOURCE
         answer = self._ask(entrypoint, question, allowance)

@@ -125,6 +125,17 @@ def test_a_changed_bundle_is_in_force_first_and_fast_later(tmp_path: Path, monke
         assert verdict(decisions) == TOLD_TO
 
 
+def test_patterns_of_many_teams_fit_into_one_question(tmp_path: Path) -> None:
+    names = [f"team{number}" for number in range(20)]
+    rules = "\n".join(
+        f"allow contains {i} if regex.match(`^prod_{i}_[a-z0-9_]{{1,20}}$`, input.resource.id)" for i in range(6)
+    )
+    policy = {f"teams/{name}/x.rego": f"package teams.{name}\n{rules.replace('prod', name)}" for name in names}
+    with opened(write(tmp_path, policy)) as decisions:
+        listed = [Resource("connection", name, f"{name}_5_x") for name in names]
+        assert decisions.decide(Evaluations(EVE, "read", listed)).decisions
+
+
 def test_a_policy_may_tell_more_of_itself_than_fits_into_a_page(tmp_path: Path) -> None:
     names = [f"{'long' * 50}{number}" for number in range(400)]
     rules = "\n".join(f"{name} := 1" for name in names)
