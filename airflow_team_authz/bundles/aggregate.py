@@ -14,7 +14,6 @@ from pathlib import Path
 from airflow_team_authz.bundles.archive import MANIFEST, canonical, load_json, pack, unpack
 from airflow_team_authz.bundles.artifact import Artifact, digest
 from airflow_team_authz.bundles.signing import SigningKey
-from airflow_team_authz.bundles.wasm import trouble_with
 from airflow_team_authz.compile import (
     CompileError,
     check_ownership,
@@ -24,6 +23,7 @@ from airflow_team_authz.compile import (
     opa_version,
     shipped_policies,
 )
+from airflow_team_authz.wasm import trouble_with
 
 REVISIONS = "airflow/revisions/data.json"
 WASM = "policy.wasm"

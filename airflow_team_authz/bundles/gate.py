@@ -18,8 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import wasmtime
-
 from airflow_team_authz.bundles.archive import unpack
 from airflow_team_authz.bundles.findings import Finding
 from airflow_team_authz.bundles.layout import TEAM_ID, Data, layout_findings, read_package
@@ -27,6 +25,7 @@ from airflow_team_authz.bundles.operands import operand_findings
 from airflow_team_authz.bundles.patterns import pattern_findings
 from airflow_team_authz.bundles.rules import MAX_PATTERNS, Module, all_patterns, module_findings, too_deep
 from airflow_team_authz.compile import ENTRYPOINTS, CompileError, find_opa, merged, shipped_policies
+from airflow_team_authz.wasm import trouble_with
 
 __all__ = ["check_package", "read_package"]
 
@@ -261,11 +260,10 @@ class _Check:
             help_ = "a package may not change what others are made of"
             yield from self._told("merged", done, help_, self._root)
             return
-        try:
-            wasmtime.Module.validate(wasmtime.Engine(), unpack(Path(out).read_bytes())["policy.wasm"])
-        except wasmtime.WasmtimeError as error:
-            told = f"no engine can run it as Wasm: {str(error).splitlines()[-1].strip()}"
-            yield Finding("merged", self._root, 1, told, "split large rules")
+        if trouble := trouble_with(unpack(Path(out).read_bytes())["policy.wasm"]):
+            yield Finding(
+                "merged", self._root, 1, f"no engine can run it as Wasm: {trouble[:200]}", "split large rules"
+            )
 
     def _platform_tests(self) -> dict[str, bytes]:
         return {

@@ -14,15 +14,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from airflow_team_authz.bundles.archive import unpack
 from airflow_team_authz.bundles.findings import Finding
 from airflow_team_authz.bundles.rules import Pattern
 from airflow_team_authz.compile import ENTRYPOINTS
-from airflow_team_authz.engines import in_process
 from airflow_team_authz.model import EngineError
+from airflow_team_authz.wasm import FUEL_BASE, FUEL_PER_TEAM, Policy, compiled, start
 
-# What a question about another team more may take, by the engine's fuel: all patterns of a package together.
-FUEL = 10 * in_process.FUEL_PER_RESOURCE
-_ALL = 100 * in_process.FUEL_BASE
+# Half of what a question about another team more may take: all patterns of a package together.
+FUEL = FUEL_PER_TEAM // 2
+_ALL = 100 * FUEL_BASE
 _SAMPLES = ("", "x", "prod_1", "a/b.c")
 _TRY = """package airflow.authz
 
@@ -77,7 +78,7 @@ def _answer(told: str) -> list[Any]:
 
 
 def _in_wasm(question: str, opa: str) -> tuple[list[Any], int]:
-    machine = in_process.start(_tried(opa))
+    machine = start(_tried(opa))
     try:
         return list(json.loads(bytes(machine.evaluate("decisions", question.encode(), _ALL)))), machine.fuel_used
     except EngineError:
@@ -85,11 +86,11 @@ def _in_wasm(question: str, opa: str) -> tuple[list[Any], int]:
 
 
 @cache
-def _tried(opa: str) -> in_process.Policy:
+def _tried(opa: str) -> Policy:
     """The policy that tries patterns, compiled once in a process: it takes half a second."""
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "try.rego").write_text(_TRY)
         named = [argument for entrypoint in ENTRYPOINTS for argument in ("--entrypoint", entrypoint)]
         command = [opa, "build", "--target", "wasm", *named, "try.rego"]
         subprocess.run(command, cwd=directory, check=True, capture_output=True)  # noqa: S603 - our own arguments
-        return in_process.load_bundle(Path(directory) / "bundle.tar.gz", quick=True)
+        return compiled(unpack((Path(directory) / "bundle.tar.gz").read_bytes())["policy.wasm"], quick=True)

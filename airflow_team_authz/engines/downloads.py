@@ -26,12 +26,12 @@ from urllib.parse import urlsplit
 from airflow_team_authz.bundles.aggregate import WASM
 from airflow_team_authz.bundles.archive import MAX_BYTES, BundleRefused
 from airflow_team_authz.bundles.trusted import Trust
-from airflow_team_authz.bundles.wasm import trouble_with
 from airflow_team_authz.compile import fingerprint
 from airflow_team_authz.engines import Reply
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.files import make_private, read_token
 from airflow_team_authz.model import PolicyBroken
+from airflow_team_authz.wasm import trouble_with
 
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from airflow_team_authz import wasm
 from airflow_team_authz.bundles.archive import MAX_BYTES
 from airflow_team_authz.compile import ENTRYPOINTS, compile_directory
 from airflow_team_authz.engines import CHUNK, DecisionPoint, in_process
@@ -89,12 +90,12 @@ def users(monkeypatch: Patch) -> dict[object, set[int]]:
     """The threads in which each instance of a policy is used."""
     seen: dict[object, set[int]] = defaultdict(set)
 
-    class Noted(in_process._Machine):
+    class Noted(wasm.Machine):
         def evaluate(self, *question: Any) -> Any:
             seen[self].add(threading.get_ident())
             return super().evaluate(*question)
 
-    monkeypatch.setattr(in_process, "_Machine", Noted)
+    monkeypatch.setattr(wasm, "Machine", Noted)
     return seen
 
 
