@@ -71,7 +71,7 @@ def show(findings: Sequence[Finding], output: Output) -> None:
         print_json([finding.as_json() for finding in findings])
         return
     for finding in findings:
-        place = typer.style(f"{finding.file}:{finding.line}", bold=True)
+        place = typer.style(one_line(f"{finding.file}:{finding.line}"), bold=True)
         typer.echo(f"{place}: {one_line(finding.message)} [{finding.rule}]\n    {one_line(finding.help)}")
 
 

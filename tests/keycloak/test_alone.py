@@ -18,7 +18,7 @@ from tests.keycloak.conftest import MANAGER
 from tests.keycloak.server import CLIENT, PASSWORD, Keycloak, Realm
 from tests.keycloak.site import KeycloakSite
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.comparison]
 
 PEOPLE = {"ann": ("Op", "alpha"), "bob": ("Op", "beta"), "vic": ("Viewer", "beta"), "pat": ("SuperAdmin", None)}
 OWN = {
