@@ -40,7 +40,10 @@ def failing_tests(platform: Mapping[str, bytes], teams: Mapping[str, bytes], opa
         (Path(directory) / "whole.tar.gz").write_bytes(pack(merged({**platform, **teams}) | tests, level=1))
         try:
             # A team's rule may be called test_… without being one.
-            run_opa([find_opa(opa), "test", "--bundle", "--run", r"^data\.airflow\b", "whole.tar.gz"], Path(directory))
+            run_opa(
+                [find_opa(opa), "test", "--bundle", "--timeout", "30s", "--run", r"^data\.airflow\b", "whole.tar.gz"],
+                Path(directory),
+            )
         except CompileError as error:
             return " ".join(str(error).split())[-300:]
     return ""
@@ -75,7 +78,7 @@ def _rego(staged: Path, opa: str, tested: bool) -> Iterator[Finding]:
         return
     if tested:
         try:
-            run_opa([opa, "test", "--bundle", "."], staged)
+            run_opa([opa, "test", "--bundle", "--timeout", "30s", "."], staged)
         except CompileError as error:
             yield from _findings(
                 "test-failed", str(error), "run `opa test --bundle --ignore .regal .` in the policy directory"
