@@ -15,12 +15,12 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from airflow_team_authz.bundles.aggregate import WASM
@@ -32,6 +32,9 @@ from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.files import make_private, read_token
 from airflow_team_authz.model import PolicyBroken
 from airflow_team_authz.wasm import trouble_with
+
+if TYPE_CHECKING:
+    import httpx
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ _TOTAL_SECONDS = 60.0
 _MAX_PAUSE_SECONDS = 30.0
 # What is near is asked this often, also after a bad bundle.
 _LOOK_SECONDS = 0.1
+_NOT_MODIFIED = 304
 _TOKEN_REFUSED = (401, 403)
 
 
@@ -292,25 +296,15 @@ class _Web:
 
     def fetch(self, tag: str, wait: int) -> Fetched:
         """See ``Store``."""
-        import httpx
-
         wanted = f"modes=snapshot;wait={wait}" if wait else "modes=snapshot"
         headers = _bearer(self._token_file) | {"Prefer": wanted, "Accept-Encoding": "identity"}
         if tag:
             headers["If-None-Match"] = tag
-        timeout = httpx.Timeout(_TIMEOUT_SECONDS, read=_TIMEOUT_SECONDS + wait)
-        with (
-            _Deadline(wait + _TOTAL_SECONDS) as deadline,
-            httpx.Client(timeout=timeout, verify=_tls()) as client,
-            client.stream("GET", self._url, headers=headers, extensions={"trace": deadline.note}) as answer,
-        ):
+        with _asked("GET", self._url, wait, headers=headers) as answer:
             waits = answer.headers.get("Content-Type") == "application/vnd.openpolicyagent.bundles"
-            if answer.status_code == httpx.codes.NOT_MODIFIED:
+            if answer.status_code == _NOT_MODIFIED:
                 return Fetched(None, tag, waits)
-            if not answer.is_success:
-                # Without the address that a redirection leads to, which may be a secret.
-                hint = " (see policy_token_file)" if answer.status_code in _TOKEN_REFUSED else ""
-                raise BundleRefused(f"the server answers {answer.status_code} {answer.reason_phrase}{hint}")
+            _check_success(answer)
             if answer.headers.get("Content-Encoding", "identity") != "identity":
                 # A few bytes may decode to any number.
                 raise BundleRefused("the server encodes it, although it is asked not to")
@@ -321,6 +315,27 @@ class _Web:
                     raise BundleRefused(f"it is larger than {MAX_BYTES >> 20} MiB")
         # A proxy that compresses makes the tag a weak one, which not every server takes for its own.
         return Fetched(bytes(content), answer.headers.get("ETag", "").removeprefix("W/"), waits)
+
+
+@contextmanager
+def _asked(method: str, url: str, wait: int = 0, **sent: Any) -> Iterator[httpx.Response]:
+    """What a server answers, of which nothing but the header has been read."""
+    import httpx
+
+    timeout = httpx.Timeout(_TIMEOUT_SECONDS, read=_TIMEOUT_SECONDS + wait)
+    with (
+        _Deadline(wait + _TOTAL_SECONDS) as deadline,
+        httpx.Client(timeout=timeout, verify=_tls()) as client,
+        client.stream(method, url, extensions={"trace": deadline.note}, **sent) as answer,
+    ):
+        yield answer
+
+
+def _check_success(answer: httpx.Response) -> None:
+    if not answer.is_success:
+        # Without the address that a redirection leads to, which may be a secret.
+        hint = " (see policy_token_file)" if answer.status_code in _TOKEN_REFUSED else ""
+        raise BundleRefused(f"the server answers {answer.status_code} {answer.reason_phrase}{hint}")
 
 
 class _Deadline:
@@ -410,12 +425,8 @@ def _reporter(url: str, token_file: Path | None) -> Callable[[dict[str, Any]], N
         return None
 
     def report(status: dict[str, Any]) -> None:
-        import httpx
-
-        headers = _bearer(token_file)
-        httpx.post(
-            f"{address}/status", json=status, headers=headers, timeout=_TIMEOUT_SECONDS, verify=_tls()
-        ).raise_for_status()
+        with _asked("POST", f"{address}/status", json=status, headers=_bearer(token_file)) as answer:
+            _check_success(answer)
 
     return report
 

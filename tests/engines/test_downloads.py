@@ -72,7 +72,7 @@ class Web(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.content, self.status, self.waits, self.hurries = b"", 200, True, False
         self.more: dict[str, str] = {}
-        self.weak, self.forgets, self.trickles = False, False, ""
+        self.weak, self.forgets, self.trickles, self.refuses = False, False, "", 0
         self.asked: list[dict[str, str]] = []
         self.told: list[dict[str, Any]] = []
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -114,7 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(200)
+        self.send_response(self.server.refuses or 200)
+        self.send_header("Location", "http://127.0.0.1/?state=s3cret")
         self.end_headers()
 
     @property
@@ -251,6 +252,15 @@ def test_a_bundle_that_never_ends_is_given_up(begun: str, web: Web, monkeypatch:
     with pytest.raises(BundleRefused, match="it does not come within 0 seconds"):
         open_store(web.url, None).fetch("", 0)
     assert time.monotonic() - began < 5
+
+
+def test_where_a_status_is_sent_on_to_is_not_shown(
+    web: Web, bundle: Make, open_engine: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    web.content, web.refuses = bundle(10), 302
+    assert version(open_engine(web.url)[1]) == 10
+    eventually(lambda: "not told about this process: the server answers 302 Found" in caplog.text)
+    assert "s3cret" not in caplog.text
 
 
 def test_a_file_that_never_rests_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
