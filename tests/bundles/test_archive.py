@@ -44,7 +44,7 @@ def headers(kind: bytes, fields: int, members: int) -> bytes:
         info = member("h", header)
         info.size = len(said)
         packed.write(info.tobuf() + said + bytes(-len(said) % 512) + member("x").tobuf())
-    packed.write(member("y").tobuf() * (members if kind == tarfile.XGLTYPE else 0))
+    packed.write(member("y", tarfile.DIRTYPE).tobuf() * (members if kind == tarfile.XGLTYPE else 0))
     return gzip.compress(packed.getvalue() + bytes(1024))
 
 
