@@ -18,11 +18,11 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from airflow_team_authz.bundles.artifact import MAX_ARTIFACT_BYTES
 from airflow_team_authz.bundles.artifact import PLATFORM as PLATFORM_OWNER
 from airflow_team_authz.bundles.signing import TrustedKeys
 from airflow_team_authz.server import access, clients, page
 from airflow_team_authz.server.access import Access, Caller, NotKnown
+from airflow_team_authz.server.bodies import MAX_STATUS_BYTES
 from airflow_team_authz.server.clients import StatusReport
 from airflow_team_authz.server.database import Freeze, OwnerKeys, Package, Release, Token, WithheldPackage
 from airflow_team_authz.server.messages import (
@@ -52,7 +52,6 @@ from airflow_team_authz.server.releases import Releases
 from airflow_team_authz.server.served import Served
 
 _MAX_WAIT_SECONDS = 300
-_MAX_STATUS_BYTES = 256 * 1024
 _PREFERRED_WAIT = re.compile(r"(?:^|[;,\s])wait\s*=\s*\"?(\d{1,6})")
 
 router = APIRouter()
@@ -150,7 +149,7 @@ async def publish(
     parts: Parts, request: Request, owner: Owner, who: Calling, environment: EnvironmentName = None
 ) -> PublishedModel:
     """Publish an artifact, as `team-authz bundle build` makes it."""
-    content = await _read(request, MAX_ARTIFACT_BYTES)
+    content = await request.body()
     done = await run_in_threadpool(parts.publishing.publish, owner, content, environment, who.name)
     return PublishedModel(**done._asdict())
 
@@ -295,10 +294,10 @@ async def report(parts: Parts, request: Request, who: Calling) -> dict[str, str]
     """What an OPA or an Airflow process runs."""
     if who.kind == access.TEAM:
         _forbid("a team's token publishes; a reader's reports status")
-    content = await _read(request, _MAX_STATUS_BYTES)
+    content = await request.body()
     try:
         if request.headers.get("Content-Encoding") == "gzip":
-            content = zlib.decompressobj(wbits=31).decompress(content, _MAX_STATUS_BYTES)
+            content = zlib.decompressobj(wbits=31).decompress(content, MAX_STATUS_BYTES)
         told = StatusReport.model_validate_json(content)
     except (ValidationError, zlib.error) as error:
         raise HTTPException(422, f"it is no status report: {str(error)[:300]}") from None
@@ -379,16 +378,6 @@ def _basic(request: Request) -> str:
         return base64.b64decode(value, validate=True).decode().partition(":")[2]
     except (binascii.Error, ValueError):
         return ""
-
-
-async def _read(request: Request, limit: int) -> bytes:
-    """The body; 413 as soon as it is larger than ``limit`` bytes."""
-    content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > limit:
-            raise HTTPException(413, f"it is larger than {limit:,} bytes")
-    return bytes(content)
 
 
 def _teams(engine: Engine) -> list[TeamModel]:
