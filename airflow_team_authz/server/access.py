@@ -5,20 +5,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-import threading
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-import httpx
 import jwt
-from jwt import PyJWKClient
-from jwt.exceptions import PyJWKClientConnectionError, PyJWTError
+from jwt.exceptions import PyJWTError
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from airflow_team_authz.server.database import Token
+from airflow_team_authz.server.issuer import IssuerKeys
 
 PLATFORM, TEAM, READER = "platform", "team", "reader"
 _PREFIX = "taz"
@@ -29,10 +27,6 @@ _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "E
 
 class NotKnown(Exception):
     """The token is none, is over or was revoked."""
-
-
-class IssuerGone(Exception):
-    """The issuer's keys cannot be had, so its tokens cannot be checked."""
 
 
 class Caller(NamedTuple):
@@ -93,8 +87,7 @@ class Access:
     def __init__(self, engine: Engine, oidc: Oidc | None = None) -> None:
         self._engine = engine
         self._oidc = oidc
-        self._keys: PyJWKClient | None = None
-        self._opening = threading.Lock()
+        self._keys = IssuerKeys(oidc.issuer if oidc else "")
         self._seen: dict[str, _Seen] = {}
 
     def remembered(self, token: str) -> Caller | None:
@@ -146,18 +139,19 @@ class Access:
         if self._oidc is None:
             raise NotKnown("the token is none of this server's")
         try:
-            key = self._published().get_signing_key_from_jwt(token)
+            # Of whom it says to be is looked at first: the issuer is not asked because of just any text.
+            unverified = jwt.decode_complete(token, options={"verify_signature": False})
+            if unverified["payload"].get("iss") != self._oidc.issuer:
+                raise NotKnown("the token is none of this server's, nor of its issuer")
             claims = jwt.decode(
                 token,
-                key.key,
+                self._keys.key(unverified["header"].get("kid")).key,
                 algorithms=_ALGORITHMS,
                 audience=self._oidc.audience,
                 issuer=self._oidc.issuer,
                 leeway=10,
                 options={"require": ["exp", "iss", "aud"]},
             )
-        except (PyJWKClientConnectionError, httpx.HTTPError) as error:
-            raise IssuerGone(f"the keys of {self._oidc.issuer} cannot be had: {error}") from None
         except (PyJWTError, ValueError, KeyError, TypeError) as error:
             raise NotKnown(f"the token is refused: {error}") from None
         return self._from_claims(claims, self._oidc), datetime.fromtimestamp(claims["exp"], UTC)
@@ -174,16 +168,6 @@ class Access:
         if not named:
             raise NotKnown(f"the token's claim {oidc.team_claim} names no team")
         return Caller(name, TEAM, tuple(named))
-
-    def _published(self) -> PyJWKClient:
-        assert self._oidc is not None  # noqa: S101 - for the type checker
-        with self._opening:
-            if self._keys is None:
-                told = httpx.get(f"{self._oidc.issuer.rstrip('/')}/.well-known/openid-configuration", timeout=5)
-                told.raise_for_status()
-                address = told.json()["jwks_uri"]
-                self._keys = PyJWKClient(address, cache_keys=True, lifespan=300, timeout=5)
-            return self._keys
 
 
 def _hash(secret: str) -> str:

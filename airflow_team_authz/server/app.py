@@ -18,7 +18,9 @@ from airflow_team_authz.bundles.archive import BundleRefused
 from airflow_team_authz.bundles.findings import sarif
 from airflow_team_authz.compile import CompileError
 from airflow_team_authz.model import KeyUnfit
-from airflow_team_authz.server.access import Access, IssuerGone, NotKnown, Oidc
+from airflow_team_authz.server.access import Access, NotKnown, Oidc
+from airflow_team_authz.server.bodies import Bodies
+from airflow_team_authz.server.issuer import IssuerGone
 from airflow_team_authz.server.releases import Frozen, NotPublishable, NotThere, Outdated, Releases
 from airflow_team_authz.server.routes import ServerParts, router
 from airflow_team_authz.server.served import Served
@@ -54,6 +56,7 @@ def create_app(engine: Engine, releases: Callable[[Callable[[], None]], Releases
     )
     app.state.parts = ServerParts(engine, Access(engine, oidc), served, publishing)
     app.include_router(router)
+    app.add_middleware(Bodies)
     _tell_errors(app)
     return app
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
 import threading
 import time
@@ -15,7 +16,10 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
+from sqlalchemy import create_engine
 
+from airflow_team_authz.server.access import Access, NotKnown, Oidc
+from airflow_team_authz.server.issuer import IssuerGone
 from tests.conftest import eventually
 from tests.server.conftest import Server, told
 
@@ -79,6 +83,7 @@ class Issuer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Documents)
         self.key = rsa.generate_private_key(65537, 2048)
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self.asked: list[str] = []
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def token(self, algorithm: str = "RS256", key: Any = None, **claims: Any) -> str:
@@ -91,6 +96,7 @@ class _Documents(BaseHTTPRequestHandler):
     server: Issuer
 
     def do_GET(self) -> None:
+        self.server.asked.append(self.path)
         public = json.loads(RSAAlgorithm.to_jwk(self.server.key.public_key()))
         documents = {
             "/.well-known/openid-configuration": {"jwks_uri": f"{self.server.url}/keys"},
@@ -164,6 +170,54 @@ def test_an_issuer_that_is_gone_is_told_apart_from_a_wrong_token(tmp_path: Path)
         assert server.ask("GET", "/teams/alpha/history", "alpha").status_code == 200
     finally:
         server.stop()
+
+
+def asks(issuer: str) -> Access:
+    return Access(create_engine("sqlite://"), Oidc(issuer, "bundles"))
+
+
+def test_made_up_key_ids_do_not_ask_the_issuer_each_time(issuer: Issuer) -> None:
+    access, before = asks(issuer.url), len(issuer.asked)
+    for number in range(20):
+        made_up = jwt.encode({"iss": issuer.url}, "k" * 32, "HS256", headers={"kid": f"made up {number}"})
+        with pytest.raises(NotKnown, match="no such key"):
+            access.caller(made_up)
+    assert access.caller(issuer.token(team_id="alpha")).owns("alpha")
+    assert len(issuer.asked) - before == 2
+
+
+def test_an_issuer_that_says_nothing_is_waited_for_once(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_team_authz.server.issuer._TIMEOUT_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        access, began = asks(address), time.monotonic()
+        for text in ("x", issuer.token(team_id="alpha")):
+            with pytest.raises(NotKnown):
+                access.caller(text)
+        assert time.monotonic() - began < 0.5
+        for _ in range(5):
+            with pytest.raises(IssuerGone):
+                access.caller(issuer.token(iss=address, team_id="alpha"))
+        assert time.monotonic() - began < 2.5
+
+
+def test_where_an_issuer_sends_us_is_neither_followed_nor_told(issuer: Issuer) -> None:
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", f"{issuer.url}{self.path}?secret")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as moved:
+        threading.Thread(target=moved.serve_forever, args=(0.05,), daemon=True).start()
+        address, before = f"http://127.0.0.1:{moved.server_port}", len(issuer.asked)
+        with pytest.raises(IssuerGone, match=f"^the keys of {address} cannot be had$"):
+            asks(address).caller(issuer.token(iss=address, team_id="alpha"))
+        assert len(issuer.asked) == before
+        moved.shutdown()
 
 
 def test_no_token_is_in_the_log(trusting: Server, issuer: Issuer, server: Server) -> None:
