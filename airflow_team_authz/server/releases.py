@@ -8,12 +8,12 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import NamedTuple
 
-from sqlalchemy import Engine, delete, func, select, update
+from sqlalchemy import Engine, and_, delete, func, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -41,6 +41,10 @@ log = logging.getLogger(__name__)
 _ATTEMPTS = 8
 # How many packages are tried in the place of one that no longer compiles.
 _EARLIER = 5
+# How many lines are compared with each other, which may take seconds.
+_DIFF_PAIRS = 4_000_000
+# How many packages are kept unpacked.
+_KEPT = 1000
 
 
 class NotThere(Exception):
@@ -58,9 +62,9 @@ class Frozen(Exception):
 class NotPublishable(Exception):
     """The gate refuses the package."""
 
-    def __init__(self, findings: list[Finding]) -> None:
+    def __init__(self, findings: list[Finding], files: Collection[str]) -> None:
         super().__init__(f"the package has {len(findings)} findings")
-        self.findings = findings
+        self.findings, self.files = findings, files
 
 
 class Published(NamedTuple):
@@ -74,12 +78,12 @@ class Published(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """What somebody puts in force; ``keep`` writes what belongs to it in the same transaction."""
+    """What somebody puts in force; ``within`` checks once more, and writes what belongs to it, in the transaction."""
 
     artifact: Artifact
     action: str
     actor: str
-    keep: Callable[[Session], None] = lambda _: None
+    within: Callable[[Session], None]
 
 
 class _Before(NamedTuple):
@@ -88,6 +92,10 @@ class _Before(NamedTuple):
     serial: int
     made_by: str
     in_force: dict[str, Artifact]
+
+    def has(self, change: _Change | None) -> bool:
+        """Whether there is nothing to change."""
+        return change is None or self.in_force.get(change.artifact.owner) == change.artifact
 
 
 class Releases:
@@ -99,66 +107,74 @@ class Releases:
         self.environments = environments
         self._engine, self._builder, self._opa, self._changed = engine, Builder(key, opa), opa, changed
         self._building: dict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._read: dict[tuple[str, int], Artifact] = {}
+        self._read: dict[tuple[str, int, str], Artifact] = {}
 
     def publish(self, owner: str, content: bytes, environment: str | None, actor: str) -> Published:
         """Take an artifact: whose, newer than the last, fit to be published; and build the bundles with it."""
         environment = self._environment(environment)
         with Session(self._engine) as session:
+            trusted = self._trusted(session, owner)
             self._not_frozen(session, owner, environment)
-            keys = session.get(OwnerKeys, owner)
-            if keys is None:
-                raise NotThere(f"{owner} has no keys here: the platform registers them by PUT /teams/{owner}/keys")
-            newest = session.scalar(select(func.max(Package.version)).where(Package.owner == owner)) or 0
-            trusted = TrustedKeys.load(keys.pem.encode(), owner)
         artifact = read_artifact(content, owner, trusted)
-        if artifact.version <= newest:
-            raise Outdated(f"its version {artifact.version} is not above {newest}, which is published already")
-        self._gate(artifact, environment)
-        now = datetime.now(UTC)
+        package = {"digest": artifact.digest, "content": content, "actor": actor[:200], "at": datetime.now(UTC)}
 
+        # While the gate runs, keys are taken away, changes are stopped, and newer versions are published.
         def keep(session: Session) -> None:
-            session.add(
-                Package(
-                    owner=owner,
-                    version=artifact.version,
-                    digest=artifact.digest,
-                    content=content,
-                    actor=actor[:200],
-                    at=now,
-                )
-            )
+            self._trusted(session, owner).verify(unpack(content), owner)
+            self._not_frozen(session, owner, environment)
+            _newest(session, artifact)
+            session.add(Package(owner=owner, version=artifact.version, **package))
 
-        try:
-            return self._release(environment, _Change(artifact, "publish", actor, keep))
-        except IntegrityError:
-            raise Outdated(f"version {artifact.version} of {owner} was published by somebody else meanwhile") from None
-
-    def rollback(self, owner: str, version: int, environment: str | None, actor: str, force: bool) -> Published:
-        """Put what an environment had in force before in force again, under a new serial. ``force``: also if frozen."""
-        environment = self._environment(environment)
         with Session(self._engine) as session:
-            if not force:
+            # Whoever did not hear the answer sends it again.
+            repeated = self._current(session, environment).get(owner) == artifact
+            if not repeated:
+                _newest(session, artifact)
+        if not repeated:
+            self._gate(artifact, environment)
+        return self._release(environment, _Change(artifact, "publish", actor, keep))
+
+    def rollback(self, owner: str, version: int, environment: str | None, actor: str, by_platform: bool) -> Published:
+        """Put what an environment had in force before in force again, under a new serial. The platform: also if
+        frozen.
+        """
+        environment = self._environment(environment)
+
+        def allowed(session: Session) -> None:
+            if not by_platform:
+                self._still_signed(session, artifact)
                 self._not_frozen(session, owner, environment)
+
+        with Session(self._engine) as session:
             artifact = self._artifact(session, owner, version)
+            allowed(session)
             was = select(Release.id).where(
                 Release.environment == environment, Release.owner == owner, Release.version == version
             )
             # Else it would be a promotion without the gate.
             if session.scalar(was.limit(1)) is None:
                 raise NotThere(f"version {version} of {owner} was never in force in {environment}: promote it instead")
-        return self._release(environment, _Change(artifact, "rollback", actor))
+        return self._release(environment, _Change(artifact, "rollback", actor, allowed))
 
-    def promote(self, owner: str, source: str, target: str, actor: str) -> Published:
+    def promote(self, owner: str, source: str, target: str, actor: str, by_platform: bool) -> Published:
         """Put what one environment has in force in another one, checked together with what is there."""
         source, target = self._environment(source), self._environment(target)
         with Session(self._engine) as session:
-            self._not_frozen(session, owner, target)
-            current = self._current(session, source)
-        if owner not in current:
+            wanted, present = (self._current(session, name).get(owner) for name in (source, target))
+        if wanted is None:
             raise NotThere(f"{owner} has nothing in {source}")
-        self._gate(current[owner], target)
-        return self._release(target, _Change(current[owner], "promote", actor))
+
+        def allowed(session: Session) -> None:
+            if not by_platform:
+                self._still_signed(session, wanted)
+            self._trusted(session, owner)
+            self._not_frozen(session, owner, target)
+
+        with Session(self._engine) as session:
+            allowed(session)
+        if wanted != present:
+            self._gate(wanted, target)
+        return self._release(target, _Change(wanted, "promote", actor, allowed))
 
     def renew(self) -> None:
         """Build all bundles again that another key, shipped policy or OPA has made. What cannot be built stays."""
@@ -176,18 +192,35 @@ class Releases:
             return self._artifact(session, owner, version).files
 
     def diff(self, owner: str, old: int, new: int) -> str:
-        """The difference of two versions, as ``diff -u`` tells it."""
+        """The difference of two versions, as ``diff -u`` tells it; of what is too large, only that it differs."""
         before, after = (self.files(owner, version) for version in (old, new))
-        lines: list[str] = []
-        for name in sorted(before.keys() | after.keys()):
+        lines, left = list[str](), _DIFF_PAIRS
+        for name in sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
             was, is_ = (side.get(name, b"").decode(errors="replace").splitlines() for side in (before, after))
-            lines += difflib.unified_diff(was, is_, f"{name}@{old}", f"{name}@{new}", lineterm="")
+            left -= len(was) * len(is_)
+            if left < 0:
+                lines.append(f"Files {name}@{old} and {name}@{new} differ")
+            else:
+                lines += difflib.unified_diff(was, is_, f"{name}@{old}", f"{name}@{new}", lineterm="")
         return "\n".join(lines)
 
     def _environment(self, name: str | None) -> str:
         if name is not None and name not in self.environments:
             raise NotThere(f"there is no environment {name[:60]}: there are {', '.join(self.environments)}")
         return name or self.environments[0]
+
+    @staticmethod
+    def _trusted(session: Session, owner: str) -> TrustedKeys:
+        """The owner's keys. Until the session ends, whoever changes them waits, and whoever freezes."""
+        keys = session.get(OwnerKeys, owner, with_for_update=True)
+        if keys is None:
+            raise NotThere(f"{owner} has no keys here: the platform registers them by PUT /teams/{owner}/keys")
+        return TrustedKeys.load(keys.pem.encode(), owner)
+
+    def _still_signed(self, session: Session, artifact: Artifact) -> None:
+        """What a key has signed that was taken away since is brought back by the platform only."""
+        package = session.get_one(Package, (artifact.owner, artifact.version))
+        self._trusted(session, artifact.owner).verify(unpack(package.content), artifact.owner)
 
     @staticmethod
     def _not_frozen(session: Session, owner: str, environment: str) -> None:
@@ -207,7 +240,7 @@ class Releases:
                 artifact.files, artifact.owner, merged(platform.files if platform else {}), self._opa
             )
         if findings:
-            raise NotPublishable(findings)
+            raise NotPublishable(findings, artifact.files)
 
     def _release(self, environment: str, change: _Change) -> Published:
         serial, bundles = self._rebuild(environment, change)
@@ -222,8 +255,8 @@ class Releases:
             for _ in range(_ATTEMPTS):
                 before = self._before(environment)
                 maker = made_by(self._builder.key, self._opa)
-                if change is None and (before.serial == 0 or before.made_by == maker):
-                    return 0, []
+                if before.has(change) and (before.serial == 0 or before.made_by == maker):
+                    return before.serial, []
                 # By the clock, so that clients take what a server builds whose database was lost.
                 serial = max(before.serial + 1, int(time.time()))
                 whole = self._whole(environment, before, change, serial, before.made_by != maker)
@@ -247,15 +280,17 @@ class Releases:
         try:
             whole = self._builder.build(environment, platform, teams, serial, only, fresh, earlier)
         except CompileError as error:
-            if fresh is None:
+            if change is None:
                 raise
             told, help_ = " ".join(str(error).split())[:500], "see which rule it is; what is in force stays"
-            raise NotPublishable([Finding("merged", root(fresh), 1, told, help_)]) from None
+            finding = Finding("merged", root(change.artifact.owner), 1, told, help_)
+            raise NotPublishable([finding], change.artifact.files) from None
         # Going back is not held up: it may be what repairs them.
         if whole.failing and change is not None and change.action != "rollback":
             told = f"together with all teams, the platform's own tests fail: {whole.failing}"
             help_ = "ask the platform team which rule of yours they meet"
-            raise NotPublishable([Finding("platform-tests", root(change.artifact.owner), 1, told, help_)])
+            finding = Finding("platform-tests", root(change.artifact.owner), 1, told, help_)
+            raise NotPublishable([finding], change.artifact.files)
         return whole
 
     def _commit(
@@ -266,7 +301,7 @@ class Releases:
             if not _taken(session, environment, before, serial, maker):
                 return False
             if change is not None:
-                change.keep(session)
+                change.within(session)
                 said = {"action": change.action, "actor": change.actor[:200], "at": datetime.now(UTC)}
                 owner, version = change.artifact.owner, change.artifact.version
                 session.add(Release(environment=environment, owner=owner, version=version, serial=serial, **said))
@@ -291,20 +326,35 @@ class Releases:
     def _current(self, session: Session, environment: str) -> dict[str, Artifact]:
         """What an environment has in force, by owner."""
         newest = select(func.max(Release.id)).where(Release.environment == environment).group_by(Release.owner)
-        rows = session.execute(select(Release.owner, Release.version).where(Release.id.in_(newest)))
-        return {owner: self._artifact(session, owner, version) for owner, version in rows}
+        package = and_(Package.owner == Release.owner, Package.version == Release.version)
+        found = select(Release.owner, Release.version, Package.digest).outerjoin(Package, package)
+        rows = session.execute(found.where(Release.id.in_(newest))).all()
+        return {owner: self._artifact(session, owner, version, digest) for owner, version, digest in rows}
 
-    def _artifact(self, session: Session, owner: str, version: int) -> Artifact:
-        found = self._read.get((owner, version))
-        if found is None:
-            package = session.get(Package, (owner, version))
-            if package is None:
-                raise NotThere(f"there is no version {version} of {owner}")
-            # It was verified when it came; its key may have been retired since.
-            files = unpack(package.content)
-            own = {name: text for name, text in files.items() if name.startswith(f"{root(owner)}/")}
-            found = self._read[owner, version] = Artifact(owner, version, own)
+    def _artifact(self, session: Session, owner: str, version: int, digest: str | None = None) -> Artifact:
+        if digest is None:
+            digest = session.scalar(select(Package.digest).where(Package.owner == owner, Package.version == version))
+        if digest is None:
+            raise NotThere(f"there is no version {version} of {owner}")
+        # By the digest too: a database that was restored may have another package under the same version.
+        found = self._read.pop((owner, version, digest), None) or _unpacked(session, owner, version)
+        self._read[owner, version, digest] = found
+        for longest_unused in list(self._read)[:-_KEPT]:
+            self._read.pop(longest_unused, None)
         return found
+
+
+def _unpacked(session: Session, owner: str, version: int) -> Artifact:
+    """It was verified when it came; its key may have been retired since."""
+    files = unpack(session.get_one(Package, (owner, version)).content)
+    return Artifact(owner, version, {name: text for name, text in files.items() if name.startswith(f"{root(owner)}/")})
+
+
+def _newest(session: Session, artifact: Artifact) -> None:
+    """``Outdated`` unless the version is above all others."""
+    newest = session.scalar(select(func.max(Package.version)).where(Package.owner == artifact.owner)) or 0
+    if artifact.version <= newest:
+        raise Outdated(f"its version {artifact.version} is not above {newest}, which is published already")
 
 
 def _taken(session: Session, environment: str, before: int, serial: int, maker: str) -> bool:

@@ -56,7 +56,7 @@ def test_nobody_publishes_for_another_team(server: Server, who: str | None) -> N
 def test_an_older_version_is_refused_also_when_replayed(server: Server) -> None:
     version = published(server, "alpha")
     for older in {version, max(version - 1, 1), 1}:
-        answer = server.publish(good("alpha", older))
+        answer = server.publish(good("alpha", older, "another"))
         assert answer.status_code == 409
         assert f"is not above {version}, which is published already" in told(answer)
 
