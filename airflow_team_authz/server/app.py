@@ -24,6 +24,7 @@ from airflow_team_authz.server.issuer import IssuerGone
 from airflow_team_authz.server.releases import Frozen, NotPublishable, NotThere, Outdated, Releases
 from airflow_team_authz.server.routes import ServerParts, router
 from airflow_team_authz.server.served import Served
+from airflow_team_authz.server.turns import Turns
 
 
 def create_app(engine: Engine, releases: Callable[[Callable[[], None]], Releases], oidc: Oidc | None = None) -> FastAPI:
@@ -54,7 +55,7 @@ def create_app(engine: Engine, releases: Callable[[Callable[[], None]], Releases
         docs_url=None,
         redoc_url=None,
     )
-    app.state.parts = ServerParts(engine, Access(engine, oidc), served, publishing)
+    app.state.parts = ServerParts(engine, Access(engine, oidc), served, publishing, Turns(), Turns())
     app.include_router(router)
     app.add_middleware(Bodies)
     _tell_errors(app)
@@ -88,7 +89,7 @@ def _tell_errors(app: FastAPI) -> None:
     @app.exception_handler(NotPublishable)
     async def refused(request: Request, error: NotPublishable) -> JSONResponse:
         if "application/sarif+json" in request.headers.get("Accept", ""):
-            return JSONResponse(sarif(error.findings), 422, media_type="application/sarif+json")
+            return JSONResponse(sarif(error.findings, error.files), 422, media_type="application/sarif+json")
         listed = [finding.as_json() for finding in error.findings]
         return JSONResponse({"error": f"the gate refuses it: {error}", "findings": listed}, 422)
 

@@ -50,6 +50,7 @@ from airflow_team_authz.server.messages import (
 )
 from airflow_team_authz.server.releases import Releases
 from airflow_team_authz.server.served import Served
+from airflow_team_authz.server.turns import Turns
 
 _MAX_WAIT_SECONDS = 300
 _PREFERRED_WAIT = re.compile(r"(?:^|[;,\s])wait\s*=\s*\"?(\d{1,6})")
@@ -67,6 +68,8 @@ class ServerParts(NamedTuple):
     guard: Access
     served: Served
     publishing: Releases
+    changes: Turns
+    diffs: Turns
 
 
 async def _parts(request: Request) -> ServerParts:
@@ -77,11 +80,11 @@ async def _parts(request: Request) -> ServerParts:
 Parts = Annotated[ServerParts, Depends(_parts)]
 
 
-async def _token_sent(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
-    token = given.credentials if given else _basic(request)
-    if not token:
+async def _token_sent(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
+    # Not HTTP's Basic scheme, which the page has: browsers would send it along with what other sites ask for.
+    if given is None or not given.credentials:
         raise HTTPException(401, "send a token: Authorization: Bearer …")
-    return token
+    return given.credentials
 
 
 Sent = Annotated[str, Depends(_token_sent)]
@@ -108,8 +111,17 @@ def _of_platform(who: Calling) -> Caller:
 
 
 def _of_team(team_id: TeamId, who: Calling) -> None:
-    if not who.owns(team_id):
-        _forbid(f"{who.name} does not own team {team_id}")
+    _must_own(who, team_id)
+
+
+def _must_read(who: Caller, bundle: str) -> None:
+    if not who.reads(bundle):
+        _forbid(f"{who.name} may not read the bundle {bundle}")
+
+
+def _must_own(who: Caller, owner: str) -> None:
+    if not who.owns(owner):
+        _forbid(f"{who.name} does not own {owner}")
 
 
 async def _owner(request: Request) -> str:
@@ -125,17 +137,20 @@ async def bundle(
     parts: Parts,
     name: Annotated[str, Path(max_length=250, examples=["production"])],
     who: Reading,
+    token: Sent,
     if_none_match: Annotated[str, Header(max_length=4000)] = "",
     prefer: Annotated[str, Header(max_length=500)] = "",
 ) -> Response:
     """A bundle. With `Prefer: wait=N` and `If-None-Match` the answer waits up to N seconds for another one."""
     name = name.removesuffix(".tar.gz")
-    if not who.reads(name):
-        _forbid(f"{who.name} may not read the bundle {name}")
+    _must_read(who, name)
     wanted = _PREFERRED_WAIT.search(prefer)
-    etags = {tag.strip() for tag in if_none_match.split(",") if tag.strip()}
+    # A proxy that packs what it passes on makes weak tags of ours.
+    etags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",") if tag.strip()}
     wait = min(int(wanted[1]), _MAX_WAIT_SECONDS) if wanted and etags else 0
     held = await parts.served.changed_from(name, etags, wait)
+    if wait:
+        _must_read(await _reader(parts, token), name)
     if held is None:
         raise HTTPException(404, f"there is no bundle {name}: it is built when its policy is published")
     headers = {"ETag": held.etag, "Content-Type": MEDIA_TYPE, "Cache-Control": "no-cache"}
@@ -146,11 +161,13 @@ async def bundle(
 
 @owned.put("/package", responses=answers(404, 409, 413, 423) | REFUSAL, openapi_extra=ARTIFACT)
 async def publish(
-    parts: Parts, request: Request, owner: Owner, who: Calling, environment: EnvironmentName = None
+    parts: Parts, request: Request, owner: Owner, who: Calling, token: Sent, environment: EnvironmentName = None
 ) -> PublishedModel:
-    """Publish an artifact, as `team-authz bundle build` makes it."""
+    """Publish an artifact, as `team-authz bundle build` makes it. The same once more is answered as the first time."""
     content = await request.body()
-    done = await run_in_threadpool(parts.publishing.publish, owner, content, environment, who.name)
+    # It may have been on its way for a minute.
+    _must_own(await _caller(parts, token), owner)
+    done = await parts.changes.run(owner, parts.publishing.publish, owner, content, environment, who.name)
     return PublishedModel(**done._asdict())
 
 
@@ -179,26 +196,28 @@ def history(parts: Parts, owner: Owner) -> list[HistoryEntry]:
 
 @owned.get("/diff", response_class=Response, responses=answers(404) | REFUSAL | {
     200: {"content": {"text/x-diff": {}}, "description": "As `diff -u` tells it."}})  # fmt: skip
-def diff(
+async def diff(
     parts: Parts, owner: Owner,
     old: Annotated[int, Query(alias="from", ge=1, lt=2**53)], new: Annotated[int, Query(alias="to", ge=1, lt=2**53)],
 ) -> Response:  # fmt: skip
-    """What differs between two versions."""
-    return Response(parts.publishing.diff(owner, old, new), media_type="text/x-diff; charset=utf-8")
+    """What differs between two versions. Of files that are too large for it, only that they differ."""
+    told = await parts.diffs.run(owner, parts.publishing.diff, owner, old, new)
+    return Response(told, media_type="text/x-diff; charset=utf-8")
 
 
 @owned.post("/rollback", responses=answers(404, 423) | REFUSAL)
-def rollback(parts: Parts, owner: Owner, who: Calling, wanted: Rollback) -> PublishedModel:
+async def rollback(parts: Parts, owner: Owner, who: Calling, wanted: Rollback) -> PublishedModel:
     """Put an older version in force again. The platform may also while it is frozen."""
-    force = who.kind == access.PLATFORM
-    done = parts.publishing.rollback(owner, wanted.version, wanted.environment, who.name, force)
+    asked, by_platform = (owner, wanted.version, wanted.environment, who.name), who.kind == access.PLATFORM
+    done = await parts.changes.run(owner, parts.publishing.rollback, *asked, by_platform)
     return PublishedModel(**done._asdict())
 
 
 @owned.post("/promote", responses=answers(404, 423) | REFUSAL)
-def promote(parts: Parts, owner: Owner, who: Calling, wanted: Promotion) -> PublishedModel:
+async def promote(parts: Parts, owner: Owner, who: Calling, wanted: Promotion) -> PublishedModel:
     """Put what one environment has in force into another one."""
-    done = parts.publishing.promote(owner, wanted.source, wanted.target, who.name)
+    asked, by_platform = (owner, wanted.source, wanted.target, who.name), who.kind == access.PLATFORM
+    done = await parts.changes.run(owner, parts.publishing.promote, *asked, by_platform)
     return PublishedModel(**done._asdict())
 
 
@@ -233,10 +252,15 @@ def freezes(parts: Parts, _: Calling) -> list[FreezeModel]:
         return [FreezeModel(scope=row.scope, reason=row.reason) for row in session.scalars(select(Freeze))]
 
 
-@router.post("/freeze", responses=answers() | REFUSAL)
+@router.post("/freeze", responses=answers(404) | REFUSAL)
 def freeze(parts: Parts, who: OfPlatform, wanted: FreezeModel) -> FreezeModel:
-    """Stop changes."""
+    """Stop changes: what was not answered yet is refused too."""
+    kind, _, name = wanted.scope.partition(":")
+    if kind == "environment" and name not in parts.publishing.environments:
+        raise HTTPException(404, f"there is no environment {name}")
     with Session(parts.engine) as session:
+        # Who is publishing is waited for; from then on nobody does.
+        session.execute(select(OwnerKeys.owner).order_by(OwnerKeys.owner).with_for_update()).all()
         session.merge(Freeze(scope=wanted.scope, reason=wanted.reason, actor=who.name, at=datetime.now(UTC)))
         session.commit()
     return wanted

@@ -1,0 +1,38 @@
+"""Turns at what takes processors for seconds, so that who asks for much of it keeps nobody from the rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+_AT_ONCE = 2
+_OF_ONE_OWNER = 6
+_RETRY_SECONDS = 10
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Turns:
+    """Who waits for a turn waits without a thread. Of the event loop."""
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(_AT_ONCE)
+        self._asked: Counter[str] = Counter()
+
+    async def run(self, owner: str, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """What the call answers; 503 if so many have asked for this owner's package already."""
+        if self._asked[owner] >= _OF_ONE_OWNER:
+            again = {"Retry-After": str(_RETRY_SECONDS)}
+            raise HTTPException(503, f"much is asked of {owner} already: nothing has changed, try again", again)
+        self._asked[owner] += 1
+        try:
+            async with self._free:
+                return await run_in_threadpool(call, *arguments, **named)
+        finally:
+            self._asked[owner] -= 1
