@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,8 @@ _BUSY_SECONDS = 15
 _GONE_SECONDS = 5
 # Any number, the same in all servers: migrations of PostgreSQL wait for each other by it.
 _MIGRATION_LOCK = 7_205_759
+# A pattern for what PostgreSQL keeps.
+TEXT = r"^[^\x00]*$"
 
 
 class Moment(TypeDecorator[datetime]):
@@ -157,7 +162,10 @@ class BadDatabase(Exception):
 def connect(url: str) -> Engine:
     """The database at an address such as ``sqlite:///bundles.db`` or ``postgresql+psycopg2://user@host/name``."""
     # A host that is gone does not refuse: without these a thread would wait for it for many minutes.
-    patience = {"connect_timeout": _GONE_SECONDS, "tcp_user_timeout": _GONE_SECONDS * 1000}
+    patience = {
+        "connect_timeout": _GONE_SECONDS, "tcp_user_timeout": _GONE_SECONDS * 1000,
+        "keepalives_idle": _GONE_SECONDS, "keepalives_interval": 1, "keepalives_count": _GONE_SECONDS,
+    }  # fmt: skip
     try:
         address = make_url(url)
         arguments = patience if address.get_driver_name() in {"psycopg", "psycopg2"} else {}
@@ -165,11 +173,36 @@ def connect(url: str) -> Engine:
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         # Not the address itself: it may hold a password.
         raise BadDatabase(f"the database's address cannot be used: {error.__class__.__name__}") from None
+    if engine.driver == "psycopg2":
+        from psycopg2.extensions import set_wait_callback  # type: ignore[import-untyped]
+
+        set_wait_callback(_wait)
     if engine.dialect.name == "sqlite":
+        _make_private(address.database)
         event.listen(engine, "connect", _prepare_sqlite)
         # Writing from the start: two that read first and write then would refuse each other.
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return engine
+
+
+def _make_private(file: str | None) -> None:
+    """Nobody else on the host is to read what each team may do. What cannot be made SQLite will tell of."""
+    if file and file != ":memory:" and not file.startswith("file:"):
+        with suppress(OSError):
+            os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def _wait(connection: Any) -> None:
+    """For psycopg2's answers, which it would do for ever while PostgreSQL's process is stopped."""
+    from psycopg2 import OperationalError  # type: ignore[import-untyped]
+    from psycopg2.extensions import POLL_OK, POLL_READ
+
+    while (state := connection.poll()) != POLL_OK:
+        wanted = select.POLLIN if state == POLL_READ else select.POLLOUT
+        waiting = select.poll()
+        waiting.register(connection.fileno(), wanted)
+        if not waiting.poll(_GONE_SECONDS * 1000):
+            raise OperationalError("timeout expired")
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:

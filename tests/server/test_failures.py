@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import threading
@@ -9,6 +10,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from sqlalchemy import create_engine, update
 
 from airflow_team_authz.bundles.aggregate import scope
@@ -18,6 +20,7 @@ from airflow_team_authz.bundles.trusted import Trust
 from airflow_team_authz.engines.downloads import Downloaded
 from airflow_team_authz.server.database import Token
 from tests.conftest import eventually
+from tests.running.postgres import Postgres
 from tests.server.conftest import Server, beside, database_server, good, newest, of_platform, running, told
 from tests.server.test_protocol import lent, opa
 
@@ -100,6 +103,34 @@ def test_while_the_database_is_gone_bundles_are_served_and_nothing_is_published(
         eventually(lambda: server.bundle("production").headers["ETag"] != etag)
         assert server.ask("GET", "/health", None).json() == {"ok": True, "trouble": "", "bundles": 3}
         assert server.bundle("production", over).status_code == 401
+
+
+def everything_of(database: Postgres) -> list[int]:
+    """The processes of PostgreSQL, the first of all first."""
+    first = int((database._home / "data" / "postmaster.pid").read_text().split()[0])
+    return [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
+
+
+@pytest.mark.parametrize("server", ["postgresql"], indirect=True)
+def test_while_the_database_hangs_bundles_are_served(server: Server, postgres: Postgres) -> None:
+    assert server.publish(good("alpha", newest(server, "alpha"))).status_code == 200
+    eventually(lambda: server.bundle("production").status_code == 200)
+    stopped = everything_of(postgres)
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        # Longer than a token is remembered.
+        time.sleep(1.5)
+        assert server.bundle("production").status_code == 200
+        eventually(lambda: server.ask("GET", "/health", None).json()["ok"] is False)
+        began = time.monotonic()
+        assert server.bundle("production").status_code == 200
+        assert time.monotonic() - began < 1
+    finally:
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+    eventually(lambda: server.ask("GET", "/health", None).json()["ok"])
+    assert server.publish(good("alpha", newest(server, "alpha"))).status_code == 200
 
 
 def test_a_full_disk_is_told_and_changes_nothing(tmp_path: Path) -> None:
