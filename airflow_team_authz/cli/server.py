@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,8 @@ Database = Annotated[
         help="sqlite:///FILE or postgresql+psycopg2://user@host/name.",
     ),
 ]
+# How many clients may wait for a bundle at a time, if so many files may be open.
+_MAX_PLACES = 2000
 _DEFAULT_DATABASE = "sqlite:///team-authz-server.db"
 
 
@@ -54,6 +57,7 @@ def run(
 ) -> None:
     """Serve until stopped. Packages come in by PUT, bundles go out by GET; /openapi.json describes it all."""
     import logging
+    import resource
 
     import uvicorn
 
@@ -79,9 +83,13 @@ def run(
     # Other commands tell what goes wrong themselves.
     logging.getLogger("airflow_team_authz").addHandler(logging.StreamHandler())
     engine = _opened(database)
-    application = create_app(engine, lambda changed: Releases(engine, key, environments, program, changed), oidc)
+    # Whatever clients hold, there are files left for the database and the gate.
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    places = min(files // 2, _MAX_PLACES) if files > 0 else _MAX_PLACES
+    releases = partial(Releases, engine, key, environments, program)
     # No line for each request: hundreds of clients ask all the time.
-    uvicorn.run(application, host=host, port=port, access_log=False, timeout_graceful_shutdown=2)
+    uvicorn.run(create_app(engine, releases, oidc, places), host=host, port=port, access_log=False,
+                timeout_graceful_shutdown=2, limit_concurrency=places * 3 // 2)  # fmt: skip
 
 
 @app.command()

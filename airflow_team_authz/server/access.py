@@ -73,6 +73,8 @@ class Issued(NamedTuple):
 
 def issue(session: Session, kind: str, days: int, team_id: str | None = None, bundle: str | None = None) -> Issued:
     """Make a token."""
+    # Bundles may be asked for by either name.
+    bundle = bundle and bundle.removesuffix(".tar.gz")
     id_, secret, now = secrets.token_hex(6), secrets.token_urlsafe(32), datetime.now(UTC)
     expires = now + timedelta(days=days)
     session.add(
@@ -111,15 +113,21 @@ class Access:
     def reader(self, token: str) -> Caller:
         """Whose a token is, for fetching bundles: while the database is gone, one counts that was good before."""
         try:
-            return self.caller(token)
+            return self.remembered(token) or self.caller(token)
         except SQLAlchemyError:
-            seen = self._seen.get(_hash(token))
-            if seen is None or seen.expires_at <= datetime.now(UTC):
-                raise
-            return seen.caller
+            if known := self.known_before(token):
+                return known
+            raise
+
+    def known_before(self, token: str) -> Caller | None:
+        """Whose a token is, if it was good whenever it was looked up, and is not over."""
+        seen = self._seen.get(_hash(token))
+        return seen.caller if seen and seen.expires_at > datetime.now(UTC) else None
 
     def _own(self, token: str) -> tuple[Caller, datetime]:
         _, id_, secret = [*token.split("_", 2), "", ""][:3]
+        if not id_.isalnum():
+            raise NotKnown("the token is not known")
         with Session(self._engine) as session:
             found = session.get(Token, id_)
             expected = found.hash if found else "0" * 64

@@ -27,9 +27,14 @@ from airflow_team_authz.server.served import Served
 from airflow_team_authz.server.turns import Turns
 
 
-def create_app(engine: Engine, releases: Callable[[Callable[[], None]], Releases], oidc: Oidc | None = None) -> FastAPI:
-    """The application over a migrated database. ``releases`` makes the publishing part, given what to call after it."""
-    served = Served(engine)
+def create_app(
+    engine: Engine, releases: Callable[[Callable[[], None]], Releases], oidc: Oidc | None = None, places: int = 500
+) -> FastAPI:
+    """The application over a migrated database. ``releases`` makes the publishing part, given what to call after it.
+
+    ``places``: how many may wait for a bundle at a time.
+    """
+    served = Served(engine, places)
     loops: list[asyncio.AbstractEventLoop] = []
 
     def changed() -> None:
@@ -92,6 +97,10 @@ def _tell_errors(app: FastAPI) -> None:
             return JSONResponse(sarif(error.findings, error.files), 422, media_type="application/sarif+json")
         listed = [finding.as_json() for finding in error.findings]
         return JSONResponse({"error": f"the gate refuses it: {error}", "findings": listed}, 422)
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, __: Exception) -> JSONResponse:
+        return JSONResponse({"error": "something went wrong in the server: its log says what"}, 500)
 
     # Of what the server itself needs: a place for the gate's files, a thread, an open file.
     @app.exception_handler(OSError)

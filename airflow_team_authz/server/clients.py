@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, delete, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from airflow_team_authz.server.database import Client
+from airflow_team_authz.server.database import TEXT, Client
 from airflow_team_authz.server.served import Held
 
 STALE = timedelta(minutes=2)
@@ -33,7 +34,7 @@ class StatusReport(BaseModel):
     """See https://www.openpolicyagent.org/docs/management-status. What is not needed here is ignored."""
 
     model_config = ConfigDict(extra="ignore")
-    labels: dict[str, str] = Field(max_length=50, description="`id` names the client.")
+    labels: dict[str, Annotated[str, Field(pattern=TEXT)]] = Field(max_length=50, description="`id` names the client.")
     bundles: dict[str, BundleStatus] = Field(default_factory=dict, max_length=50)
 
 
@@ -58,18 +59,26 @@ def note(engine: Engine, report: StatusReport) -> None:
         }
         for name, status in report.bundles.items()
     }
-    now = datetime.now(UTC)
+    client = Client(
+        id=labels.get("id", "unnamed")[:200],
+        # OPA makes an id of its own, so people tell them apart by what else they say.
+        kind=" ".join(labels[name] for name in ("app", "team_id", "host") if labels.get(name))[:100],
+        version=labels.get("version", "")[:40],
+        bundles=bundles,
+        seen_at=datetime.now(UTC),
+    )
+    try:
+        _write(engine, client)
+    except IntegrityError:
+        # It was new, and told of itself twice at once.
+        _write(engine, client)
+
+
+def _write(engine: Engine, client: Client) -> None:
     with Session(engine) as session:
-        session.merge(
-            Client(
-                id=labels.get("id", "unnamed")[:200],
-                # OPA makes an id of its own, so people tell them apart by what else they say.
-                kind=" ".join(labels[name] for name in ("app", "team_id", "host") if labels.get(name))[:100],
-                version=labels.get("version", "")[:40],
-                bundles=bundles,
-                seen_at=now,
-            )
-        )
+        if session.get(Client, client.id) is None:
+            session.execute(delete(Client).where(Client.seen_at < client.seen_at - _FORGOTTEN))
+        session.merge(client)
         session.commit()
 
 

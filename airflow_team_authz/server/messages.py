@@ -9,8 +9,11 @@ from fastapi import Path, Query
 from pydantic import BaseModel, Field
 
 from airflow_team_authz.server.clients import ClientState
+from airflow_team_authz.server.database import TEXT
 
 MEDIA_TYPE = "application/vnd.openpolicyagent.bundles"
+
+SCOPE = r"^(\*|team:[a-zA-Z0-9_-]{3,50}|environment:[a-zA-Z0-9_-]{1,60})$"
 
 TeamId = Annotated[str, Path(pattern=r"^[a-zA-Z0-9_-]{3,50}$", description="A team's id.", examples=["alpha"])]
 EnvironmentName = Annotated[
@@ -105,10 +108,8 @@ class Promotion(BaseModel):
 class FreezeModel(BaseModel):
     """What must not change: ``*`` for everything, ``team:<id>`` or ``environment:<name>``."""
 
-    scope: str = Field(
-        pattern=r"^(\*|team:[a-zA-Z0-9_-]{3,50}|environment:[a-zA-Z0-9_-]{1,60})$", examples=["team:alpha"]
-    )
-    reason: str = Field(min_length=1, max_length=500)
+    scope: str = Field(pattern=SCOPE, examples=["team:alpha"])
+    reason: str = Field(min_length=1, max_length=500, pattern=TEXT)
 
 
 class TokenRequest(BaseModel):
@@ -116,7 +117,9 @@ class TokenRequest(BaseModel):
 
     kind: str = Field(pattern="^(platform|team|reader)$")
     team_id: str | None = Field(None, pattern=r"^[a-zA-Z0-9_-]{3,50}$", description="Of a team's token.")
-    bundle: str | None = Field(None, max_length=200, description="The only bundle that a reader may fetch.")
+    bundle: str | None = Field(
+        None, max_length=200, pattern=TEXT, description="The only bundle that a reader may fetch."
+    )
     days: int = Field(90, ge=1, le=3650)
 
 

@@ -30,6 +30,7 @@ from airflow_team_authz.server.messages import (
     BUNDLE,
     MEDIA_TYPE,
     REFUSAL,
+    SCOPE,
     STATUS,
     EnvironmentName,
     FreezeModel,
@@ -97,6 +98,9 @@ async def _caller(parts: Parts, token: Sent) -> Caller:
 
 async def _reader(parts: Parts, token: Sent) -> Caller:
     known = parts.guard.remembered(token)
+    # Each question to a database that does not answer would hold a thread for seconds.
+    if known is None and parts.served.trouble:
+        known = parts.guard.known_before(token)
     return known if known is not None else await run_in_threadpool(parts.guard.reader, token)
 
 
@@ -141,19 +145,24 @@ async def bundle(
     if_none_match: Annotated[str, Header(max_length=4000)] = "",
     prefer: Annotated[str, Header(max_length=500)] = "",
 ) -> Response:
-    """A bundle. With `Prefer: wait=N` and `If-None-Match` the answer waits up to N seconds for another one."""
+    """A bundle. With `Prefer: wait=N` and `If-None-Match` the answer waits up to N seconds for another one, if not
+    thousands do already.
+    """
     name = name.removesuffix(".tar.gz")
     _must_read(who, name)
     wanted = _PREFERRED_WAIT.search(prefer)
     # A proxy that packs what it passes on makes weak tags of ours.
     etags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",") if tag.strip()}
     wait = min(int(wanted[1]), _MAX_WAIT_SECONDS) if wanted and etags else 0
-    held = await parts.served.changed_from(name, etags, wait)
+    with parts.served.place() as free:
+        held = await parts.served.changed_from(name, etags, wait if free else 0)
     if wait:
         _must_read(await _reader(parts, token), name)
     if held is None:
         raise HTTPException(404, f"there is no bundle {name}: it is built when its policy is published")
-    headers = {"ETag": held.etag, "Content-Type": MEDIA_TYPE, "Cache-Control": "no-cache"}
+    # By OPA's type clients know that they may wait here; others come again after a time of their own.
+    headers = {"ETag": held.etag, "Content-Type": MEDIA_TYPE if free else "application/gzip"}
+    headers["Cache-Control"] = "no-cache"
     if held.etag in etags:
         return Response(status_code=304, headers=headers)
     return Response(held.content, headers=headers)
@@ -267,7 +276,7 @@ def freeze(parts: Parts, who: OfPlatform, wanted: FreezeModel) -> FreezeModel:
 
 
 @router.delete("/freeze", responses=answers(404) | REFUSAL)
-def thaw(parts: Parts, _: OfPlatform, scope: Annotated[str, Query(max_length=80)]) -> FreezeModel:
+def thaw(parts: Parts, _: OfPlatform, scope: Annotated[str, Query(pattern=SCOPE)]) -> FreezeModel:
     """Let changes happen again."""
     with Session(parts.engine) as session:
         found = session.get(Freeze, scope)
@@ -289,8 +298,8 @@ def new_token(parts: Parts, _: OfPlatform, wanted: TokenRequest) -> NewToken:
     with Session(parts.engine) as session:
         made = access.issue(session, wanted.kind, wanted.days, wanted.team_id, wanted.bundle)
         session.commit()
-    return NewToken(id=made.id, kind=wanted.kind, team_id=wanted.team_id, bundle=wanted.bundle,
-                    expires_at=made.expires_at, revoked=False, secret=made.secret)  # fmt: skip
+        told = _token(session.get_one(Token, made.id))
+    return NewToken(**told.model_dump(), secret=made.secret)
 
 
 @router.get("/tokens", responses=answers())
@@ -301,7 +310,7 @@ def tokens(parts: Parts, _: OfPlatform) -> list[TokenModel]:
 
 
 @router.delete("/tokens/{id_}", responses=answers(404) | REFUSAL)
-def revoke(parts: Parts, id_: Annotated[str, Path(max_length=16)], _: OfPlatform) -> TokenModel:
+def revoke(parts: Parts, id_: Annotated[str, Path(pattern="^[0-9a-f]{1,16}$")], _: OfPlatform) -> TokenModel:
     """Revoke a token: it counts for a second more at most."""
     with Session(parts.engine) as session:
         found = session.get(Token, id_)

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from sqlalchemy import Engine, select
@@ -32,8 +34,8 @@ class Held(NamedTuple):
 class Served:
     """All bundles by name. Of the event loop, except ``look``."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, places: int) -> None:
+        self._engine, self._places = engine, places
         self._bundles: dict[str, Held] = {}
         self._changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._now = asyncio.Event()
@@ -53,16 +55,20 @@ class Served:
         Who waits costs neither a thread nor a question to the database.
         """
         end = time.monotonic() + seconds
-        while True:
-            held = self._bundles.get(name)
-            left = end - time.monotonic()
-            if (held is not None and held.etag not in etags) or left <= 0:
-                return held
-            event = self._changed[name]
-            try:
-                await asyncio.wait_for(event.wait(), left)
-            except TimeoutError:
-                return self._bundles.get(name)
+        while (held := self._bundles.get(name)) and held.etag in etags and (left := end - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed[name].wait(), left)
+        return held
+
+    @contextmanager
+    def place(self) -> Iterator[bool]:
+        """Whether there is a place to wait for a bundle; as long as it is held."""
+        free = self._places > 0
+        self._places -= free
+        try:
+            yield free
+        finally:
+            self._places += free
 
     def look_now(self) -> None:
         """Look at once: something was published here."""

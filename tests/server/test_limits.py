@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import create_engine
 from starlette.types import Message, Receive, Scope, Send
 
+from airflow_team_authz.bundles.signing import SigningKey
 from airflow_team_authz.server import bodies
-from tests.server.conftest import Server, told
+from airflow_team_authz.server.releases import Releases
+from tests.conftest import eventually
+from tests.server.conftest import Server, good, newest, told
 
 
 def spaces(mebibytes: int) -> Iterator[bytes]:
@@ -47,3 +56,93 @@ def test_a_body_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(bodies.HTTPException, match="not whole"):
         asyncio.run(bodies.Bodies(read)({"type": "http", "path": "/"}, drip, None))  # type: ignore[arg-type]
+
+
+def test_of_large_files_is_told_only_that_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    publishing = Releases(create_engine("sqlite://"), SigningKey.new(), ["production"], None, lambda: None)
+    versions = {
+        1: {"a.rego": b"old\n", "large.json": b"1\n2\n" * 100_000, "same.json": b"1\n" * 100_000},
+        2: {"a.rego": b"new\n", "large.json": b"2\n1\n" * 100_000, "same.json": b"1\n" * 100_000},
+    }
+    monkeypatch.setattr(publishing, "files", lambda _, version: versions[version])
+    lines = publishing.diff("alpha", 1, 2).splitlines()
+    assert lines[-3:] == ["-old", "+new", "Files large.json@1 and large.json@2 differ"]
+
+
+def test_one_team_does_not_take_all_turns(server: Server) -> None:
+    version = newest(server, "alpha")
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(server.publish, good("alpha", version, f"c{number}")) for number in range(12)]
+        assert server.ask("GET", "/teams/beta/history", "beta").status_code == 200
+        assert server.publish(good("beta", newest(server, "beta"))).status_code == 200
+        answers = [future.result() for future in asked]
+    codes = [answer.status_code for answer in answers]
+    assert (codes.count(200), codes.count(409) >= 5, codes.count(503) >= 1) == (1, True, True), codes
+    assert {answer.headers["Retry-After"] for answer in answers if answer.status_code == 503} == {"10"}
+
+
+def ask(server: Server, text: str) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), 10)
+    connection.sendall(text.encode())
+    return connection
+
+
+def test_polls_do_not_take_all_files(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    server = Server(tmp_path / "server")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        server.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        server.prepare()
+        assert server.publish(good("alpha", 1)).status_code == 200
+        eventually(lambda: server.bundle("production").status_code == 200)
+        etag = server.bundle("production").headers["ETag"]
+        poll = (
+            f"GET /bundles/production HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.tokens['reader']}\r\n"
+            f"If-None-Match: {etag}\r\nPrefer: wait=60\r\n\r\n"
+        )
+        polls = [ask(server, poll) for _ in range(300)]
+        said = [polls[number].recv(4000).decode().lower() for number in (128, 150)]
+        assert all(answer.startswith("http/1.1 304") and "openpolicyagent" not in answer for answer in said), said
+        polls[0].settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            polls[0].recv(1)
+        assert b" 503 " in polls[-1].recv(4000)
+        for number in range(128, 300):
+            polls[number].close()
+        assert server.publish(good("alpha", 2)).status_code == 200
+        polls[0].settimeout(10)
+        assert polls[0].recv(4000).startswith(b"HTTP/1.1 200")
+    finally:
+        server.stop()
+
+
+def test_a_token_that_is_revoked_while_it_waits_is_refused(server: Server) -> None:
+    assert server.publish(good("alpha", newest(server, "alpha"))).status_code == 200
+    reader = server.ask("POST", "/tokens", json={"kind": "reader"}).json()
+    team = server.ask("POST", "/tokens", json={"kind": "team", "team_id": "alpha"}).json()
+    eventually(lambda: server.bundle("production", reader["secret"]).status_code == 200)
+    waits = {"If-None-Match": server.bundle("production").headers["ETag"], "Prefer": "wait=60"}
+    upload = ask(
+        server,
+        f"PUT /teams/alpha/package HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {team['secret']}\r\n"
+        "Content-Length: 2\r\n\r\nx",
+    )
+    with ThreadPoolExecutor(1) as pool:
+        polled = pool.submit(server.bundle, "production", reader["secret"], **waits)
+        server.ask("DELETE", f"/tokens/{reader['id']}").raise_for_status()
+        server.ask("DELETE", f"/tokens/{team['id']}").raise_for_status()
+        time.sleep(1.1)
+        upload.sendall(b"x")
+        assert upload.recv(100).startswith(b"HTTP/1.1 401")
+        assert server.publish(good("alpha", newest(server, "alpha"), "other")).status_code == 200
+        assert polled.result().status_code == 401
+
+
+def test_who_asks_for_what_there_is_not_does_not_wait(server: Server) -> None:
+    began = time.monotonic()
+    answer = server.bundle("nothing", **{"If-None-Match": '"x"', "Prefer": "wait=60"})
+    assert (answer.status_code, time.monotonic() - began < 5) == (404, True)
