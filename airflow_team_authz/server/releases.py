@@ -87,15 +87,21 @@ class _Change(NamedTuple):
 
 
 class _Before(NamedTuple):
-    """What an environment has: its serial (0: no bundles yet), what made all its bundles, and packages by owner."""
+    """What an environment has: its serial (0: no bundles yet), what made all its bundles, packages by owner, and whose
+    of them are not in the bundles.
+    """
 
     serial: int
     made_by: str
     in_force: dict[str, Artifact]
+    withheld: Collection[str]
 
     def has(self, change: _Change | None) -> bool:
         """Whether there is nothing to change."""
-        return change is None or self.in_force.get(change.artifact.owner) == change.artifact
+        if change is None:
+            return True
+        owner = change.artifact.owner
+        return self.in_force.get(owner) == change.artifact and owner not in self.withheld
 
 
 class Releases:
@@ -269,7 +275,9 @@ class Releases:
         with Session(self._engine) as session:
             known = session.get(Environment, environment)
             in_force = self._current(session, environment)
-        return _Before(known.serial, known.made_by, in_force) if known else _Before(0, "", in_force)
+            withheld = select(WithheldPackage.owner).where(WithheldPackage.environment == environment)
+            kept_out = session.scalars(withheld).all()
+        return _Before(known.serial if known else 0, known.made_by if known else "", in_force, kept_out)
 
     def _whole(self, environment: str, before: _Before, change: _Change | None, serial: int, everything: bool) -> Whole:
         teams = before.in_force | ({change.artifact.owner: change.artifact} if change else {})

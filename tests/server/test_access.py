@@ -34,7 +34,7 @@ def test_a_revoked_token_is_over_within_a_second(server: Server) -> None:
     time.sleep(1.1)
     answer = server.ask("GET", "/teams/alpha/history", made["secret"])
     assert (answer.status_code, f"the token {made['id']} was revoked" in told(answer)) == (401, True)
-    assert server.ask("DELETE", "/tokens/nothing").status_code == 404
+    assert server.ask("DELETE", "/tokens/0").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,12 @@ def test_an_expired_token_and_a_wrong_secret_are_refused(own_server: Server) -> 
     own_server.command("token", "revoke", id_)
     listed = json.loads(own_server.command("token", "list", "--output", "json"))
     assert [token["revoked"] for token in listed if token["id"] == id_] == [True]
+
+
+def test_a_reader_of_one_bundle_may_name_it_as_the_file(server: Server) -> None:
+    secret = server.command("token", "create", "--reader", "--bundle", "production.tar.gz")
+    assert server.bundle("production.tar.gz", secret).status_code in {200, 404}
+    assert server.bundle("staging", secret).status_code == 403
 
 
 class Issuer(ThreadingHTTPServer):

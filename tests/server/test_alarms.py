@@ -36,7 +36,7 @@ def test_what_is_refused_is_an_alarm_until_there_is_better(server: Server, tmp_p
 
     def alarms(told: str) -> list[str]:
         """The kinds of the clients with such an alarm."""
-        states = server.ask("GET", "/status").json()
+        states = server.ask("GET", "/status").json()["clients"]
         return sorted(state["kind"].split()[0] for state in states if told in str(state["alarms"]))
 
     with (

@@ -1,16 +1,25 @@
-"""The server's database: its tables, and how long it is waited for."""
+"""The server's database: its tables, how long it is waited for, and what is told and kept of it."""
 
 from __future__ import annotations
 
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
-from airflow_team_authz.server.database import Base, connect, migrate
+from airflow_team_authz.bundles.artifact import build_artifact
+from airflow_team_authz.bundles.signing import SigningKey
+from airflow_team_authz.server.app import _tell_errors
+from airflow_team_authz.server.database import Base, Package, connect, migrate
+from airflow_team_authz.server.releases import Releases
+from tests.server.conftest import good
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -30,3 +39,44 @@ def test_a_database_that_says_nothing_is_not_waited_for(monkeypatch: pytest.Monk
         engine = connect(f"postgresql+psycopg2://nobody@127.0.0.1:{silent.getsockname()[1]}/x")
         with pytest.raises(OperationalError, match="timeout expired"):
             engine.connect()
+
+
+def test_a_new_file_is_its_owners(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path}/new.db")
+    migrate(engine)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    engine.dispose()
+    with pytest.raises(OperationalError):
+        connect(f"sqlite:///{tmp_path}/nothing/new.db").connect()
+
+
+def test_another_package_under_the_same_version_is_read_again(tmp_path: Path) -> None:
+    """As after a database was restored while the server runs."""
+    engine = connect(f"sqlite:///{tmp_path}/new.db")
+    migrate(engine)
+    publishing = Releases(engine, SigningKey.new(), ["production"], None, lambda: None)
+    for connection in ("one", "two"):
+        artifact = good("alpha", 1, connection)
+        with Session(engine) as session:
+            content = build_artifact(artifact, SigningKey.new())
+            kept = {"digest": artifact.digest, "content": content, "actor": "a test", "at": datetime.now(UTC)}
+            session.merge(Package(owner="alpha", version=1, **kept))
+            session.commit()
+        assert publishing.files("alpha", 1) == artifact.files
+    engine.dispose()
+
+
+def test_an_unexpected_error_tells_no_details() -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    def breaks() -> None:
+        raise ValueError("a secret")
+
+    _tell_errors(app)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.get("/")
+    assert (answer.status_code, answer.json()) == (
+        500,
+        {"error": "something went wrong in the server: its log says what"},
+    )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import secrets
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -51,7 +53,7 @@ def revision(server: Server) -> str:
 def test_unchanged_is_304_and_waits_if_asked_to(server: Server) -> None:
     publish(server)
     etag = server.bundle("production").headers["ETag"]
-    for tags in (etag, f'"x", {etag}', f"{etag},"):
+    for tags in (etag, f'"x", {etag}', f"{etag},", f"W/{etag}"):
         answer = server.bundle("production", **{"If-None-Match": tags})
         assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", etag)
         assert answer.headers["Content-Type"] == MEDIA_TYPE
@@ -146,7 +148,7 @@ def test_published_is_enforced_by_every_engine_and_they_say_so(server: Server, t
         eventually(lambda: expected <= states().keys() and not any(states()[name] for name in expected))
         # There may be others of this host, of other tests.
         ours = {"kind": f"airflow_team_authz {socket.gethostname()}", "alarms": []}
-        eventually(lambda: any(state | ours == state for state in server.ask("GET", "/status").json()))
+        eventually(lambda: any(state | ours == state for state in server.ask("GET", "/status").json()["clients"]))
     own.close()
 
 
@@ -199,10 +201,45 @@ def test_who_falls_silent_is_told_of(server: Server) -> None:
     assert [alarm.partition(" since ")[0] for alarm in alarms()] == ["not heard of"]
     heard_of(timedelta(days=8))
     assert not [state for state in server.ask("GET", "/status").json()["clients"] if state["id"] == "silent"]
+    assert server.ask("POST", "/status", "reader", json={"labels": {"id": secrets.token_hex(4)}}).is_success
+    with Session(engine) as session:
+        assert session.get(Client, "silent") is None
     engine.dispose()
 
 
-@pytest.mark.parametrize("who", ["reader", "alpha", "nonsense"])
+def test_a_client_that_is_new_may_tell_of_itself_many_times_at_once(server: Server) -> None:
+    for _ in range(3):
+        report = {"labels": {"id": secrets.token_hex(4)}}
+        with ThreadPoolExecutor(8) as pool:
+            answers = pool.map(lambda _, said=report: server.ask("POST", "/status", "reader", json=said), range(8))
+        assert {answer.status_code for answer in answers} == {200}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "code"),
+    [
+        ("POST", "/status", {"labels": {"id": "a\0b"}}, 422),
+        ("POST", "/freeze", {"scope": "*", "reason": "a\0b"}, 422),
+        ("DELETE", "/freeze?scope=%00", None, 422),
+        ("POST", "/tokens", {"kind": "reader", "bundle": "a\0b"}, 422),
+        ("DELETE", "/tokens/a%00b", None, 422),
+        ("GET", "/bundles/a%00b", None, 404),
+    ],
+)
+def test_what_postgresql_cannot_keep_is_refused(
+    server: Server, method: str, path: str, body: dict[str, object] | None, code: int
+) -> None:
+    assert server.ask(method, path, json=body).status_code == code
+
+
+@pytest.mark.parametrize("who", ["reader", "alpha", "nonsense", "taz_a\0b_c"])
 def test_the_page_is_the_platforms(server: Server, who: str) -> None:
     assert httpx.get(server.url).status_code == 401
     assert httpx.get(server.url, auth=("x", server.tokens.get(who, who))).status_code == 401
+
+
+def test_what_a_browser_sends_by_itself_counts_at_the_page_only(server: Server) -> None:
+    browser = ("x", server.tokens["platform"])
+    assert httpx.get(server.url, auth=browser).status_code == 200
+    assert httpx.post(f"{server.url}/status", auth=browser, content=b'{"labels": {}}').status_code == 401
+    assert httpx.get(f"{server.url}/tokens", auth=browser).status_code == 401

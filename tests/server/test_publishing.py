@@ -93,6 +93,8 @@ def test_the_gate_answers_with_its_findings(server: Server) -> None:
         "PUT", "/teams/alpha/package", "alpha", content=content, headers={"Accept": "application/sarif+json"}
     )
     assert report.json()["version"] == "2.1.0"
+    places = [result["locations"][0]["physicalLocation"] for result in report.json()["runs"][0]["results"]]
+    assert {place["artifactLocation"]["uri"] for place in places} <= hostile.keys()
     assert newest(server, "alpha") == version
 
 
@@ -167,6 +169,8 @@ def test_what_is_frozen_stays(server: Server, what: str) -> None:
     finally:
         assert server.ask("DELETE", f"/freeze?scope={what}").status_code == 200
     assert server.ask("DELETE", f"/freeze?scope={what}").status_code == 404
+    unknown = server.ask("POST", "/freeze", json={"scope": "environment:prodution", "reason": "x"})
+    assert (unknown.status_code, "there is no environment prodution" in told(unknown)) == (404, True)
     published(server, "alpha")
 
 
