@@ -28,6 +28,7 @@ from sqlalchemy.types import DateTime, TypeDecorator
 
 _BUSY_SECONDS = 15
 _GONE_SECONDS = 5
+_IDLE_SECONDS = 30
 # Any number, the same in all servers: migrations of PostgreSQL wait for each other by it.
 _MIGRATION_LOCK = 7_205_759
 # A pattern for what PostgreSQL keeps.
@@ -173,6 +174,8 @@ def connect(url: str) -> Engine:
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         # Not the address itself: it may hold a password.
         raise BadDatabase(f"the database's address cannot be used: {error.__class__.__name__}") from None
+    if engine.dialect.name == "postgresql":
+        event.listen(engine, "connect", _prepare_postgresql)
     if engine.driver == "psycopg2":
         from psycopg2.extensions import set_wait_callback  # type: ignore[import-untyped]
 
@@ -203,6 +206,16 @@ def _wait(connection: Any) -> None:
         waiting.register(connection.fileno(), wanted)
         if not waiting.poll(_GONE_SECONDS * 1000):
             raise OperationalError("timeout expired")
+
+
+def _prepare_postgresql(connection: Any, _: object) -> None:
+    # What nobody waits for any more, such as of a server that was stopped, is not to hold up others.
+    for setting, seconds in (
+        ("statement_timeout", _GONE_SECONDS),
+        ("idle_in_transaction_session_timeout", _IDLE_SECONDS),
+    ):
+        connection.cursor().execute(f"SET {setting} = '{seconds}s'")
+    connection.commit()
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:

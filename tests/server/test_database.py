@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from airflow_team_authz.bundles.signing import SigningKey
 from airflow_team_authz.server.app import _tell_errors
 from airflow_team_authz.server.database import Base, Package, connect, migrate
 from airflow_team_authz.server.releases import Releases
+from tests.running.postgres import Postgres
 from tests.server.conftest import good
 
 
@@ -39,6 +41,19 @@ def test_a_database_that_says_nothing_is_not_waited_for(monkeypatch: pytest.Monk
         engine = connect(f"postgresql+psycopg2://nobody@127.0.0.1:{silent.getsockname()[1]}/x")
         with pytest.raises(OperationalError, match="timeout expired"):
             engine.connect()
+
+
+def test_a_server_that_is_stopped_in_a_transaction_does_not_hold_up_others(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_team_authz.server.database._IDLE_SECONDS", 1)
+    engine = connect(postgres.url)
+    with engine.connect() as stopped, engine.connect() as other:
+        stopped.exec_driver_sql("SELECT pg_advisory_xact_lock(1)")
+        time.sleep(1.3)
+        other.exec_driver_sql("SELECT pg_advisory_xact_lock(1)")
+        stopped.invalidate()
+    engine.dispose()
 
 
 def test_a_new_file_is_its_owners(tmp_path: Path) -> None:
