@@ -176,7 +176,7 @@ async def publish(
     content = await request.body()
     # It may have been on its way for a minute.
     _must_own(await _caller(parts, token), owner)
-    done = await parts.changes.run(owner, parts.publishing.publish, owner, content, environment, who.name)
+    done = await parts.changes.run(_queue(who, owner), parts.publishing.publish, owner, content, environment, who.name)
     return PublishedModel(**done._asdict())
 
 
@@ -206,11 +206,11 @@ def history(parts: Parts, owner: Owner) -> list[HistoryEntry]:
 @owned.get("/diff", response_class=Response, responses=answers(404) | REFUSAL | {
     200: {"content": {"text/x-diff": {}}, "description": "As `diff -u` tells it."}})  # fmt: skip
 async def diff(
-    parts: Parts, owner: Owner,
+    parts: Parts, owner: Owner, who: Calling,
     old: Annotated[int, Query(alias="from", ge=1, lt=2**53)], new: Annotated[int, Query(alias="to", ge=1, lt=2**53)],
 ) -> Response:  # fmt: skip
     """What differs between two versions. Of files that are too large for it, only that they differ."""
-    told = await parts.diffs.run(owner, parts.publishing.diff, owner, old, new)
+    told = await parts.diffs.run(_queue(who, owner), parts.publishing.diff, owner, old, new)
     return Response(told, media_type="text/x-diff; charset=utf-8")
 
 
@@ -218,7 +218,7 @@ async def diff(
 async def rollback(parts: Parts, owner: Owner, who: Calling, wanted: Rollback) -> PublishedModel:
     """Put an older version in force again. The platform may also while it is frozen."""
     asked, by_platform = (owner, wanted.version, wanted.environment, who.name), who.kind == access.PLATFORM
-    done = await parts.changes.run(owner, parts.publishing.rollback, *asked, by_platform)
+    done = await parts.changes.run(_queue(who, owner), parts.publishing.rollback, *asked, by_platform)
     return PublishedModel(**done._asdict())
 
 
@@ -226,7 +226,7 @@ async def rollback(parts: Parts, owner: Owner, who: Calling, wanted: Rollback) -
 async def promote(parts: Parts, owner: Owner, who: Calling, wanted: Promotion) -> PublishedModel:
     """Put what one environment has in force into another one."""
     asked, by_platform = (owner, wanted.source, wanted.target, who.name), who.kind == access.PLATFORM
-    done = await parts.changes.run(owner, parts.publishing.promote, *asked, by_platform)
+    done = await parts.changes.run(_queue(who, owner), parts.publishing.promote, *asked, by_platform)
     return PublishedModel(**done._asdict())
 
 
@@ -396,6 +396,11 @@ def _summary(alarms: int, known: int, withheld: int) -> str:
     told = [f"{alarms} of {known} clients need a look."] * bool(alarms)
     told += [f"{withheld} packages no longer compile."] * bool(withheld)
     return " ".join(told) or "All is in order."
+
+
+def _queue(who: Caller, owner: str) -> str:
+    """The platform does not wait for its turn among those of a team that asks for much."""
+    return f"{owner} by {who.kind}"
 
 
 def _forbid(why: str) -> NoReturn:

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 _AT_ONCE = 2
-_OF_ONE_OWNER = 6
+_IN_ONE_QUEUE = 6
 _RETRY_SECONDS = 10
 
 P = ParamSpec("P")
@@ -25,14 +25,14 @@ class Turns:
         self._free = asyncio.Semaphore(_AT_ONCE)
         self._asked: Counter[str] = Counter()
 
-    async def run(self, owner: str, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        """What the call answers; 503 if so many have asked for this owner's package already."""
-        if self._asked[owner] >= _OF_ONE_OWNER:
+    async def run(self, queue: str, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """What the call answers; 503 if many wait in this queue already."""
+        if self._asked[queue] >= _IN_ONE_QUEUE:
             again = {"Retry-After": str(_RETRY_SECONDS)}
-            raise HTTPException(503, f"much is asked of {owner} already: nothing has changed, try again", again)
-        self._asked[owner] += 1
+            raise HTTPException(503, f"much waits already ({queue}): nothing has changed, try again", again)
+        self._asked[queue] += 1
         try:
             async with self._free:
                 return await run_in_threadpool(call, *arguments, **named)
         finally:
-            self._asked[owner] -= 1
+            self._asked[queue] -= 1

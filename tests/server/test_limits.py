@@ -75,6 +75,8 @@ def test_one_team_does_not_take_all_turns(server: Server) -> None:
         asked = [pool.submit(server.publish, good("alpha", version, f"c{number}")) for number in range(12)]
         assert server.ask("GET", "/teams/beta/history", "beta").status_code == 200
         assert server.publish(good("beta", newest(server, "beta"))).status_code == 200
+        back = {"version": 2**50}
+        assert server.ask("POST", "/teams/alpha/rollback", "platform", json=back).status_code == 404
         answers = [future.result() for future in asked]
     codes = [answer.status_code for answer in answers]
     assert (codes.count(200), codes.count(409) >= 5, codes.count(503) >= 1) == (1, True, True), codes
