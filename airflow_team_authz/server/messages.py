@@ -155,6 +155,7 @@ def answers(*codes: int) -> dict[int | str, dict[str, Any]]:
         401: "The token is missing or not known.",
         403: "The caller may not do that.",
         404: "There is no such thing.",
+        408: "It was not whole within a minute.",
         409: "It is not newer than what is published.",
         413: "It is too large.",
         423: "The platform has stopped changes for now.",

@@ -168,7 +168,7 @@ async def bundle(
     return Response(held.content, headers=headers)
 
 
-@owned.put("/package", responses=answers(404, 409, 413, 423) | REFUSAL, openapi_extra=ARTIFACT)
+@owned.put("/package", responses=answers(404, 408, 409, 413, 423) | REFUSAL, openapi_extra=ARTIFACT)
 async def publish(
     parts: Parts, request: Request, owner: Owner, who: Calling, token: Sent, environment: EnvironmentName = None
 ) -> PublishedModel:
@@ -322,7 +322,7 @@ def revoke(parts: Parts, id_: Annotated[str, Path(pattern="^[0-9a-f]{1,16}$")], 
     return told
 
 
-@router.post("/status", responses=answers(413) | REFUSAL, openapi_extra=STATUS)
+@router.post("/status", responses=answers(408, 413) | REFUSAL, openapi_extra=STATUS)
 async def report(parts: Parts, request: Request, who: Calling) -> dict[str, str]:
     """What an OPA or an Airflow process runs."""
     if who.kind == access.TEAM:
