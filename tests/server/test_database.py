@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from fastapi import FastAPI
-from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -89,8 +90,13 @@ def test_an_unexpected_error_tells_no_details() -> None:
         raise ValueError("a secret")
 
     _tell_errors(app)
-    with TestClient(app, raise_server_exceptions=False) as client:
-        answer = client.get("/")
+
+    async def ask() -> httpx.Response:
+        there = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=there, base_url="http://server") as client:
+            return await client.get("/")
+
+    answer = asyncio.run(ask())
     assert (answer.status_code, answer.json()) == (
         500,
         {"error": "something went wrong in the server: its log says what"},
