@@ -17,6 +17,8 @@ from airflow_team_authz.server.served import Held
 STALE = timedelta(minutes=2)
 _FORGOTTEN = timedelta(days=7)
 _TOLD_CHARACTERS = 500
+# Where a report of discovery is kept among those of bundles; it tells no revision.
+_DISCOVERY = "discovery"
 
 
 class BundleStatus(BaseModel):
@@ -36,6 +38,7 @@ class StatusReport(BaseModel):
     model_config = ConfigDict(extra="ignore")
     labels: dict[str, Annotated[str, Field(pattern=TEXT)]] = Field(max_length=50, description="`id` names the client.")
     bundles: dict[str, BundleStatus] = Field(default_factory=dict, max_length=50)
+    discovery: BundleStatus | None = Field(None, description="Of an OPA that gets its configuration from elsewhere.")
 
 
 class ClientState(BaseModel):
@@ -57,7 +60,7 @@ def note(engine: Engine, report: StatusReport) -> None:
             "revision": status.active_revision,
             "trouble": f"{status.code} {status.message}".strip()[:_TOLD_CHARACTERS],
         }
-        for name, status in report.bundles.items()
+        for name, status in (report.bundles | ({_DISCOVERY: report.discovery} if report.discovery else {})).items()
     }
     client = Client(
         id=labels.get("id", "unnamed")[:200],
@@ -88,19 +91,25 @@ def states(engine: Engine, served: Mapping[str, Held]) -> list[ClientState]:
     current = {held.revision for held in served.values()}
     with Session(engine) as session:
         found = session.scalars(select(Client).where(Client.seen_at > now - _FORGOTTEN).order_by(Client.id)).all()
-    return [_state(client, current, now) for client in found]
+    # An OPA has another id after a restart: it is not missed while one of the same app, team and host speaks.
+    speaking = {client.kind for client in found if now - client.seen_at <= STALE} - {""}
+    return [
+        _state(client, current, now) for client in found if now - client.seen_at <= STALE or client.kind not in speaking
+    ]
 
 
 def _state(client: Client, current: set[str], now: datetime) -> ClientState:
     alarms = []
     if now - client.seen_at > STALE:
         alarms.append(f"not heard of since {client.seen_at:%Y-%m-%d %H:%M:%S} UTC")
+    if not client.bundles.keys() - {_DISCOVERY}:
+        alarms.append("has no bundle")
     for name, told in client.bundles.items():
         if told["trouble"]:
             alarms.append(f"{name}: {told['trouble']}")
-        if told["revision"] not in current:
+        if name != _DISCOVERY and told["revision"] not in current:
             alarms.append(f"{name}: runs {told['revision'] or 'no revision'}, which is not the present one")
-    revisions = {name: str(told["revision"]) for name, told in client.bundles.items()}
+    revisions = {name: str(told["revision"]) for name, told in client.bundles.items() if told["revision"]}
     return ClientState(
         id=client.id,
         kind=client.kind,

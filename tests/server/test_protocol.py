@@ -181,7 +181,7 @@ def test_alarms(server: Server) -> None:
 
 def test_who_falls_silent_is_told_of(server: Server) -> None:
     publish(server)
-    report = {"labels": {"id": "silent"}, "bundles": {}}
+    report = {"labels": {"id": "silent"}, "bundles": {"production": {"active_revision": revision(server)}}}
     assert server.ask("POST", "/status", "reader", json=report).is_success
     engine = connect(server.database)
 
