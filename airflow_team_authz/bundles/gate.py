@@ -68,7 +68,7 @@ def check_package(
         with tempfile.TemporaryDirectory() as directory:
             check = _Check(Path(directory), program, files, team_id, platform or {}, data)
             found += check.findings()
-    except CompileError:
+    except (CompileError, OSError):
         raise
     except Exception as error:
         # What nobody has thought of is no reason to publish, nor to hold up other teams.
