@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from airflow_team_authz.cli.console import Output, UserError, one_line, print_columns, print_json
@@ -44,11 +43,15 @@ def ask(method: str, server: str, path: str, token_file: Path | None, output: Ou
         return told
     problem = told if isinstance(told, dict) else {}
     try:
-        findings = msgspec.convert(problem.get("findings", []), list[_Found])
-    except msgspec.ValidationError:
+        # A newer server may tell more of each.
+        findings = [
+            Finding(str(row["rule"]), str(row["file"]), int(row["line"]), str(row["message"]), str(row["help"]))
+            for row in problem.get("findings", [])
+        ]
+    except (TypeError, KeyError, ValueError):
         raise _odd(url, answer.status_code) from None
     if findings:
-        show([Finding(*msgspec.structs.astuple(found)) for found in findings], output)
+        show(findings, output)
         raise typer.Exit(1)
     why = one_line(str(problem.get("error") or problem.get("detail") or "no reason given"))
     if answer.status_code in {409, 422, 423}:
@@ -65,16 +68,6 @@ def released(answer: Any, server: str, owner: str, version: int | None = None) -
     if version is not None and told["version"] != version:
         raise _odd(server, 200)
     return told
-
-
-class _Found(msgspec.Struct):
-    """A finding as a server tells it, which may be newer and tell more."""
-
-    rule: str
-    file: str
-    line: int
-    message: str
-    help: str
 
 
 def _odd(url: str, status: int) -> UserError:
