@@ -243,6 +243,8 @@ def run_opa(command: list[str], cwd: Path | None = None) -> str:
         done = subprocess.run(  # noqa: S603 - the program is the administrator's choice, no shell
             command,
             cwd=cwd,
+            # It ends soon: collecting garbage as often as in a server is a fifth of its time.
+            env={"GOGC": "400"} | os.environ,
             capture_output=True,
             # It quotes what it was given, whatever that is.
             encoding="utf-8",

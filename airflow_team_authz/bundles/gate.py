@@ -325,6 +325,7 @@ class _Check:
                     "PATH": os.environ.get("PATH", ""),
                     "HOME": str(self._place),
                     "GOMAXPROCS": "2",
+                    "GOGC": "400",
                     "GOMEMLIMIT": "2GiB",
                 },
                 preexec_fn=_limit,
