@@ -24,7 +24,7 @@ _COMPONENTS = {
     "triggerer": ("triggerer", "--team-name", "alpha"),
 }
 # Two busy cores; on an idle machine a task takes ten seconds.
-_WAIT_SECONDS = 200
+_WAIT_SECONDS = 400
 _POLL_SECONDS = 0.5
 
 

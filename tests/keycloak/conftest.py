@@ -42,7 +42,7 @@ def require(missing: str) -> None:
         pytest.skip(missing)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def keycloak(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keycloak]:
     require(what_is_missing())
     server = Keycloak(tmp_path_factory.mktemp("keycloak"))
@@ -53,7 +53,7 @@ def keycloak(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keycloak]:
         server.stop()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def realm(keycloak: Keycloak) -> Realm:
     """The company's realm."""
     made = Realm(keycloak)
@@ -66,7 +66,7 @@ def realm(keycloak: Keycloak) -> Realm:
     return made
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def configured(realm: Realm) -> Iterator[None]:
     """Airflow's configuration in this process, as for the company's realm."""
     settings = {"server_url": realm.keycloak.url, "realm": realm.name, "client_id": CLIENT}

@@ -136,13 +136,13 @@ FORGED: dict[str, tuple[Callable[[Forger], str], str]] = {
 }
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def forger(realm: Realm) -> Forger:
     key, key_id = realm.add_key(priority=-1)
     return Forger(realm, str(realm.tokens("nil")["access_token"]), key, key_id)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def nil(forger: Forger) -> str:
     """The id of somebody who has no group and no role."""
     return subject_of(forger.genuine)

@@ -8,7 +8,7 @@ from demo.play_running import start_all, try_all
 from demo.running import RunningSite
 from demo.running_scenes import ATTEMPTS, STARTS
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.comparison]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.comparison]
 
 
 def test_airflow_alone(alone: RunningSite) -> None:

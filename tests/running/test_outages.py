@@ -17,7 +17,7 @@ from demo.opa import Opa
 from demo.running import RunningSite
 from demo.running_scenes import ATTEMPTS
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 _OF_ALPHA = [scene for scene in ATTEMPTS if scene.team == "alpha" and scene.what != "trigger"]
 _CONSUMERS = ("alpha_takes_orders", "beta_takes_orders", "beta_closed_to_orders")

@@ -11,7 +11,7 @@ from demo.play_running import start_all, try_all
 from demo.running import RunningSite
 from demo.running_scenes import ATTEMPTS, STARTS, Attempt
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 _ATTEMPTS_THAT_CHANGE = [scene for scene in ATTEMPTS if scene.owner]
 
