@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from airflow_team_authz.bundles.findings import Finding
-from airflow_team_authz.bundles.rules import Module
+from airflow_team_authz.bundles.rules import Module, rule_name
 from airflow_team_authz.bundles.terms import SCALARS, Node, bound, names, operator, plain
 
 Type = dict[str, Any]
@@ -135,6 +135,9 @@ class _Collected:
 
     def __init__(self, modules: list[Module], builtins: list[Node]) -> None:
         self._modules = [module for module in modules if not module.name.endswith("_test.rego")]
+        self._definitions = Counter(
+            (module.package, rule_name(rule)) for module in self._modules for rule in module.rules
+        )
         self._builtins = {one["name"]: _nameless(one["decl"].get("args") or []) for one in builtins}
         # Of a set, engines take texts in different orders.
         self._builtins["concat"] = [_EVERY_TYPE["string"], _EVERY_TYPE["array"] | {"dynamic": _EVERY_TYPE["string"]}]
@@ -160,13 +163,12 @@ class _Collected:
 
     def _module(self, module: Module) -> Iterator[Operand]:
         self._file = module.name
-        single = Counter(str(rule["head"].get("ref", [{}])[0].get("value")) for rule in module.rules)
-        # A rule that has one definition is what it is defined as.
+        # A rule that has one definition, in whichever file, is what it is defined as.
         self._known = Known(
             terms={
                 name: (rule["head"]["value"], _entered(rule, Known())[0])
                 for rule in module.rules
-                if single[name := str(rule["head"].get("ref", [{}])[0].get("value"))] == 1
+                if self._definitions[module.package, name := rule_name(rule)] == 1
                 and rule["head"].keys() & {"value", "key", "args"} == {"value"}
                 and not (rule.get("else") or rule.get("default") or len(rule["head"]["ref"]) > 1)
             }

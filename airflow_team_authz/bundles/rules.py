@@ -74,7 +74,7 @@ class Module:
         self._aliases: dict[str, tuple[str | None, ...]] = {}
         self._line = 1
         # Names that have one value where the walk is: rules, imports, and variables bound further out.
-        self.rule_names = {_rule_name(rule) for rule in self.rules}
+        self.rule_names = {rule_name(rule) for rule in self.rules}
         self._fixed = {"data", "input"} | self.rule_names
         self.package = _path((tree.get("package") or {}).get("path") or [])
         # What is put together by templates that rules may read again.
@@ -352,7 +352,8 @@ def _is_set(head: Node) -> bool:
     return "key" in head and "value" not in head and not head.get("args")
 
 
-def _rule_name(rule: Node) -> str:
+def rule_name(rule: Node) -> str:
+    """The first part of its name: `x` of `x.y`."""
     reference = rule["head"].get("ref") or [{}]
     return str(reference[0].get("value"))
 

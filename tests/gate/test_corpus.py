@@ -76,6 +76,19 @@ def test_what_only_looks_hostile_is_fine(case: str) -> None:
     assert [finding for finding in found if finding.rule != "coverage"] == []
 
 
+def test_names_that_only_tests_declare_are_open() -> None:
+    files = package('kind := role if input.subject.claims[role]\n\nallow contains "x" if kind == "dept"\n', typed=True)
+    files["teams/alpha/more_test.rego"] = formatted('package teams.alpha\n\nrole := "dept"\n')
+    assert "may-conflict" in {finding.rule for finding in check_package(files, "alpha")}
+
+
+def test_another_file_may_define_the_same_rule() -> None:
+    files = package('x := ["a"] if input.action == "read"\n\nallow contains "x" if concat("", x) == "a"\n', typed=True)
+    assert "operand-type" not in {finding.rule for finding in check_package(files, "alpha")}
+    files["teams/alpha/more.rego"] = formatted("package teams.alpha\n\ndefault x := [1]\n")
+    assert "operand-type" in {finding.rule for finding in check_package(files, "alpha")}
+
+
 def test_the_corpus_is_there() -> None:
     assert len(HOSTILE) >= 60
     assert len(FINE) >= 20
