@@ -62,6 +62,12 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         """Those of the login manager; one that tells people why they were refused, one that sees where resources go."""
         return [*super().get_fastapi_middlewares(), (RefusalReasons, {}), (TeamChanges, {})]
 
+    async def get_user_from_token(self, token: str, *arguments: Any, **named: Any) -> Any:
+        """As the login manager has it. The request keeps the user, for routes about which Airflow asks nothing."""
+        user = await super().get_user_from_token(token, *arguments, **named)
+        requests.remember_login(lambda: self._subject(user))
+        return user
+
     # One resource
 
     def is_authorized_configuration(self, *, method: Any, user: Any, details: Any = None, **_: Any) -> bool:
@@ -256,6 +262,8 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         for decision in decisions:
             if decision.allow is not True:
                 return self._refuse("; ".join(decision.reasons), decision.layer, revision)
+        for resource in resources:
+            requests.remember_allowed(action, resource)
         return True
 
     def _filter(self, type_: str, owned: Iterable[tuple[str, str | None]], user: Any, method: Any) -> set[str]:

@@ -1,33 +1,88 @@
-"""Who makes the present request, where Airflow does not hand that down."""
+"""The present request of a person: who makes it and what has been allowed in it. Airflow hands neither down."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 
-from airflow_team_authz.model import Subject
+from airflow_team_authz.model import Resource, Subject
 
-_asking: ContextVar[list[Subject] | None] = ContextVar("team_authz_asking", default=None)
+
+@dataclass
+class Request:
+    """What the process knows of a request while it serves it.
+
+    ``find_subject`` makes the subject of the person who has logged in, when somebody needs it: it may raise what an
+    auth manager raises. ``allowed`` holds each action with the resource that the policy has allowed it on here.
+    """
+
+    subject: Subject | None = None
+    find_subject: Callable[[], Subject] | None = None
+    allowed: set[tuple[str, Resource]] = field(default_factory=set)
+
+
+_request: ContextVar[Request | None] = ContextVar("team_authz_request", default=None)
 
 
 @contextmanager
-def request() -> Iterator[None]:
-    """A request: Airflow's threads that serve it see the same subject."""
-    token = _asking.set([])
+def request() -> Iterator[Request]:
+    """A request begins and ends: Airflow's threads that serve it see the same ``Request``."""
+    begun = Request()
+    token = _request.set(begun)
     try:
-        yield
+        yield begun
     finally:
-        _asking.reset(token)
+        _request.reset(token)
+
+
+def current() -> Request | None:
+    """The request that runs in this context; ``None`` outside of any."""
+    return _request.get()
+
+
+def remember_login(find_subject: Callable[[], Subject]) -> None:
+    """Keep how to find who makes the request that runs in this context, if any: a login comes before any decision."""
+    if (running := _request.get()) is not None:
+        running.subject, running.find_subject = None, find_subject
 
 
 def remember(subject: Subject) -> None:
-    """Keep who has been decided about with the request that runs in this context, if any."""
-    asking = _asking.get()
-    if asking is not None:
-        asking[:] = [subject]
+    """Keep who makes the request that runs in this context, if any."""
+    if (running := _request.get()) is not None:
+        running.subject = subject
+
+
+def remember_allowed(action: str, resource: Resource) -> None:
+    """Keep what the policy has allowed in the request that runs in this context, if any."""
+    if (running := _request.get()) is not None:
+        running.allowed.add((action, resource))
 
 
 def remembered() -> Subject | None:
-    """Who made the request that runs in this context, as far as a decision has been asked for."""
-    return next(iter(_asking.get() or ()), None)
+    """Who makes the request that runs in this context, as far as anybody has logged in."""
+    running = _request.get()
+    if running is None:
+        return None
+    if running.subject is None and running.find_subject is not None:
+        running.subject = running.find_subject()
+    return running.subject
+
+
+_unfiltered: ContextVar[bool] = ContextVar("team_authz_unfiltered", default=False)
+
+
+@contextmanager
+def unfiltered() -> Iterator[None]:
+    """Queries in here see every team's rows: for finding the owner of what a question is about."""
+    token = _unfiltered.set(True)
+    try:
+        yield
+    finally:
+        _unfiltered.reset(token)
+
+
+def is_unfiltered() -> bool:
+    """Whether queries of this context see every team's rows."""
+    return _unfiltered.get()
