@@ -55,6 +55,17 @@ class OfDag(NamedTuple):
         return {_dag(getattr(row, self.column), self.entity, session)}
 
 
+class OfDagIfAny(NamedTuple):
+    """A row that may have the id of a Dag; without one it is a process of the platform's, which all may see."""
+
+    def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:
+        of_dag = OfDag().criteria(entity, readable, writes)
+        return None if of_dag is None else or_(entity.dag_id.is_(None), of_dag)
+
+    def resources(self, row: Any, session: Session) -> set[Resource]:  # noqa: ARG002
+        return {_platforms(row)}
+
+
 class DagRow(NamedTuple):
     """A Dag itself. Those of the same file are seen too: Airflow asks itself whether all of a file may be read."""
 
@@ -149,6 +160,17 @@ class AssetRow(NamedTuple):
         return {Resource("asset", None, str(getattr(row, self.column)), self.entity)}
 
 
+class AliasRow(NamedTuple):
+    """An asset's alias: it is read by whom may read a Dag that uses it."""
+
+    def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:  # noqa: ARG002
+        scope = readable.aliases()
+        return None if scope.everything else entity.name.in_(scope.ids)
+
+    def resources(self, row: Any, session: Session) -> set[Resource]:  # noqa: ARG002
+        return {_platforms(row)}
+
+
 class AssetEventRow(NamedTuple):
     """An event of an asset that may be read: no Dag's, a readable Dag's, or one that a readable run has taken."""
 
@@ -181,6 +203,7 @@ def _platforms(row: Any) -> Resource:
 _OF_A_TASK = frozenset({"task_logs", "xcom", "hitl_detail", "task_instance"})
 
 OWNED: dict[str, Owner] = {
+    "AssetAliasModel": AliasRow(),
     "AssetDagRunQueue": OfDag("target_dag_id"),
     "AssetEvent": AssetEventRow(),
     "AssetModel": AssetRow(),
@@ -208,6 +231,7 @@ OWNED: dict[str, Owner] = {
     "DeadlineAlert": OfRow("serialized_dag_id", "SerializedDagModel"),
     "HITLDetail": OfRow("ti_id", "TaskInstance"),
     "HITLDetailHistory": OfRow("ti_history_id", "TaskInstanceHistory", "task_instance_id"),
+    "Job": OfDagIfAny(),
     "Log": AuditRow(),
     "ParseImportError": ImportErrorRow(),
     "PartitionedAssetKeyLog": OfDag("target_dag_id"),
@@ -229,13 +253,11 @@ OWNED: dict[str, Owner] = {
 # What no team owns, or what is reached only through a row that one does.
 UNOWNED = {
     "AssetActive": "says which of the assets are in use",
-    "AssetAliasModel": "has a name only",
     "Callback": "is reached through its deadline",
     "DagBundleModel": "is the platform's configuration",
     "DagPriorityParsingRequest": "is read by the Dag processor only",
     "DagProcessorCallback": "is read by the Dag processor only",
     "ExecutorCallback": "is read by the scheduler only",
-    "Job": "is a process of the platform's",
     "LogTemplate": "is the platform's configuration",
     "RevokedToken": "is the login's",
     "Team": "the users' door filters teams",

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.models import Connection, DagModel, Pool, Variable
 from airflow.models.asset import (
+    AssetAliasModel,
     AssetModel,
     AssetWatcherModel,
+    DagScheduleAssetAliasReference,
     DagScheduleAssetReference,
     TaskInletAssetReference,
     TaskOutletAssetReference,
 )
 from airflow.models.dagbundle import DagBundleModel
+from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.team import Team, dag_bundle_team_association_table
 from airflow.models.trigger import Trigger
 from fastapi import HTTPException
@@ -125,6 +128,16 @@ class Readable:
             return self._assets_of_task(entity, writes)
         return self._kept(("assets", entity, writes), lambda: self._listed_assets(entity, writes))  # type: ignore[no-any-return]
 
+    def aliases(self) -> Scope:
+        """Names of asset aliases that a readable Dag uses, or that were allowed by name."""
+        opened = {str(resource.name) for _, resource in self._request.allowed if resource.type == "asset_alias"}
+        if self._is_task():
+            return Scope(False, opened)
+        if self.platform("rows_without_owner"):
+            return Scope(True, ())
+        dags = self.all_dags(UNSET).ids
+        return Scope(False, {alias for dag_id, alias in self._kept("aliases", self._alias_uses) if dag_id in dags})
+
     # What is asked
 
     def _is_task(self) -> bool:
@@ -234,6 +247,23 @@ class Readable:
             for reference in references
             for asset_id, dag_id in self._rows(select(reference.asset_id, reference.dag_id).distinct())
         ]
+
+    def _alias_uses(self) -> set[tuple[str, str]]:
+        """Dags with the aliases that they wait for or produce; no table but that of whole Dags has the latter."""
+        assert self._session is not None  # noqa: S101
+        with requests.unfiltered(), self._session.no_autoflush:
+            found = SerializedDagModel.get_dag_dependencies(session=self._session)
+        names = (
+            (dag_id, name.removeprefix("asset-alias:"))
+            for dag_id, dependencies in found.items()
+            for dependency in dependencies
+            for name in (dependency.dependency_id, dependency.source, dependency.target)
+            if dependency.dependency_type == "asset-alias" or name.startswith("asset-alias:")
+        )
+        waiting = select(DagScheduleAssetAliasReference.dag_id, AssetAliasModel.name).join(
+            AssetAliasModel, AssetAliasModel.id == DagScheduleAssetAliasReference.alias_id
+        )
+        return {*names, *((dag_id, name) for dag_id, name in self._rows(waiting))}
 
     def _asset_owners(self) -> dict[int, str | None]:
         """The team that alone produces or watches an asset."""
