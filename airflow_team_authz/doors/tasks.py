@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Annotated, Any, NamedTuple
+from uuid import UUID
 
 from airflow.api_fastapi.execution_api.datamodels.token import TIToken
 from airflow.api_fastapi.execution_api.security import _jwt_bearer
@@ -21,8 +22,7 @@ from sqlalchemy import select
 
 from airflow_team_authz.doors import routes, wall
 from airflow_team_authz.doors.deciding import decision_point
-from airflow_team_authz.identities import requests
-from airflow_team_authz.identities.machines import subject_of_token
+from airflow_team_authz.identities import machines, requests
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
 
@@ -84,19 +84,29 @@ def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[s
     if about not in routes.ROUTES:
         raise _denied(f"the route {' '.join(about)} is unknown to this version of airflow-team-authz")
     route = routes.ROUTES[about]
-    if route is None and about != _KEYS:
+    acting = machines.is_acting() and _jwt_bearer in request.app.dependency_overrides
+    if route is None and about != _KEYS and not acting:
         return None, None
-    with create_session(scoped=False) as session:
-        subject = subject_of_token(token.id, session)
+    with requests.unfiltered(), create_session(scoped=False) as session:
+        # In process Airflow makes a token of whatever task instance the path names.
+        subject = machines.subject_of_token(machines.NO_TASK if acting else token.id, session)
         if subject is None:
             raise _denied("the task instance of this token is not there any more")
-        if route is None:
+        if about == _KEYS:
             raise _Answered(_readable_keys(request, subject, session))
+        if acting and "task_instance_id" in request.path_params:
+            _refuse_others_task(UUID(str(request.path_params["task_instance_id"])), subject, session)
+        if route is None:
+            return None, None
         asked = routes.Request(request.path_params, request.query_params, subject, session)
         try:
             resource = route.resource(asked)
         except routes.Missing as missing:
-            raise HTTPException(404, {"reason": "not_found", "message": str(missing)}) from None
+            raise _not_found(missing) from None
+        except routes.Ambiguous as error:
+            raise _denied(str(error)) from None
+        except routes.Unanswered as error:
+            raise _no_decision(error) from None
         if resource is None:
             return None, None
         action = route.action or _create_or_update(asked)
@@ -106,6 +116,16 @@ def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[s
         # Common, or only in a secrets backend, which may have one of the team's.
         return next(iter(subject.team_ids or ()), None), allowed
     return resource.team_id, allowed
+
+
+def _refuse_others_task(task_instance_id: UUID, subject: Subject, session: Any) -> None:
+    """What acts in process reports of tasks of its own team; one that runs a single task, of that one."""
+    task = machines.task(task_instance_id, session)
+    if task is None:
+        raise _not_found(f"Task Instance {task_instance_id} not found")
+    if task != subject if subject.type == "task" else task.team_ids != subject.team_ids:
+        whose = ", ".join(f"team {team_id}" for team_id in task.team_ids or ()) or "no team"
+        raise _denied(f"{subject.type} {subject.id} may not act for task {task.id} of {whose}")
 
 
 def _create_or_update(asked: routes.Request) -> str:
@@ -148,6 +168,10 @@ def _readable_keys(request: Request, subject: Subject, session: Any) -> Response
     keys = [resource.id for resource in allowed]
     shown = keys[page.offset : page.offset + page.limit]
     return JSONResponse({"keys": shown, "total_entries": len(keys)})
+
+
+def _not_found(message: object) -> HTTPException:
+    return HTTPException(404, {"reason": "not_found", "message": str(message)})
 
 
 def _denied(reason: str) -> HTTPException:
