@@ -15,7 +15,6 @@ from airflow_team_authz.cli.console import (
     Output,
     OutputOption,
     UserError,
-    one_line,
     print_columns,
     print_json,
     talking_to_stderr,
@@ -29,6 +28,7 @@ from airflow_team_authz.cli.engine import (
     opened,
 )
 from airflow_team_authz.cli.words import resource_words
+from airflow_team_authz.escaping import one_line
 
 if TYPE_CHECKING:
     from airflow_team_authz.engines import DecisionPoint, Engine
@@ -212,7 +212,7 @@ def _print(found: list[Check]) -> None:
     rows = []
     for check in found:
         took = "" if check.microseconds is None else f"{check.microseconds} µs"
-        rows.append(["ok" if check.ok else "wrong", check.check, took, one_line(check.detail)])
+        rows.append(["ok" if check.ok else "wrong", check.check, took, check.detail])
         if check.help:
             rows.append(["", "", "", f"-> {check.help}"])
     print_columns(rows)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from airflow_team_authz.cli.calls import ServerOption, TokenOption, ask
-from airflow_team_authz.cli.console import Output, OutputOption, one_line, print_columns, print_json
+from airflow_team_authz.cli.console import Output, OutputOption, print_columns, print_json
 
 ScopeArgument = Annotated[
     str, typer.Argument(metavar="SCOPE", help="team:ID, environment:NAME, or '*' for everything.")
@@ -58,6 +58,6 @@ def status(server: ServerOption, token_file: TokenOption = None, output: OutputO
     if output is Output.JSON:
         print_json(told)
     elif alarms or rows:
-        print_columns([[one_line(cell) for cell in row] for row in alarms + rows])
+        print_columns(alarms + rows)
     if any(row[0] == "wrong" for row in alarms + rows):
         raise typer.Exit(1)

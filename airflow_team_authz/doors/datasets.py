@@ -6,7 +6,6 @@ asked together, inside the transaction that registers it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +22,7 @@ from msgspec import UNSET
 from sqlalchemy import select
 
 from airflow_team_authz.doors.deciding import decision_point, settings
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import requests
 from airflow_team_authz.identities.machines import task_of_dag, teams_of_dags
 from airflow_team_authz.model import AssetNames, Decision, Delivery, EngineError, Evaluations, Resource, Subject
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from airflow.models import DagModel
     from sqlalchemy.orm import Session
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # Rows of Airflow's audit log, each with the Dag that was not started.
 HELD_BACK = "asset event held back"

@@ -5,7 +5,6 @@ This runs in the Dag processor itself, which no Dag's code can reach, and not in
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -21,6 +20,7 @@ from airflow.models import DagModel, Pool
 from sqlalchemy import select, update
 
 from airflow_team_authz.doors.deciding import decision_point, settings
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.files import make_private
 from airflow_team_authz.identities.machines import dag_processor
 from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource, Subject
@@ -29,7 +29,7 @@ from airflow_team_authz.settings import SettingsError
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _DEFAULT_POOL = Pool.DEFAULT_POOL_NAME
 _SHOWN_TASKS = 5

@@ -257,7 +257,7 @@ class Readable:
             (dag_id, name.removeprefix("asset-alias:"))
             for dag_id, dependencies in found.items()
             for dependency in dependencies
-            for name in (dependency.dependency_id, dependency.source, dependency.target)
+            for name in filter(None, (dependency.dependency_id, dependency.source, dependency.target))
             if dependency.dependency_type == "asset-alias" or name.startswith("asset-alias:")
         )
         waiting = select(DagScheduleAssetAliasReference.dag_id, AssetAliasModel.name).join(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Annotated, Any, NamedTuple
@@ -22,11 +21,12 @@ from sqlalchemy import select
 
 from airflow_team_authz.doors import routes, wall
 from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import machines, requests
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _DECIDED = "team_authz_decided"
 _TEAM = "team_authz_team"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from airflow_team_authz.doors.bodies import TeamChanges, team_change
 from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
 from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import Identity, identity_for, requests
 from airflow_team_authz.model import Context, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError, read_settings
@@ -33,7 +33,7 @@ from airflow_team_authz.settings import SettingsError, read_settings
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _OWNERS: dict[str, Any] = {
     "connection": Connection.get_team_name,

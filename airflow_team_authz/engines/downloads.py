@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import logging
 import os
 import random
 import socket
@@ -29,6 +28,7 @@ from airflow_team_authz.bundles.trusted import Trust
 from airflow_team_authz.compile import fingerprint
 from airflow_team_authz.engines import Reply
 from airflow_team_authz.engines.in_process import InProcess
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.files import make_private, read_token
 from airflow_team_authz.model import PolicyBroken
 from airflow_team_authz.wasm import trouble_with
@@ -36,7 +36,7 @@ from airflow_team_authz.wasm import trouble_with
 if TYPE_CHECKING:
     import httpx
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 WAIT_SECONDS = 30
 # A server that does not let us wait, and object stores, are asked this often.

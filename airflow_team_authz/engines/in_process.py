@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import tempfile
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from airflow_team_authz.bundles.archive import MAX_BYTES, BundleRefused, unpack
 from airflow_team_authz.compile import CompileError, compile_directory, fingerprint
 from airflow_team_authz.engines import Reply
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import PolicyBroken
 from airflow_team_authz.wasm import (
     FUEL_BASE,
@@ -31,7 +31,7 @@ from airflow_team_authz.wasm import (
 if TYPE_CHECKING:
     from airflow_team_authz.bundles.trusted import Trust
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 POLL_SECONDS = 0.2
 # A new bundle is compiled in a hurry, and after this time again, for speed: all processes of a host do so at once, and

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import logging
 import threading
 import time
 from collections import defaultdict
@@ -25,6 +24,7 @@ from airflow_team_authz.bundles.gate import check_package
 from airflow_team_authz.bundles.platform_check import check_platform
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 from airflow_team_authz.compile import CompileError, merged
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.server.building import Builder, Whole
 from airflow_team_authz.server.database import (
     Bundle,
@@ -36,7 +36,7 @@ from airflow_team_authz.server.database import (
     WithheldPackage,
 )
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _ATTEMPTS = 8
 # How many packages are tried in the place of one that no longer compiles.
