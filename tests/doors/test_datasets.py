@@ -298,7 +298,7 @@ class Talking(NamedTuple):
     def decide(self, question: Any) -> Any:
         if not self.answers:
             raise Unreachable("; ".join(self.texts))
-        denied = Decision(False, self.texts, "default")
+        denied = Decision(False, tuple(self.texts), "default")
         return SimpleNamespace(decisions=[denied] * len(question.resources))
 
 

@@ -149,9 +149,7 @@ def test_many_tasks_are_told_in_short(parsing: Recording) -> None:  # noqa: ARG0
     assert "task t0, t1, t2, t3, t4 and 15 more tasks:" in write(made("huge", *["beta_pool"] * 20))["dags.py"]
 
 
-@pytest.mark.parametrize(
-    "reason", ["r" * 200_000, "\0" * 100_000, "ß🚀" * 50_000], ids=["long", "NUL", "wide"]
-)
+@pytest.mark.parametrize("reason", ["r" * 200_000, "\0" * 100_000, "ß🚀" * 50_000], ids=["long", "NUL", "wide"])
 @pytest.mark.parametrize("answered", [True, False])
 def test_no_text_is_too_long_for_an_import_error(
     parsing: Recording, monkeypatch: pytest.MonkeyPatch, reason: str, answered: bool  # noqa: ARG001
@@ -160,7 +158,7 @@ def test_no_text_is_too_long_for_an_import_error(
         def decide(self, question: Any) -> Any:
             if not answered:
                 raise Unreachable(reason)
-            return [Decision(False, [reason], "default")] * len(question.resources), "1"
+            return [Decision(False, (reason,), "default")] * len(question.resources), "1"
 
     monkeypatch.setattr(pools, "decision_point", Talking)
     told = write(made("greedy", "unknown_pool"))["dags.py"]
