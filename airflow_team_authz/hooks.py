@@ -15,6 +15,7 @@ from types import ModuleType
 
 # Airflow's module → ours, whose ``guard`` is called with it.
 DOORS: dict[str, tuple[str, ...]] = {
+    "airflow.api_fastapi.core_api.security": ("airflow_team_authz.doors.wall",),
     "airflow.api_fastapi.execution_api.app": ("airflow_team_authz.doors.tasks",),
     "airflow.api_fastapi.execution_api.routes.xcoms": ("airflow_team_authz.doors.tasks",),
     "airflow.api_fastapi.execution_api.security": ("airflow_team_authz.doors.tasks",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from airflow.api_fastapi.execution_api.datamodels.token import TIToken
 from airflow.api_fastapi.execution_api.security import _jwt_bearer
@@ -19,8 +19,9 @@ from fastapi.security import SecurityScopes
 from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import select
 
-from airflow_team_authz.doors import routes
+from airflow_team_authz.doors import routes, wall
 from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.identities import requests
 from airflow_team_authz.identities.machines import subject_of_token
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
@@ -54,7 +55,9 @@ async def decide(scopes: SecurityScopes, request: Request, token: Annotated[TITo
     if _DECIDED not in request.scope:
         route = request.scope.get("route")
         about = (request.method, str(getattr(route, "path", "")))
-        request.scope[_TEAM] = await run_in_threadpool(_decide, about, request, token)
+        request.scope[_TEAM], allowed = await run_in_threadpool(_decide, about, request, token)
+        if allowed is not None:
+            requests.begin(*allowed)
         request.scope[_DECIDED] = True
     return token
 
@@ -65,13 +68,24 @@ async def team_of_resource(request: Request, _: Annotated[TIToken, Depends(decid
     return team_id
 
 
-def _decide(about: tuple[str, str], request: Request, token: TIToken) -> str | None:
-    """The team to look in for what is asked about; raises an ``HTTPException`` unless it is allowed."""
+class _Allowed(NamedTuple):
+    """What a request may do: its queries find what belongs to that, and to the task's own Dag."""
+
+    subject: Subject
+    action: str
+    resource: Resource
+
+
+def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[str | None, _Allowed | None]:
+    """The team to look in for what is asked about, and what was allowed, if it took a decision.
+
+    Raises an ``HTTPException`` unless it is allowed.
+    """
     if about not in routes.ROUTES:
         raise _denied(f"the route {' '.join(about)} is unknown to this version of airflow-team-authz")
     route = routes.ROUTES[about]
     if route is None and about != _KEYS:
-        return None
+        return None, None
     with create_session(scoped=False) as session:
         subject = subject_of_token(token.id, session)
         if subject is None:
@@ -84,13 +98,14 @@ def _decide(about: tuple[str, str], request: Request, token: TIToken) -> str | N
         except routes.Missing as missing:
             raise HTTPException(404, {"reason": "not_found", "message": str(missing)}) from None
         if resource is None:
-            return None
+            return None, None
         action = route.action or _create_or_update(asked)
     _ask(subject, action, resource)
+    allowed = _Allowed(subject, action, resource)
     if action == "read" and resource.team_id is None:
         # Common, or only in a secrets backend, which may have one of the team's.
-        return next(iter(subject.team_ids or ()), None)
-    return resource.team_id
+        return next(iter(subject.team_ids or ()), None), allowed
+    return resource.team_id, allowed
 
 
 def _create_or_update(asked: routes.Request) -> str:
@@ -187,6 +202,7 @@ def _guard_app(module: Any) -> None:
 
     def create_guarded(*arguments: Any, **named: Any) -> FastAPI:
         refuse_unguarded_routes()
+        wall.install()
         app = create(*arguments, **named)
         app.add_exception_handler(_Answered, lambda _, answered: answered.response)
         return app
