@@ -55,6 +55,8 @@ table := {
 	["team", "delete"]: {"own": "admin", "common": "admin"},
 	["custom_view", "read"]: {"own": "admin", "common": "admin"},
 	["custom_view", "can_do"]: {"own": "admin", "common": "admin"},
+	["route", "read"]: {"own": "admin", "common": "admin"},
+	["route", "update"]: {"own": "admin", "common": "admin"},
 }
 
 rank := {"none": 0, "viewer": 1, "user": 2, "op": 3, "admin": 4}
@@ -77,7 +79,7 @@ test_role_table[note] if {
 	allowed(case.question) == case.allow
 }
 
-test_number_of_cases if count(cases) == 675
+test_number_of_cases if count(cases) == 705
 
 allowed(question) if {
 	baseline.allows(question.resource) with input as question
