@@ -24,6 +24,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "airflow.dag_processing.bundles.manager": ("airflow_team_authz.doors.names",),
     # The last one is asked first: another team's Dag is no question about pools.
     "airflow.dag_processing.collection": ("airflow_team_authz.doors.pools", "airflow_team_authz.doors.names"),
+    "airflow.dag_processing.manager": ("airflow_team_authz.doors.names",),
     "airflow.dag_processing.processor": ("airflow_team_authz.identities.machines",),
     "airflow.jobs.triggerer_job_runner": ("airflow_team_authz.identities.machines",),
     "airflow.models.connection_test": ("airflow_team_authz.doors.connection_tests",),
