@@ -18,7 +18,7 @@ from fastapi.security import SecurityScopes
 from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import select
 
-from airflow_team_authz.doors import routes
+from airflow_team_authz.doors import disclosure, routes
 from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities.machines import subject_of_token
@@ -82,13 +82,13 @@ def _decide(about: tuple[str, str], request: Request, token: TIToken) -> str | N
         try:
             resource = route.resource(asked)
         except routes.Missing as missing:
-            raise HTTPException(404, {"reason": "not_found", "message": str(missing)}) from None
+            raise _not_found(missing) from None
         if resource is None:
             return None
         action = route.action or _create_or_update(asked)
-    _ask(subject, action, resource)
-    if action == "read" and resource.team_id is None:
-        # Common, or only in a secrets backend, which may have one of the team's.
+    is_allowed = _ask(subject, action, resource, route, asked)
+    if not is_allowed or (action == "read" and resource.team_id is None):
+        # Not to be found, or common, or only in a secrets backend, which may have one of the team's.
         return next(iter(subject.team_ids or ()), None)
     return resource.team_id
 
@@ -97,14 +97,24 @@ def _create_or_update(asked: routes.Request) -> str:
     return "update" if routes.variable_exists(asked.session, str(asked.path["variable_key"])) else "create"
 
 
-def _ask(subject: Subject, action: str, resource: Resource) -> None:
+def _ask(subject: Subject, action: str, resource: Resource, route: routes.Route, asked: routes.Request) -> bool:
+    """Whether it is allowed; if not, Airflow's route will not find it. Raises an ``HTTPException`` for all else."""
+    question = Evaluations(subject, action, [resource])
     try:
-        (decision,), revision = decision_point().decide(Evaluations(subject, action, [resource]))
+        (decision,), revision = decision_point().decide(question)
+        if decision.allow is True:
+            return True
+        told = disclosure.told(decision_point(), question, resource, decision, route.missing(asked, resource))
     except (EngineError, SettingsError) as error:
         raise _no_decision(error) from None
-    if decision.allow is not True:
-        log.info("denied (%s, policy revision %s): %s", decision.layer, revision or "unnamed", decision.reasons)
-        raise _denied("; ".join(decision.reasons))
+    reasons = "; ".join(decision.reasons)
+    log.info("denied (%s, policy revision %s): %s", decision.layer, revision or "unnamed", reasons)
+    try:
+        if told.as_missing and route.finds_nothing(asked, resource):
+            return False
+    except routes.Missing as missing:
+        raise _not_found(missing) from None
+    raise _denied(told.reason)
 
 
 class _Page(BaseModel):
@@ -133,6 +143,10 @@ def _readable_keys(request: Request, subject: Subject, session: Any) -> Response
     keys = [resource.id for resource in allowed]
     shown = keys[page.offset : page.offset + page.limit]
     return JSONResponse({"keys": shown, "total_entries": len(keys)})
+
+
+def _not_found(missing: routes.Missing) -> HTTPException:
+    return HTTPException(404, {"reason": "not_found", "message": str(missing)})
 
 
 def _denied(reason: str) -> HTTPException:

@@ -15,12 +15,16 @@ class Request:
     """What the process knows of a request while it serves it.
 
     ``find_subject`` makes the subject of the person who has logged in, when somebody needs it: it may raise what an
-    auth manager raises. ``allowed`` holds each action with the resource that the policy has allowed it on here.
+    auth manager raises. ``allowed`` holds each action with the resource that the policy has allowed it on here,
+    ``concealed`` types and ids of what is answered as if it did not exist; that needs a route ``of_airflow``, which
+    shows rows of its database and nothing else.
     """
 
     subject: Subject | None = None
     find_subject: Callable[[], Subject] | None = None
     allowed: set[tuple[str, Resource]] = field(default_factory=set)
+    concealed: set[tuple[str, str]] = field(default_factory=set)
+    of_airflow: bool = False
 
 
 _request: ContextVar[Request | None] = ContextVar("team_authz_request", default=None)
@@ -58,6 +62,24 @@ def remember_allowed(action: str, resource: Resource) -> None:
     """Keep what the policy has allowed in the request that runs in this context, if any."""
     if (running := _request.get()) is not None:
         running.allowed.add((action, resource))
+
+
+def hide_rows() -> None:
+    """Say that requests of this process see only rows that their subjects may read: from now on ``conceal`` works."""
+    global _rows_are_hidden  # noqa: PLW0603 - once, when the process starts
+    _rows_are_hidden = True
+
+
+_rows_are_hidden = False
+
+
+def conceal(resource: Resource) -> bool:
+    """Have the rest of the request see nothing of a resource; whether it will see nothing, which must be looked at."""
+    running = _request.get()
+    if running is None or not (running.of_airflow and _rows_are_hidden):
+        return False
+    running.concealed.add((resource.type, str(resource.id)))
+    return True
 
 
 def remembered() -> Subject | None:
