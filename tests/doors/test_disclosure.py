@@ -50,7 +50,8 @@ def ask(world: World, name: str, user: str, path: str = "/api/v2/x", **arguments
     ended: list[Any] = []
 
     async def route(_scope: Any, _receive: Any, send: Any) -> None:
-        allowed = world.call(name, user, **arguments)
+        with requests.before_handler():
+            allowed = world.call(name, user, **arguments)
         ended.append(requests.current())
         status, body = (404, b'{"detail":"not found"}') if allowed else (403, b'{"detail":"Forbidden"}')
         await send({"type": "http.response.start", "status": status, "headers": []})
