@@ -36,7 +36,11 @@ def thaw(
 
 def status(server: ServerOption, token_file: TokenOption = None, output: OutputOption = Output.TEXT) -> None:
     """Show who runs which revision, and what is wrong. Exit code 1: something is."""
-    told = ask("GET", server, "status", token_file, output)
+    told = page = ask("GET", server, "status", token_file, output)
+    while (after := page.get("next")) is not None:
+        page = ask("GET", server, "status", token_file, output, params={"after": after})
+        told["clients"] += page["clients"]
+    told.pop("next", None)
     alarms = [
         [
             "wrong",
@@ -49,7 +53,7 @@ def status(server: ServerOption, token_file: TokenOption = None, output: OutputO
     rows = [
         [
             "wrong" if client["alarms"] else "ok",
-            f"{client['kind']} {client['id']}",
+            f"{client['kind']} {client['id']} by {client['reporter']}",
             ", ".join(client["revisions"].values()),
             "; ".join(client["alarms"]),
         ]

@@ -19,7 +19,7 @@ from airflow.configuration import conf
 from airflow.models.asset import AssetEvent, AssetModel
 from airflow.models.log import Log
 from msgspec import UNSET
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from airflow_team_authz.doors.deciding import decision_point, settings
 from airflow_team_authz.escaping import logger
@@ -27,6 +27,7 @@ from airflow_team_authz.identities import requests
 from airflow_team_authz.identities.machines import task_of_dag, teams_of_dags
 from airflow_team_authz.model import AssetNames, Decision, Delivery, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
+from airflow_team_authz.texts import TEXT_BYTES, fitting, fitting_reasons
 
 if TYPE_CHECKING:
     # Not at run time: this is loaded while Airflow's models are.
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 
 log = logger(__name__)
 
-# Rows of Airflow's audit log, each with the Dag that was not started.
+# Rows of Airflow's audit log, each with the Dag that was not started. What is held back may take several rows.
 HELD_BACK = "asset event held back"
+HELD_BACK_PART = "asset event held back, continued"
 REFUSED = "asset event refused"
 REPLAYED = "asset event replayed"
 
@@ -56,6 +58,8 @@ class _Consent(NamedTuple):
     global_consumers: bool
 
 
+_ERROR_BYTES = 1_000
+
 _change: ContextVar[_Change | None] = ContextVar("team_authz_asset_change", default=None)
 _consent: ContextVar[_Consent | None] = ContextVar("team_authz_asset_consent", default=None)
 _watching: ContextVar[int | None] = ContextVar("team_authz_watching", default=None)
@@ -68,7 +72,8 @@ class TeamAssetManager(AssetManager):
     def register_asset_change(cls, *, session: Session, **named: Any) -> AssetEvent | None:
         """See ``AssetManager``."""
         change = _Change(bool(named.get("source_is_api")), named.get("api_user_teams") or ())
-        with _set(_change, change), _set(_consent, None):
+        # What an event starts, and which Dags it is offered to, is this door's question.
+        with _set(_change, change), _set(_consent, None), requests.unfiltered():
             return super().register_asset_change(session=session, **named)
 
     @classmethod
@@ -182,7 +187,7 @@ def _allowed(
         if not verdict:
             allowed.add(by_id[delivery.dag_id])
         else:
-            session.add(Log(REFUSED, dag_id=delivery.dag_id, owner=question.subject.id, extra=_told(event, verdict)))
+            session.add(_row(REFUSED, delivery.dag_id, question.subject, _told(event.id, verdict)))
     return allowed
 
 
@@ -213,8 +218,10 @@ def _without_decision(
         if own_start and run.team_id in own and run.delivery and run.delivery.airflow_allows:
             started.add(dags[dag_id])
             continue
-        held = Held(event.id, event.asset_id, question.subject, (run, sent), partition_date, error)
-        session.add(Log(HELD_BACK, dag_id=dag_id, owner=question.subject.id, extra=_encode(held)))
+        held = Held(
+            event.id, event.asset_id, question.subject, (run, sent), partition_date, fitting(error, _ERROR_BYTES)
+        )
+        _hold_back(held, dag_id, session)
     log.error(
         "an event of asset %s starts %d of %d Dags, because no decision can be had (%s): "
         "`team-authz assets replay` asks again for the others",
@@ -245,6 +252,12 @@ class Held(msgspec.Struct, frozen=True):
         """The asset's name."""
         delivery = self.resources[0].delivery
         return delivery.asset.name if isinstance(delivery, Delivery) else ""
+
+
+class _Parts(msgspec.Struct, frozen=True):
+    """Where the rest is of what did not fit into one row."""
+
+    parts: tuple[int, ...] = ()
 
 
 class Waiting(NamedTuple):
@@ -291,7 +304,7 @@ def replay() -> Iterator[Outcome]:
 
 def _held_back(session: Session) -> list[tuple[Log, Held]]:
     rows = session.scalars(select(Log).where(Log.event == HELD_BACK).order_by(Log.id))
-    return [(row, msgspec.json.decode(row.extra or "", type=Held)) for row in rows]
+    return [(row, msgspec.json.decode(_held_text(row, session), type=Held)) for row in rows]
 
 
 def _replay(row: Log, held: Held, session: Session) -> Outcome:
@@ -310,8 +323,8 @@ def _replay(row: Log, held: Held, session: Session) -> Outcome:
             task_instance=None, session=session, **_of_this_airflow(partition_date=held.partition_date),
         )  # fmt: skip
     row.event = REFUSED if refused else REPLAYED
-    if refused:
-        row.extra = _encode({"event_id": held.event_id, "reasons": against})
+    session.execute(delete(Log).where(Log.id.in_(_parts(row))))
+    row.extra = _told(held.event_id, against)
     return Outcome(dag_id, held.event_id, row.event, against)
 
 
@@ -322,8 +335,40 @@ def _of_this_airflow(**named: Any) -> dict[str, Any]:
     return {name: value for name, value in named.items() if name in names}
 
 
-def _told(event: AssetEvent, reasons: list[str]) -> str:
-    return _encode({"event_id": event.id, "reasons": reasons})
+def _told(event_id: int, reasons: Iterable[str]) -> str:
+    return _encode({"event_id": event_id, "reasons": fitting_reasons(reasons)})
+
+
+def _row(event: str, dag_id: str, subject: Subject, extra: str) -> Log:
+    """A row of the audit log, which must never fail: the state of the task that made the event depends on it."""
+    return Log(event, dag_id=dag_id, owner=fitting(subject.id, Log.owner.type.length), extra=extra)
+
+
+def _hold_back(held: Held, dag_id: str, session: Session) -> None:
+    """Keep a delivery; what does not fit into one row goes on in others, which the first one names."""
+    text = _encode(held)
+    row = _row(HELD_BACK, dag_id, held.subject, text)
+    if len(text.encode()) > TEXT_BYTES:
+        # In characters, each of which may take four bytes.
+        size = TEXT_BYTES // 4
+        pieces = [text[start : start + size] for start in range(0, len(text), size)]
+        parts = [_row(HELD_BACK_PART, dag_id, held.subject, piece) for piece in pieces]
+        session.add_all(parts)
+        session.flush()
+        row.extra = _encode({"parts": [part.id for part in parts]})
+    session.add(row)
+
+
+def _held_text(row: Log, session: Session) -> str:
+    parts = _parts(row)
+    if not parts:
+        return row.extra or ""
+    pieces = {part.id: part.extra or "" for part in session.scalars(select(Log).where(Log.id.in_(parts)))}
+    return "".join(pieces[id_] for id_ in parts)
+
+
+def _parts(row: Log) -> tuple[int, ...]:
+    return msgspec.json.decode(row.extra or "", type=_Parts).parts
 
 
 def _encode(value: Any) -> str:

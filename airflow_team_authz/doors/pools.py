@@ -26,6 +26,7 @@ from airflow_team_authz.files import make_private
 from airflow_team_authz.identities.machines import dag_processor
 from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
+from airflow_team_authz.texts import fitting
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -75,7 +76,7 @@ def guard(module: ModuleType) -> None:
             if not against:
                 fine.append(dag)
                 continue
-            import_errors[file] = "\n".join(filter(None, (import_errors.get(file), *against)))
+            import_errors[file] = fitting("\n".join(filter(None, (import_errors.get(file), *against))))
             if any(answers.decisions[pool] for pool in _pools(dag) if not _allowed(answers, pool)):
                 refused_files.add(file)
             else:

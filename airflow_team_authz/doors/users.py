@@ -20,7 +20,7 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy import select
 
 from airflow_team_authz import questions
-from airflow_team_authz.doors import disclosure
+from airflow_team_authz.doors import disclosure, wall
 from airflow_team_authz.doors.bodies import TeamChanges, team_change
 from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
@@ -57,6 +57,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         """
         super().init()
         refuse_unguarded_tasks()
+        wall.install()
         log.info("decisions are made by %s", self._policy)
 
     def get_fastapi_middlewares(self) -> list[Any]:
@@ -395,7 +396,8 @@ def _where_it_is(resource: Resource) -> Resource:
 
 
 def _rows(session: Session, statement: Any) -> Iterable[tuple[str, str | None]]:
-    return ((id_, team) for id_, team in session.execute(statement))
+    with requests.unfiltered():
+        return [(id_, team) for id_, team in session.execute(statement)]
 
 
 def _log_denial(reason: str, layer: str, revision: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from airflow_team_authz.model import Resource, Subject
 
@@ -17,7 +18,8 @@ class Request:
     ``find_subject`` makes the subject of the person who has logged in, when somebody needs it: it may raise what an
     auth manager raises. ``allowed`` holds each action with the resource that the policy has allowed it on here,
     ``concealed`` types and ids of what is answered as if it did not exist; that needs a route ``of_airflow``, which
-    shows rows of its database and nothing else.
+    shows rows of its database and nothing else. ``needs_login`` says that nobody sees anything before there is a
+    subject. ``readable`` is kept by ``doors.wall``.
     """
 
     subject: Subject | None = None
@@ -25,20 +27,38 @@ class Request:
     allowed: set[tuple[str, Resource]] = field(default_factory=set)
     concealed: set[tuple[str, str]] = field(default_factory=set)
     of_airflow: bool = False
+    needs_login: bool = False
+    readable: Any = None
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether its queries see only what somebody may read; not in pages of plugins that need no login."""
+        return self.needs_login or self.subject is not None or self.find_subject is not None
 
 
 _request: ContextVar[Request | None] = ContextVar("team_authz_request", default=None)
 
 
 @contextmanager
-def request() -> Iterator[Request]:
+def request(needs_login: bool = False) -> Iterator[Request]:
     """A request begins and ends: Airflow's threads that serve it see the same ``Request``."""
-    begun = Request()
+    begun = Request(needs_login=needs_login)
     token = _request.set(begun)
     try:
         yield begun
     finally:
         _request.reset(token)
+
+
+def begin(subject: Subject, action: str, resource: Resource, is_allowed: bool = True) -> None:
+    """The rest of this context, which serves one request only, is one that ``subject`` was allowed ``action`` in.
+
+    Or not: then the resource is concealed in it.
+    """
+    if is_allowed:
+        _request.set(Request(subject, allowed={(action, resource)}))
+    else:
+        _request.set(Request(subject, concealed={(resource.type, str(resource.id))}))
 
 
 def current() -> Request | None:
@@ -64,19 +84,24 @@ def remember_allowed(action: str, resource: Resource) -> None:
         running.allowed.add((action, resource))
 
 
+_rows_are_hidden = False
+
+
 def hide_rows() -> None:
-    """Say that requests of this process see only rows that their subjects may read: from now on ``conceal`` works."""
+    """Say that requests of this process see only rows that their subjects may read: from now on they can conceal."""
     global _rows_are_hidden  # noqa: PLW0603 - once, when the process starts
     _rows_are_hidden = True
 
 
-_rows_are_hidden = False
+def are_rows_hidden() -> bool:
+    """Whether requests of this process see only rows that their subjects may read."""
+    return _rows_are_hidden
 
 
 def conceal(resource: Resource) -> bool:
     """Have the rest of the request see nothing of a resource; whether it will see nothing, which must be looked at."""
     running = _request.get()
-    if running is None or not (running.of_airflow and _rows_are_hidden):
+    if running is None or not (running.of_airflow and running.is_narrowed and _rows_are_hidden):
         return False
     running.concealed.add((resource.type, str(resource.id)))
     return True

@@ -28,7 +28,7 @@ from airflow_team_authz.doors import datasets, deciding
 from airflow_team_authz.doors.datasets import HELD_BACK, REFUSED, REPLAYED, TeamAssetManager
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import requests
-from airflow_team_authz.model import Subject, Unreachable
+from airflow_team_authz.model import Decision, Subject, Unreachable
 from tests.doors.conftest import Recording
 
 # Airflow 3.2 has neither authors' consent nor a choice of its own about teams.
@@ -262,6 +262,74 @@ def test_what_was_held_back_is_asked_again(orders: Orders, monkeypatch: pytest.M
 
 def _raise(_: Any) -> Any:
     raise Unreachable("nobody answers at unix:///x")
+
+
+# What a policy or an outage may say: long, much, and what databases do not store.
+TEXTS = {
+    "long": ["r" * 200_000],
+    "many": ["no"] * 100_000,
+    "many and long": ["ß" * 5_000] * 100,
+    "unprintable": ["\0\x1b" * 50_000] * 50,
+    "half a character": ["\ud83d"],
+}
+
+
+@needs_consent
+@pytest.mark.parametrize("texts", TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize("how", ["refused", "held back", "held back, then refused"])
+def test_no_text_is_too_long_for_the_audit_log(
+    orders: Orders, monkeypatch: pytest.MonkeyPatch, strict: set[str], texts: list[str], how: str
+) -> None:
+    monkeypatch.setattr(datasets, "decision_point", lambda: Talking(how == "refused", texts))
+    assert orders.change("beta") == set()
+    if how == "held back, then refused":
+        monkeypatch.setattr(datasets, "decision_point", lambda: Talking(True, texts))
+        assert {outcome.state for outcome in datasets.replay()} == {REFUSED}
+    assert set(told(HELD_BACK if how == "held back" else REFUSED)) == set(WAITING)
+    assert {"Log.extra", "Log.owner"} <= strict
+
+
+class Talking(NamedTuple):
+    """A policy that refuses, or an outage, with much to say about it."""
+
+    answers: bool
+    texts: list[str]
+
+    def decide(self, question: Any) -> Any:
+        if not self.answers:
+            raise Unreachable("; ".join(self.texts))
+        denied = Decision(False, tuple(self.texts), "default")
+        return SimpleNamespace(decisions=[denied] * len(question.resources))
+
+
+@needs_consent
+def test_a_refusal_tells_its_first_reasons_and_how_many_more_there_are(
+    orders: Orders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = [f"reason {number}" for number in range(25)]
+    monkeypatch.setattr(datasets, "decision_point", lambda: Talking(True, reasons))
+    orders.change("beta")
+    # Both owners say all of it.
+    assert told(REFUSED)["common"]["reasons"] == [*reasons[:10], "and 40 more reasons"]
+
+
+@needs_consent
+def test_whoever_asks_is_kept_whole_in_as_many_rows_as_it_takes(
+    orders: Orders, no_engine: None, strict: set[str], monkeypatch: pytest.MonkeyPatch  # noqa: ARG001
+) -> None:  # fmt: skip
+    groups = tuple(f"größe-{number:09}" * 10 for number in range(2_000))
+    asked = Subject("user", "n" * 1_000, ("beta",), ("user",), groups)
+    with requests.request():
+        requests.remember(asked)
+        assert orders.register(source_is_api=True, api_user_teams={"beta"}) == set()
+    waiting = datasets.held_back()
+    assert {one.dag_id for one in waiting} == set(WAITING)
+    assert {one.held.subject for one in waiting} == {asked}
+    monkeypatch.setattr(datasets, "decision_point", lambda: Talking(True, ["no"]))
+    assert {outcome.state for outcome in datasets.replay()} == {REFUSED}
+    assert datasets.held_back() == []
+    with _session() as session:
+        assert {row.event for row in session.scalars(select(Log))} == {REFUSED}
 
 
 @needs_consent

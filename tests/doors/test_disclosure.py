@@ -131,7 +131,8 @@ def test_what_one_may_not_read_is_answered_like_what_does_not_exist(world: World
 
 
 @pytest.mark.usefixtures("refusals")
-def test_nothing_is_allowed_where_rows_are_not_hidden(world: World) -> None:
+def test_nothing_is_allowed_where_rows_are_not_hidden(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "_rows_are_hidden", False)
     for user, (type_, id_, team, method, part) in product(("viewer", "nobody"), FOREIGN):
         reached = one(world, user, type_, id_, team, method, part).status == 404
         assert reached is bool(

@@ -18,7 +18,7 @@ from sqlalchemy import select
 
 from airflow_team_authz.doors import deciding, pools
 from airflow_team_authz.engines import DecisionPoint
-from airflow_team_authz.model import Unreachable
+from airflow_team_authz.model import Decision, Unreachable
 from tests.doors.conftest import Recording
 
 BUNDLE = "of alpha"
@@ -169,6 +169,25 @@ def test_a_mapped_tasks_pool_counts(parsing: Recording) -> None:  # noqa: ARG001
 
 def test_many_tasks_are_told_in_short(parsing: Recording) -> None:  # noqa: ARG001
     assert "task t0, t1, t2, t3, t4 and 15 more tasks:" in write(made("huge", *["beta_pool"] * 20))["dags.py"]
+
+
+@pytest.mark.parametrize("reason", ["r" * 200_000, "\0" * 100_000, "ß🚀" * 50_000], ids=["long", "NUL", "wide"])
+@pytest.mark.parametrize("answered", [True, False])
+def test_no_text_is_too_long_for_an_import_error(
+    parsing: Recording, monkeypatch: pytest.MonkeyPatch, reason: str, answered: bool  # noqa: ARG001
+) -> None:  # fmt: skip
+    class Talking:
+        def decide(self, question: Any) -> Any:
+            if not answered:
+                raise Unreachable(reason)
+            return [Decision(False, (reason,), "default")] * len(question.resources), "1"
+
+    monkeypatch.setattr(pools, "decision_point", Talking)
+    told = write(made("greedy", "unknown_pool"))["dags.py"]
+    assert told.startswith("Dag greedy, task t0: pool unknown_pool")
+    # MySQL's TEXT takes no more, and PostgreSQL no NUL.
+    assert len(told.encode()) <= 65_535
+    assert "\0" not in told
 
 
 def test_common_dags_use_common_pools(parsing: Recording) -> None:  # noqa: ARG001

@@ -348,6 +348,22 @@ HOSTILE: dict[str, Hostile] = {
     "a pattern that repeats without end": Hostile(
         'deny contains "x" if regex.match(`^.{1,1000}$`, input.action) # here\n', {"pattern"}
     ),
+    **{
+        f"a glob that one engine ends at a line break: {pattern} {delimiters}": Hostile(
+            f'deny contains "x" if glob.match("{pattern}", {delimiters}, input.resource.id) # here\n', {"pattern"}
+        )
+        for pattern, delimiters in (
+            ("prod**", "[]"),
+            ("prod**", '["."]'),
+            ("**", '["/", ":"]'),
+            ("{prod**,x}", "[]"),
+            ("prod*", "null"),
+            ("prod?", "null"),
+            ("*", "null"),
+            ("[a-z]*x", "null"),
+        )
+    },
+    "a pattern of bytes": Hostile('deny contains "x" if regex.match(`^\\C$`, input.resource.id) # here\n', {"pattern"}),
     "a pattern of all letters": Hostile(
         'deny contains "x" if regex.match(`^\\p{L}{1,10}$`, input.action) # here\n', {"pattern"}
     ),
@@ -399,6 +415,19 @@ FINE: dict[str, str] = {
     "a rule called beta": 'beta := {"secret": 1}\n\nallow contains "x" if beta.secret == 1\n',
     "a constant pattern": 'allow contains "x" if regex.match(`^p[a-z]$`, input.resource.id)\n',
     "a constant glob": 'allow contains "x" if glob.match("p*", [], input.resource.id)\n',
+    **{
+        f"a pattern that both engines read alike: {call}": f'allow contains "x" if {call}\n'
+        for call in (
+            'glob.match("prod*", [], input.resource.id)',
+            'glob.match("prod_?", ["/", ":"], input.resource.id)',
+            'glob.match("{prod,dev}_[a-z]*", ["."], input.resource.id)',
+            'glob.match("prod[!x]", null, input.resource.id)',
+            "regex.match(`(?s)^prod.*$`, input.resource.id)",
+            "regex.match(`(?m)^prod$`, input.resource.id)",
+            r"regex.match(`(?i)\Aprod\.[^x]+\b\z`, input.resource.id)",
+            "regex.match(`^(?:prod|dev)_[[:alpha:]]{1,3}$`, input.resource.id)",
+        )
+    },
     "one value by else": (
         'kind := "a" if {\n\tinput.action == "x"\n} else := "b"\n\nallow contains kind if input.subject.id == "ann"\n'
     ),
