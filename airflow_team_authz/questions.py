@@ -105,6 +105,11 @@ def view(access_view: AccessView) -> Resource:
     return Resource("platform_view" if access_view.name in _PLATFORM_VIEWS else "view", id=name)
 
 
+def route(method: str, path: str) -> tuple[str, Resource]:
+    """Action and resource of a route that this version does not know: ``GET /ui/new``."""
+    return {**_ACTIONS, "PATCH": "update"}.get(method, "read"), Resource("route", id=f"{method} {path}")
+
+
 def custom_view(method: Any, resource_name: str) -> tuple[str, Resource]:
     """Action and resource of a plugin's or the login manager's own page; its verbs are free, ``can_edit`` for one."""
     return _ACTIONS.get(str(method), str(method)), Resource("custom_view", id=str(resource_name))

@@ -119,6 +119,7 @@ def asked() -> Iterator[tuple[str, Resource]]:
         yield "read", questions.view(view)
     for method in [*ACTIONS, "can_edit"]:
         yield questions.custom_view(method, "Users/List")
+        yield questions.route(method, "/ui/new")
     for item in MenuItem:
         target = questions.menu_item(item)
         assert target is not None

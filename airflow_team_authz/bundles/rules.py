@@ -32,11 +32,11 @@ MAX_TERMS = 2_000
 MAX_TEXT = 1_000
 MAX_TEMPLATES = 24
 MAX_PATTERNS = 20
+# Of the directory only what it says of the subject: whose groups and roles are in it is each team's own business.
 READABLE = (
     ("airflow", "authz", "standing", "team_ids"),
     ("airflow", "authz", "standing", "team_roles"),
     ("airflow", "authz", "standing", "platform_roles"),
-    ("airflow", "directory"),
     ("airflow", "roles"),
 )
 _STANDING = ("airflow", "authz", "standing")

@@ -108,6 +108,19 @@ def _airflow_checks(readable: bool) -> Iterator[Check]:
         else "the entry point airflow.policy of this package is missing",
         "" if hooked else "install the package with its metadata (pip install): tasks, datasets and pools go unasked",
     )
+    yield _routes_check()
+
+
+def _routes_check() -> Check:
+    from airflow_team_authz.doors.user_routes import unknown_routes
+
+    unknown = unknown_routes()
+    if not unknown:
+        return Check("routes", True, "each route of users is in the table of this version")
+    told = f"routes that this version does not know, or where Airflow asks less than it should: {', '.join(unknown)}"
+    return Check(
+        "routes", False, told, "look for a newer version of airflow-team-authz; until then they are for admins"
+    )
 
 
 def _login_check() -> Check:

@@ -66,6 +66,7 @@ def run(
     from airflow_team_authz.compile import find_opa
     from airflow_team_authz.server.access import Oidc
     from airflow_team_authz.server.app import create_app
+    from airflow_team_authz.server.connections import Connection
     from airflow_team_authz.server.releases import Releases
 
     key, program = load_key(signing_key), find_opa(opa)
@@ -90,7 +91,9 @@ def run(
     releases = partial(Releases, engine, key, environments, program)
     # No line for each request: hundreds of clients ask all the time.
     uvicorn.run(create_app(engine, releases, oidc, places), host=host, port=port, access_log=False,
-                timeout_graceful_shutdown=2, limit_concurrency=places * 3 // 2)  # fmt: skip
+                timeout_graceful_shutdown=2, limit_concurrency=places * 3 // 2,
+                # As many connections as wait are accepted at once, before one of them is looked at.
+                http=Connection, ws="none", backlog=max(places // 8, 1))  # fmt: skip
 
 
 @app.command()

@@ -6,7 +6,7 @@ asked together, inside the transaction that registers it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -109,10 +109,20 @@ class TeamAssetManager(AssetManager):
 
 
 class _Source(NamedTuple):
-    """Who makes an event, and the team that it counts for where it goes to a Dag of a team."""
+    """Who makes an event, and the teams that it is of."""
 
     subject: Subject
-    team_for: Callable[[str | None], str | None]
+    teams: tuple[str, ...]
+
+    def team_for(self, consumer: str | None) -> str | None:
+        """The team that an event counts for where it goes to a team's Dag: a person's is of each of the person's."""
+        if self.subject.type == "user":
+            return consumer if consumer in self.teams else None
+        return next(iter(self.teams), None)
+
+
+def _teams(team_id: str | None) -> tuple[str, ...]:
+    return () if team_id is None else (team_id,)
 
 
 def _source(task_instance: Any, session: Session) -> _Source:
@@ -120,21 +130,19 @@ def _source(task_instance: Any, session: Session) -> _Source:
         dag_id = str(task_instance.dag_id)
         team_id = teams_of_dags([dag_id], session)[dag_id]
         task = task_of_dag(dag_id, str(task_instance.task_id), str(task_instance.run_id), team_id)
-        return _Source(task, lambda _: team_id)
+        return _Source(task, _teams(team_id))
     if (trigger_id := _watching.get()) is not None:
         from airflow.models.trigger import Trigger
 
         trigger = session.get(Trigger, trigger_id)
         # Airflow 3.2 does not know whose a trigger is.
-        team_id = getattr(trigger, "team_name", None)
+        of_trigger = _teams(getattr(trigger, "team_name", None))
         names = sorted({watcher.name for watcher in getattr(trigger, "asset_watchers", ())})
-        watcher = Subject("watcher", ", ".join(names) or "unnamed", () if team_id is None else (team_id,))
-        return _Source(watcher, lambda _: team_id)
+        return _Source(Subject("watcher", ", ".join(names) or "unnamed", of_trigger), of_trigger)
     change = _change.get()
+    # Airflow knows the teams that a person is in.
     teams = tuple(sorted(change.api_user_teams)) if change else ()
-    user = requests.remembered() or Subject("user", "unknown", teams)
-    # A person's event is of all teams that the person is in; Airflow knows them.
-    return _Source(user, lambda consumer: consumer if consumer in teams else None)
+    return _Source(requests.remembered() or Subject("user", "unknown", teams), teams)
 
 
 def _question(source: _Source, asset_id: int, dags: Iterable[DagModel], session: Session) -> Evaluations:
@@ -311,21 +319,67 @@ def _replay(row: Log, held: Held, session: Session) -> Outcome:
     from airflow.models import DagModel
 
     dag_id = str(row.dag_id)
-    decisions = decision_point().decide(Evaluations(held.subject, "trigger", held.resources)).decisions
-    against = tuple(reason for decision in decisions if decision.allow is not True for reason in decision.reasons)
-    refused = any(decision.allow is not True for decision in decisions)
     event, dag = session.get(AssetEvent, held.event_id), session.get(DagModel, dag_id)
-    if event is None or dag is None:
-        against, refused = ("the event or the Dag does not exist any more",), True
-    elif not refused:
-        AssetManager._queue_dagruns(
-            asset_id=held.asset_id, dags_to_queue={dag}, event=event, partition_key=event.partition_key,
-            task_instance=None, session=session, **_of_this_airflow(partition_date=held.partition_date),
-        )  # fmt: skip
-    row.event = REFUSED if refused else REPLAYED
+    if event is None or dag is None or session.get(AssetModel, held.asset_id) is None:
+        against = ["the event, its asset or the Dag does not exist any more"]
+    else:
+        question = _question_now(held, dag, session)
+        ((_, against),) = _pairs(question, decision_point().decide(question).decisions)
+        if not against:
+            AssetManager._queue_dagruns(
+                asset_id=held.asset_id, dags_to_queue={dag}, event=event, partition_key=event.partition_key,
+                task_instance=None, session=session, **_of_this_airflow(partition_date=held.partition_date),
+            )  # fmt: skip
+    row.event = REFUSED if against else REPLAYED
     session.execute(delete(Log).where(Log.id.in_(_parts(row))))
-    row.extra = _told(held.event_id, against)
-    return Outcome(dag_id, held.event_id, row.event, against)
+    row.extra = _told(held.event_id, tuple(against))
+    return Outcome(dag_id, held.event_id, row.event, tuple(against))
+
+
+def _question_now(held: Held, dag: DagModel, session: Session) -> Evaluations:
+    """What would be asked of such an event now: Dags move to other teams, and authors change their minds."""
+    source = _source_now(held, session)
+    with _set(_consent, None):
+        # Airflow 3.2 has none, and knows no consent.
+        if hasattr(AssetManager, "_filter_dags_by_team"):
+            asset = session.get_one(AssetModel, held.asset_id)
+            of_person = source.subject.type == "user"
+            consumers = _consumers_now(held, session)
+            TeamAssetManager._filter_dags_by_team(
+                {dag}, set(source.teams), asset, of_person, session=session, **consumers
+            )
+        return _question(source, held.asset_id, [dag], session)
+
+
+def _source_now(held: Held, session: Session) -> _Source:
+    """Who made the event, and the teams that it counts for now."""
+    subject = held.subject
+    if subject.type == "user":
+        standing, _ = decision_point().whoami(subject)
+        return _Source(subject, tuple(team_id for team_id, roles in standing.team_roles.items() if roles))
+    if isinstance(subject.dag_id, str):
+        from airflow.models import DagModel
+
+        # What is left of a Dag that is gone is still its team's.
+        if session.get(DagModel, subject.dag_id) is not None:
+            return _Source(subject, _teams(teams_of_dags([subject.dag_id], session)[subject.dag_id]))
+    return _Source(subject, _teams(held.resources[1].team_id))
+
+
+def _consumers_now(held: Held, session: Session) -> dict[str, Any]:
+    """Which teams get the event: a task's author may have changed it, what a person said of the event stays."""
+    from airflow.models.asset import TaskOutletAssetReference as Outlet
+
+    subject, delivery = held.subject, held.resources[0].delivery
+    if isinstance(subject.dag_id, str):
+        task = (Outlet.dag_id == subject.dag_id, Outlet.task_id == subject.task_id)
+        outlet = session.scalar(select(Outlet).where(Outlet.asset_id == held.asset_id, *task))
+        if outlet is not None:
+            teams, others = outlet.allow_consumer_teams, outlet.allow_global_consumers
+            return {"allow_consumer_teams": teams, "allow_global_consumers": others}
+    assert isinstance(delivery, Delivery)  # noqa: S101
+    named = None if delivery.consumer_teams is UNSET else list(delivery.consumer_teams)
+    return {"allow_consumer_teams": named, "allow_global_consumers": delivery.global_consumers}
 
 
 def _of_this_airflow(**named: Any) -> dict[str, Any]:

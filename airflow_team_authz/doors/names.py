@@ -1,7 +1,8 @@
-"""The names' door: a Dag id belongs to the team of the bundle that declared it first.
+"""The names' door: what a Dag file names belongs to the team of the bundle that declared it first.
 
 Airflow takes a Dag for whichever bundle has parsed it last, with its runs and XComs. Here another team's file that uses
-the id is an import error, and moving a Dag to another team is the platform's act (``team-authz dags move``).
+the id is an import error, and moving a Dag to another team is the platform's act (``team-authz dags move``). Likewise
+an asset's watchers are left alone, and a Dag whose file is gone is still known as an asset's producer.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from collections.abc import Callable, Collection, Iterable
 from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import exists, insert, or_, select, update
+
+from airflow_team_authz.escaping import logger
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from airflow.models import DagModel
     from sqlalchemy.orm import Session
+
+log = logger(__name__)
 
 # The row of Airflow's audit log that tells of a Dag which has been moved.
 MOVED = "dag moved"
@@ -54,6 +59,7 @@ def guard(module: ModuleType) -> None:
     put_in: dict[str, Callable[[Any], None]] = {
         "airflow.dag_processing.bundles.manager": _guard_bundles,
         "airflow.dag_processing.collection": _guard_parsing,
+        "airflow.dag_processing.manager": _guard_references,
         "airflow.models.dag": _guard_cache,
     }
     put_in[module.__name__](module)
@@ -102,6 +108,61 @@ def _guard_parsing(module: Any) -> None:
         return found
 
     module.DagModelOperation.add_dags = add_own
+    _guard_watchers(module)
+
+
+def _guard_watchers(module: Any) -> None:
+    """Whoever describes an asset sets its watchers, so those of another team's are left alone."""
+    # Airflow 3.2 knows no teams of triggers.
+    if not hasattr(module.Trigger, "team_name"):
+        return
+    add = module.AssetModelOperation.add_asset_trigger_references
+
+    def add_own(self: Any, assets: dict[Any, Any], *, team_name: str | None = None, session: Session) -> None:
+        others = {
+            name
+            for name, asset in assets.items()
+            if any(watcher.trigger and watcher.trigger.team_name != team_name for watcher in asset.watchers)
+        }
+        for name in others:
+            if self.assets[name].watchers:
+                log.warning("asset %s keeps its watchers: they are another team's than that of the parsed bundle", name)
+        own = self._replace(assets={name: asset for name, asset in self.assets.items() if name not in others})
+        add(own, assets, team_name=team_name, session=session)
+
+    module.AssetModelOperation.add_asset_trigger_references = add_own
+
+
+def _guard_references(module: Any) -> None:
+    """A Dag whose file is gone stays the producer of an asset that keeps state, or that others produce too.
+
+    Airflow forgets what all stale Dags produce when any file is deleted, also another team's. Once the file is back,
+    the others would have produced the asset for longer, and have its state.
+    """
+    from importlib.util import find_spec
+
+    from sqlalchemy.orm import aliased
+
+    # Airflow 3.2 keeps no state with assets.
+    if find_spec("airflow.models.asset_state_store") is None:
+        return
+    forget = module.remove_references_to_deleted_dags
+
+    def forget_but_for_owners(session: Session) -> None:
+        from airflow.models import DagModel
+        from airflow.models.asset import TaskOutletAssetReference as Outlet
+        from airflow.models.asset_state_store import AssetStateStoreModel
+
+        other = aliased(Outlet)
+        contested = exists().where(other.asset_id == Outlet.asset_id, other.dag_id != Outlet.dag_id)
+        has_state = exists().where(AssetStateStoreModel.asset_id == Outlet.asset_id)
+        statement = select(*Outlet.__table__.columns).join(DagModel, DagModel.dag_id == Outlet.dag_id)
+        kept = session.execute(statement.where(DagModel.is_stale, or_(contested, has_state))).mappings().all()
+        forget(session)
+        if kept:
+            session.execute(insert(Outlet), [dict(row) for row in kept])
+
+    module.remove_references_to_deleted_dags = forget_but_for_owners
 
 
 def _refusal(dag_id: str, home: Home, bundle_name: str) -> str:

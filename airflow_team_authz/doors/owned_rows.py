@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy import ColumnElement, and_, exists, false, func, inspect, or_, select
 from sqlalchemy.orm import aliased
 
+from airflow_team_authz.doors.asset_owners import producing_teams
 from airflow_team_authz.identities.machines import teams_of_dags
 from airflow_team_authz.model import Resource
 
@@ -113,7 +114,8 @@ class Named(NamedTuple):
 
     def resources(self, row: Any, session: Session) -> set[Resource]:  # noqa: ARG002
         # The team that it had, and the one that it goes to.
-        teams = {row.team_name, *inspect(row).attrs.team_name.history.deleted}
+        state = inspect(row, raiseerr=False)
+        teams = {row.team_name, *(state.attrs.team_name.history.deleted if state else ())}
         return {Resource(self.type, team_id, str(getattr(row, self.column))) for team_id in teams}
 
 
@@ -156,8 +158,9 @@ class AssetRow(NamedTuple):
         scope = readable.assets(self.entity, writes)
         return None if scope.everything else getattr(entity, self.column).in_(scope.ids)
 
-    def resources(self, row: Any, session: Session) -> set[Resource]:  # noqa: ARG002
-        return {Resource("asset", None, str(getattr(row, self.column)), self.entity)}
+    def resources(self, row: Any, session: Session) -> set[Resource]:
+        asset_id = getattr(row, self.column)
+        return {Resource("asset", producing_teams(session, [asset_id]).get(asset_id), str(asset_id), self.entity)}
 
 
 class AliasRow(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +9,6 @@ from airflow.models import Connection, DagModel, Pool, Variable
 from airflow.models.asset import (
     AssetAliasModel,
     AssetModel,
-    AssetWatcherModel,
     DagScheduleAssetAliasReference,
     DagScheduleAssetReference,
     TaskInletAssetReference,
@@ -19,11 +17,11 @@ from airflow.models.asset import (
 from airflow.models.dagbundle import DagBundleModel
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.team import Team, dag_bundle_team_association_table
-from airflow.models.trigger import Trigger
 from fastapi import HTTPException
 from msgspec import UNSET, UnsetType
 from sqlalchemy import select
 
+from airflow_team_authz.doors.asset_owners import producing_teams, using_teams
 from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.identities import requests
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
@@ -189,7 +187,7 @@ class Readable:
 
     def _listed_assets(self, entity: str | UnsetType, writes: bool) -> Scope:
         assets = self._kept("all assets", lambda: self._rows(select(*_ASSET)))
-        owners = self._kept("owners", self._asset_owners)
+        owners = self._kept(("owners", entity), lambda: self._asset_owners(entity))
         resources = [
             Resource("asset", owners.get(id_), str(id_), entity, name, uri, group) for id_, name, uri, group in assets
         ]
@@ -249,6 +247,13 @@ class Readable:
             for asset_id, dag_id in self._rows(select(reference.asset_id, reference.dag_id).distinct())
         ]
 
+    def _asset_owners(self, entity: str | UnsetType) -> dict[int, str | None]:
+        """Who produces an asset; whose the asset itself is that nobody produces, is said by who uses it."""
+        assert self._session is not None  # noqa: S101
+        with requests.unfiltered(), self._session.no_autoflush:
+            producing = producing_teams(self._session)
+            return producing if entity is not UNSET else using_teams(self._session) | producing
+
     def _alias_uses(self) -> set[tuple[str, str]]:
         """Dags with the aliases that they wait for or produce; no table but that of whole Dags has the latter."""
         assert self._session is not None  # noqa: S101
@@ -265,22 +270,6 @@ class Readable:
             AssetAliasModel, AssetAliasModel.id == DagScheduleAssetAliasReference.alias_id
         )
         return {*names, *((dag_id, name) for dag_id, name in self._rows(waiting))}
-
-    def _asset_owners(self) -> dict[int, str | None]:
-        """The team that alone produces or watches an asset."""
-        teams = {dag.id: dag.team_id for dag in self._dags()}
-        producing: dict[int, set[str | None]] = defaultdict(set)
-        outlets = select(TaskOutletAssetReference.asset_id, TaskOutletAssetReference.dag_id).distinct()
-        for asset_id, dag_id in self._rows(outlets):
-            producing[asset_id].add(teams.get(dag_id))
-        # Airflow 3.2 knows no teams of triggers.
-        if (team_of_trigger := getattr(Trigger, "team_name", None)) is not None:
-            watching = select(AssetWatcherModel.asset_id, team_of_trigger).join(
-                Trigger, AssetWatcherModel.trigger_id == Trigger.id
-            )
-            for asset_id, team_id in self._rows(watching):
-                producing[asset_id].add(team_id)
-        return {asset_id: next(iter(team_ids)) for asset_id, team_ids in producing.items() if len(team_ids) == 1}
 
 
 _ASSET = (AssetModel.id, AssetModel.name, AssetModel.uri, AssetModel.group)

@@ -10,15 +10,15 @@ from uuid import UUID
 
 from airflow.configuration import ensure_secrets_loaded
 from airflow.models import Connection, DagModel, Pool, Variable
-from airflow.models.asset import AssetAliasModel, AssetModel, AssetWatcherModel, TaskOutletAssetReference
+from airflow.models.asset import AssetAliasModel, AssetModel
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.team import Team
-from airflow.models.trigger import Trigger
 from airflow.secrets.metastore import MetastoreBackend
 from msgspec import UNSET
 from msgspec.structs import replace
 from sqlalchemy import select
 
+from airflow_team_authz.doors.asset_owners import producing_teams
 from airflow_team_authz.identities import requests
 from airflow_team_authz.identities.machines import teams_of_dags
 from airflow_team_authz.model import Resource, Subject
@@ -195,7 +195,7 @@ def _asset(*parameters: str, entity: str | None = None) -> Callable[[Request], R
         part = UNSET if entity is None else entity
         if row is not None:
             # What is kept with an asset belongs to the team that produces it; the asset itself is everybody's.
-            team_id = _state_owner(row.id, request.session) if entity == "state" else None
+            team_id = producing_teams(request.session, [row.id]).get(row.id) if entity == "state" else None
             return Resource("asset", team_id, str(row.id), part, row.name, row.uri, row.group)
         if entity == "state":
             raise Missing(f"Asset with {' and '.join(f'{name}={value!r}' for name, value in named.items())} not found")
@@ -225,19 +225,6 @@ def _pool_of_task(request: Request) -> Resource:
 def _owner(session: Session, team: Any, key: Any, id_: str) -> str | None:
     team_id: str | None = session.scalar(select(team).where(key == id_))
     return team_id
-
-
-def _state_owner(asset_id: int, session: Session) -> str | None:
-    """The team that has produced or watched the asset for longest; ``None`` for what is common, or nobody's."""
-    outlets = select(TaskOutletAssetReference.created_at, TaskOutletAssetReference.dag_id)
-    producing = session.execute(outlets.where(TaskOutletAssetReference.asset_id == asset_id)).all()
-    teams = teams_of_dags([row.dag_id for row in producing], session)
-    since = [(row.created_at, teams[row.dag_id]) for row in producing]
-    # Airflow 3.2 knows no teams of triggers.
-    if (team_of_trigger := getattr(Trigger, "team_name", None)) is not None:
-        watching = select(Trigger.created_date, team_of_trigger).join(Trigger.asset_watchers)
-        since += [tuple(row) for row in session.execute(watching.where(AssetWatcherModel.asset_id == asset_id))]
-    return min(since, key=lambda one: (one[0], one[1] or ""))[1] if since else None
 
 
 # A task about itself: Airflow sees to it that the token is that task's (`ti:self`), and what a task reports of itself

@@ -53,16 +53,17 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     def init(self) -> None:
         """Load the policy when the API server starts, so that a broken one is noticed then.
 
-        ``RuntimeError`` if the tasks' door is missing: a server that lets tasks through unasked must not serve.
+        ``RuntimeError`` if a door is missing: a server that lets tasks or users through unasked must not serve.
         """
         super().init()
         refuse_unguarded_tasks()
         wall.install()
+        refuse_unguarded_users()
         log.info("decisions are made by %s", self._policy)
 
     def get_fastapi_middlewares(self) -> list[Any]:
         """Those of the login manager; one that tells people why they were refused, one that sees where resources go."""
-        return [*super().get_fastapi_middlewares(), (RefusalReasons, {}), (TeamChanges, {})]
+        return [*getattr(super(), "get_fastapi_middlewares", list)(), (RefusalReasons, {}), (TeamChanges, {})]
 
     async def get_user_from_token(self, token: str, *arguments: Any, **named: Any) -> Any:
         """As the login manager has it. The request keeps the user, for routes about which Airflow asks nothing."""
@@ -115,6 +116,11 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     def is_authorized_hitl_task(self, *, assigned_users: set[str], user: Any, **_: Any) -> bool:
         context = Context(str(user.get_id()), tuple(sorted(map(str, assigned_users))))
         return self._decide(user, "update", [Resource("hitl_task")], context)
+
+    def require(self, user: Any, action: str, resources: list[Resource]) -> None:
+        """Ask what Airflow does not; ``HTTPException`` 403 unless the policy allows the action on all of them."""
+        if resources and not self._decide(user, action, resources):
+            raise HTTPException(403, "Forbidden")
 
     # Several resources, all or nothing
 
@@ -359,6 +365,17 @@ def refuse_unguarded_tasks() -> None:
             "the Execution API is not guarded, so tasks would do as they like: the entry point airflow.policy of "
             "airflow-team-authz has not been loaded. Install the package with its metadata (pip install), in the "
             "environment that runs `airflow api-server`"
+        )
+
+
+def refuse_unguarded_users() -> None:
+    """``RuntimeError`` if this process would serve users' routes without the questions that Airflow leaves out."""
+    views = sys.modules.get("airflow.api_fastapi.core_api.app")
+    init = getattr(views, "init_views", None)
+    if init is not None and not init.__module__.startswith("airflow_team_authz."):
+        raise RuntimeError(
+            "users' routes are not guarded: the entry point airflow.policy of airflow-team-authz has not been loaded. "
+            "Install the package with its metadata (pip install), in the environment that runs `airflow api-server`"
         )
 
 

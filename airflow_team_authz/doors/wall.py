@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache, wraps
 from inspect import iscoroutinefunction
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from fastapi import HTTPException
@@ -204,7 +204,7 @@ def _ask(action: str, resource: Resource) -> None:
 
 
 def _check_insert(statement: Any, session: Session) -> None:
-    """An ``INSERT`` of one row that may replace what is there, as Airflow writes a variable.
+    """An ``INSERT`` of one row, which may replace what is there: Airflow writes variables and states so.
 
     ``HTTPException`` 409 if another team has the name: only that it is taken can be told.
     """
@@ -212,17 +212,19 @@ def _check_insert(statement: Any, session: Session) -> None:
     if entity is None or entity.__name__ not in OWNED or entity.__name__ in OF_THE_PERSON:
         return
     owner = OWNED[entity.__name__]
-    if not isinstance(owner, Named) or not statement._values:
+    values = {column.key: bound.value for column, bound in (statement._values or {}).items()}
+    if not values:
         raise NotNarrowed(f"rows are inserted into {statement.table.name} in a way that cannot be checked")
-    values = {column.key: bound.value for column, bound in statement._values.items()}
+    there = None
     with requests.unfiltered(), session.no_autoflush:
-        there = session.scalar(select(entity).where(getattr(entity, owner.column) == values[owner.column]))
-    if there is None:
-        asked = Resource(owner.type, values.get("team_name"), str(values[owner.column]))
-        if not _was_allowed(asked):
-            _ask("create", asked)
-    elif not all(_was_allowed(resource) for resource in owner.resources(there, session)):
-        raise HTTPException(409, f"The {owner.type} {values[owner.column]} already exists")
+        if isinstance(owner, Named):
+            there = session.scalar(select(entity).where(getattr(entity, owner.column) == values[owner.column]))
+        asked = owner.resources(SimpleNamespace(**values) if there is None else there, session)
+    for resource in asked:
+        if not _was_allowed(resource):
+            if there is not None:
+                raise HTTPException(409, f"The {resource.type} {resource.id} already exists")
+            _ask("create", resource)
 
 
 # What finds the owner of what a question is about

@@ -120,6 +120,7 @@ class Bundle(Base):
     revision: Mapped[str] = mapped_column(String(64))
     etag: Mapped[str] = mapped_column(String(80))
     content: Mapped[bytes] = mapped_column(LargeBinary)
+    signed_at: Mapped[datetime | None]
 
 
 class Token(Base):

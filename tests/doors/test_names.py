@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from airflow import settings
-from airflow.dag_processing import collection, dagbag
+from airflow.dag_processing import collection, dagbag, manager
 from airflow.dag_processing.bundles import manager as bundles_manager
 from airflow.models import DagModel, DagTag
 from airflow.models import dag as dag_module
@@ -18,15 +18,24 @@ from airflow.models.dagwarning import DagWarning, DagWarningType
 from airflow.models.log import Log
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.team import Team
-from airflow.sdk import DAG, Asset
+from airflow.models.trigger import Trigger
+from airflow.sdk import DAG, Asset, AssetWatcher, BaseOperator
 from airflow.serialization.serialized_objects import LazyDeserializedDAG
-from sqlalchemy import delete, select
+from airflow.triggers.base import BaseEventTrigger
+from sqlalchemy import delete, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from typer.testing import CliRunner, Result
 
 from airflow_team_authz.cli import app
-from airflow_team_authz.doors import names
+from airflow_team_authz.doors import names, routes
 from tests.doors.test_pools import made, runs, write
+
+try:
+    from airflow.models.asset_state_store import AssetStateStoreModel
+except ImportError:
+    WITH_STATE = False
+else:
+    WITH_STATE = True
 
 ALPHA, BETA, COMMON = "of alpha", "of beta", "of None"
 
@@ -38,6 +47,8 @@ def parsing(database: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]: 
     monkeypatch.setattr(collection, "update_dag_parsing_results_in_db", collection.update_dag_parsing_results_in_db)
     operation: Any = collection.DagModelOperation
     monkeypatch.setattr(operation, "add_dags", operation.add_dags)
+    assets: Any = collection.AssetModelOperation
+    monkeypatch.setattr(assets, "add_asset_trigger_references", assets.add_asset_trigger_references)
     names.guard(collection)
     yield
     _put(COMMON, None, active=True)
@@ -181,6 +192,98 @@ def test_of_two_that_declare_an_id_at_once_one_gets_it(
     assert (everything(dag_id)["bundle_name"], everything(dag_id)["description"]) == (ALPHA, "mine")
     # The next time the file is parsed its author is told.
     assert "belongs to team alpha" in write(rich(dag_id, "theirs"), bundle=BETA)["dags.py"]
+
+
+class Watches(BaseEventTrigger):
+    """A trigger that looks at a place."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place = place
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return f"{__name__}.Watches", {"place": self.place}
+
+    async def run(self) -> Any:
+        raise NotImplementedError
+
+
+def watching(dag_id: str, *places: str) -> LazyDeserializedDAG:
+    watchers = [AssetWatcher(name=place, trigger=Watches(place)) for place in places]
+    with DAG(dag_id, schedule=[Asset("watched", uri="x://watched", watchers=watchers)]) as dag:
+        pass
+    dag.fileloc, dag.relative_fileloc = __file__, f"{dag_id}.py"
+    return LazyDeserializedDAG.from_dag(dag)
+
+
+def watched() -> set[tuple[str, str | None]]:
+    """The places that are watched for the asset, with the teams of the triggers."""
+    with _session() as session:
+        asset = session.scalars(select(AssetModel).where(AssetModel.name == "watched")).one()
+        return {(watcher.name, watcher.trigger.team_name) for watcher in asset.watchers}
+
+
+@pytest.mark.skipif(not hasattr(Trigger, "team_name"), reason="this Airflow knows no teams of triggers")
+def test_another_team_leaves_an_assets_watchers_alone(parsing: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    monkeypatch.setenv("AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION", "False")
+    for bundle, dag_id in ((ALPHA, "alpha_watches"), (BETA, "beta_watches"), (COMMON, "all_watch")):
+        for places in ((), ("theirs",), ("mine", "theirs")) if bundle != ALPHA else (("mine",), ("mine",)):
+            assert write(watching(dag_id, *places), bundle=bundle) == {}
+        with _session() as session:
+            session.execute(update(DagModel).where(DagModel.dag_id == dag_id).values(is_paused=False))
+            session.commit()
+        for places in ((), ("theirs",), ("mine", "theirs")) if bundle != ALPHA else (("mine",),):
+            assert write(watching(dag_id, *places), bundle=bundle) == {}
+            assert watched() == {("mine", "alpha")}
+    # The owner changes them as ever, for which Airflow takes two turns.
+    for _ in range(2):
+        assert write(watching("alpha_watches", "elsewhere"), bundle=ALPHA) == {}
+    assert watched() == {("elsewhere", "alpha")}
+    assert write(watching("alpha_watches"), bundle=ALPHA) == {}
+    assert watched() == set()
+    assert write(watching("beta_watches", "theirs"), bundle=BETA) == {}
+    assert watched() == {("theirs", "beta")}
+
+
+def producing(dag_id: str, asset: str) -> LazyDeserializedDAG:
+    with DAG(dag_id, schedule=None) as dag:
+        BaseOperator(task_id="make", outlets=[Asset(asset)])
+    dag.fileloc, dag.relative_fileloc = __file__, f"{dag_id}.py"
+    return LazyDeserializedDAG.from_dag(dag)
+
+
+def state_owner(asset: str) -> str | None:
+    with _session() as session:
+        asset_id = session.scalars(select(AssetModel.id).where(AssetModel.name == asset)).one()
+        return routes._state_owner(asset_id, session)
+
+
+@pytest.mark.skipif(not WITH_STATE, reason="this Airflow keeps no state with assets")
+@pytest.mark.parametrize("case", ["others produce it too", "it has state"])
+def test_a_deleted_file_gives_no_state_away(parsing: None, monkeypatch: pytest.MonkeyPatch, case: str) -> None:  # noqa: ARG001
+    monkeypatch.setattr(manager, "remove_references_to_deleted_dags", manager.remove_references_to_deleted_dags)
+    names.guard(manager)
+    asset = f"made {case}"
+    assert write(producing("alpha_makes", asset), producing("alpha_alone", f"alone {asset}")) == {}
+    if case == "others produce it too":
+        assert write(producing("beta_makes", asset), bundle=BETA) == {}
+    with _session() as session:
+        if case == "it has state":
+            asset_id = session.scalars(select(AssetModel.id).where(AssetModel.name == asset)).one()
+            session.add(AssetStateStoreModel(asset_id=asset_id, key="place", value="1"))
+        session.execute(
+            update(DagModel).where(DagModel.dag_id.in_(("alpha_makes", "alpha_alone"))).values(is_stale=True)
+        )
+        # Somebody has deleted a file, whichever.
+        manager.remove_references_to_deleted_dags(session=session)
+        session.commit()
+    assert state_owner(asset) == "alpha"
+    assert write(producing("beta_makes", asset), bundle=BETA) == {}
+    assert state_owner(asset) == "alpha"
+    assert write(producing("alpha_makes", asset)) == {}
+    assert state_owner(asset) == "alpha"
+    # Nobody else would get anything by this one.
+    assert state_owner(f"alone {asset}") is None
 
 
 @pytest.fixture

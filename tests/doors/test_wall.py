@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 from airflow import settings
 from airflow.models import Connection, DagModel, DagRun, Pool, TaskInstance, Variable
+from airflow.models.dag import DagTag
 from airflow.models.errors import ParseImportError
 from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstanceNote
@@ -302,9 +303,16 @@ def test_an_insert_does_not_replace_what_others_have(by: As) -> None:
         session.execute(statement("new", "beta"))
 
 
+def test_a_row_of_others_is_not_inserted(by: As) -> None:
+    with by(BOB) as session, pytest.raises(HTTPException, match="may not create dag alpha_daily"):
+        session.execute(insert(DagTag).values(dag_id="alpha_daily", name="bobs"))
+    with by(BOB) as session:
+        session.execute(insert(DagTag).values(dag_id="beta_daily", name="bobs"))
+
+
 def test_rows_that_cannot_be_checked_are_not_inserted(by: As) -> None:
-    with by(BOB) as session, pytest.raises(wall.NotNarrowed, match="inserted into dag_run"):
-        session.execute(insert(DagRun).values(dag_id="beta_daily"))
+    with by(BOB) as session, pytest.raises(wall.NotNarrowed, match="inserted into dag_tag"):
+        session.execute(insert(DagTag), [{"dag_id": "beta_daily", "name": "bobs"}])
 
 
 # The table

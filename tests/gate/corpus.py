@@ -58,6 +58,14 @@ HOSTILE: dict[str, Hostile] = {
     "in membership": reads("input.subject.id in data.teams.beta.members"),
     "the site's rules": reads("data.airflow.site.deny"),
     "the site's data": reads("data.airflow.site.platform_connections[_]"),
+    "the directory": reads('data.airflow.directory.groups["beta-engineers"]'),
+    "the directory as a value": reads("some entries in data.airflow.directory; count(entries) > 0"),
+    "the directory in a reason": Hostile(
+        'deny contains $"{data.airflow.directory.groups}" if true # here\n', {"foreign-data"}
+    ),
+    "a group that the question names": reads(
+        "some group in input.subject.groups; data.airflow.directory.groups[group]"
+    ),
     "what decides": reads("data.airflow.authz.decision.allow"),
     "another part of standing": reads('"x" in data.airflow.authz.standing.common_roles'),
     "the whole of standing": reads("some x in data.airflow.authz.standing"),
@@ -73,6 +81,7 @@ HOSTILE: dict[str, Hostile] = {
     "an import under another name": imports("data.teams.beta as own", "own.secret"),
     "an import of the site": imports("data.airflow.site"),
     "an import of the router": imports("data.airflow.authz"),
+    "an import of the directory": imports("data.airflow.directory", "directory.groups"),
     "an import that hides as input's": imports("data.teams.beta as context", "context.secret"),
     "an allowed import, another part": Hostile(
         "import data.airflow.authz.standing\n\n" + body("standing.common_roles[_]"), {"foreign-data"}
@@ -506,5 +515,5 @@ FINE: dict[str, str] = {
         f'allow contains "x" if regex.match(`^prod_{i}_[a-z0-9_]+$`, input.resource.id)' for i in range(9)
     )
     + "\n",
-    "the directory": 'allow contains "x" if not data.airflow.directory.groups.nobody\n',
+    "the role table": 'allow contains "x" if "op" in data.airflow.roles.platform\n',
 }  # fmt: skip

@@ -56,6 +56,8 @@ table := {
 	["custom_view", "read"]: {"own": "admin", "common": "admin"},
 	["custom_view", "can_do"]: {"own": "admin", "common": "admin"},
 	["platform_view", "read"]: {"own": "admin", "common": "admin"},
+	["route", "read"]: {"own": "admin", "common": "admin"},
+	["route", "update"]: {"own": "admin", "common": "admin"},
 }
 
 rank := {"none": 0, "viewer": 1, "user": 2, "op": 3, "admin": 4}
@@ -78,7 +80,7 @@ test_role_table[note] if {
 	allowed(case.question) == case.allow
 }
 
-test_number_of_cases if count(cases) == 690
+test_number_of_cases if count(cases) == 720
 
 allowed(question) if {
 	baseline.allows(question.resource) with input as question
