@@ -33,6 +33,9 @@ def main() -> int:
     parser.add_argument("--keycloak", action="store_true", help="compare with people out of a real Keycloak instead")
     parser.add_argument("--doors", action="store_true", help="compare tasks, asset events and parsed Dags instead")
     parser.add_argument("--bundles", action="store_true", help="compare ways and sizes of policy bundles instead")
+    parser.add_argument("--rows", action="store_true", help="compare lists of many rows and the UI's pages instead")
+    parser.add_argument("--postgres", action="store_true", help="with --rows: on PostgreSQL rather than on SQLite")
+    parser.add_argument("--only", default="", help="with --rows: only what holds this text, such as dagRuns or admin")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         os.environ["AIRFLOW_HOME"] = home
@@ -46,6 +49,10 @@ def main() -> int:
             from benchmarks import bundles
 
             rows = list(bundles.comparisons(Path(home)))
+        elif options.rows:
+            from benchmarks import rows as of_rows
+
+            rows = list(of_rows.comparisons(Path(home), options.postgres, options.only))
         elif options.doors:
             from benchmarks import doors
 
