@@ -27,6 +27,7 @@ DEFAULTS = {
     "opa_url": None,
     "policy": None,
     "policy_keys_file": None,
+    "policy_max_age_hours": None,
     "policy_token_file": None,
     "opa": None,
     "deadline_ms": 250,
@@ -35,6 +36,7 @@ DEFAULTS = {
     "opa_client_key_file": None,
     "opa_token_file": None,
     "own_dags_without_decision": "hold",
+    "refusals": "explain",
     "state": None,
 }
 FILES = [name for name in DEFAULTS if name.endswith("_file")] + ["policy"]

@@ -5,7 +5,6 @@ This runs in the Dag processor itself, which no Dag's code can reach, and not in
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -20,16 +19,19 @@ from airflow.configuration import AIRFLOW_HOME
 from airflow.models import DagModel, Pool
 from sqlalchemy import select, update
 
+from airflow_team_authz.doors import disclosure
 from airflow_team_authz.doors.deciding import decision_point, settings
+from airflow_team_authz.escaping import escaped, logger
 from airflow_team_authz.files import make_private
 from airflow_team_authz.identities.machines import dag_processor
 from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
+from airflow_team_authz.texts import fitting
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _DEFAULT_POOL = Pool.DEFAULT_POOL_NAME
 _SHOWN_TASKS = 5
@@ -65,16 +67,20 @@ def guard(module: ModuleType) -> None:
         session: Session,
         **named: Any,
     ) -> None:
-        answers = _ask(bundle_name, dags, session)
+        unreadable = {dag.dag_id: told for dag in dags if (told := _unreadable(dag))}
+        answers = _ask(bundle_name, [dag for dag in dags if dag.dag_id not in unreadable], session)
         fine, postponed = [], []
         refused_files = set()
         for dag in dags:
-            against = list(_against(dag, answers))
+            against = [unreadable[dag.dag_id]] if dag.dag_id in unreadable else list(_against(dag, answers))
             file = (bundle_name, str(dag.relative_fileloc))
             if not against:
                 fine.append(dag)
                 continue
-            import_errors[file] = "\n".join(filter(None, (import_errors.get(file), *against)))
+            import_errors[file] = fitting("\n".join(filter(None, (import_errors.get(file), *against))))
+            if dag.dag_id in unreadable:
+                refused_files.add(file)
+                continue
             if any(answers.decisions[pool] for pool in _pools(dag) if not _allowed(answers, pool)):
                 refused_files.add(file)
             else:
@@ -110,7 +116,8 @@ def _answered(bundle_name: str, subject: Subject, dags: list[Any], known: _Known
     if not owners:
         return _Answers({}, "", default_pool)
     question = Evaluations(subject, "use", [Resource("pool", team_id, name) for name, team_id in owners.items()])
-    decisions, revision = decision_point().decide(question)
+    answered, revision = decision_point().decide(question)
+    decisions = [_as_told(question, *answer, revision) for answer in zip(question.resources, answered, strict=True)]
     now = _Known(
         default_pool or known.default_pool,
         known.decisions | {_key(*owned): said for owned, said in zip(owners.items(), decisions, strict=True)},
@@ -121,21 +128,32 @@ def _answered(bundle_name: str, subject: Subject, dags: list[Any], known: _Known
     return _Answers(dict(zip(owners, decisions, strict=True)), "", default_pool)
 
 
+def _as_told(question: Evaluations, resource: Resource, decision: Decision, revision: str) -> Decision:
+    """The decision with the reason that goes into the import error, which people read whom nobody asks about pools."""
+    if decision.allow is True:
+        return decision
+    reasons = "; ".join(decision.reasons)
+    log.info("denied (%s, policy revision %s): %s", decision.layer, revision or "unnamed", reasons)
+    told = disclosure.told(decision_point(), question, resource, decision)
+    reason = "it belongs to another team" if told.as_missing else told.reason
+    return msgspec.structs.replace(decision, reasons=(reason,))
+
+
 def _against(dag: Any, answers: _Answers) -> Iterator[str]:
     """Why a Dag cannot be imported; nothing if it can."""
     for pool, tasks in sorted(_pools(dag).items()):
         if _allowed(answers, pool):
             continue
-        shown = ", ".join(task["task_id"] for task in tasks[:_SHOWN_TASKS])
+        shown = ", ".join(tasks[:_SHOWN_TASKS])
         more = f" and {len(tasks) - _SHOWN_TASKS} more tasks" if len(tasks) > _SHOWN_TASKS else ""
-        where = f"Dag {dag.dag_id}, task {shown}{more}: pool {pool}"
+        where = escaped(f"Dag {dag.dag_id}, task {shown}{more}: pool {pool}")
         decision = answers.decisions[pool]
         if decision is not None:
-            yield f"{where} may not be used. {'; '.join(decision.reasons)}"
+            yield f"{where} may not be used: {escaped('; '.join(decision.reasons))}"
         else:
             yield (
-                f"{where} has not been decided about, because no decision can be had ({answers.error}). This Dag stays "
-                "as it was, and the question is asked again whenever this file is parsed"
+                f"{where} has not been decided about, because no decision can be had ({escaped(answers.error)}). This "
+                "Dag stays as it was, and the question is asked again whenever this file is parsed"
             )
 
 
@@ -144,18 +162,21 @@ def _allowed(answers: _Answers, pool: str) -> bool:
     return decision is not None and decision.allow is True
 
 
-def _tasks(dag: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each serialized task, and the part of it that holds its pool: a mapped one keeps that for those it makes."""
-    for task in dag.data["dag"]["tasks"]:
-        values = task["__var"]
-        yield values, values["partial_kwargs"] if values.get("_is_mapped") else values
+def _unreadable(dag: Any) -> str:
+    """Why nobody can say which pools a Dag uses; nothing if it is as the scheduler can read it."""
+    try:
+        names = [task.pool for task in dag._real_dag.tasks]
+    except Exception as error:
+        return f"Dag {dag.dag_id} cannot be deserialized: {type(error).__name__}"
+    wrong = [name for name in names if not isinstance(name, str)]
+    return f"Dag {dag.dag_id}: {wrong[0]!r} is no name of a pool" if wrong else ""
 
 
-def _pools(dag: Any) -> dict[str, list[dict[str, Any]]]:
-    """Names of the pools that a serialized Dag uses, with the tasks."""
+def _pools(dag: Any) -> dict[str, list[str]]:
+    """Names of the pools that a Dag uses, with the tasks: as the scheduler reads it, wherever they come from."""
     used = defaultdict(list)
-    for task, holder in _tasks(dag):
-        used[holder.get("pool", _DEFAULT_POOL)].append(task)
+    for task in dag._real_dag.tasks:
+        used[task.pool].append(task.task_id)
     return used
 
 
@@ -164,9 +185,15 @@ def _use_default_pool(dags: Iterable[Any], default_pool: str | None) -> None:
     if default_pool is None:
         return
     for dag in dags:
-        for _, holder in _tasks(dag):
-            if holder.get("pool", _DEFAULT_POOL) == _DEFAULT_POOL:
-                holder["pool"] = default_pool
+        if not (unnamed := set(_pools(dag).get(_DEFAULT_POOL, ()))):
+            continue
+        for task in dag.data["dag"]["tasks"]:
+            values = task["__var"]
+            if values["task_id"] in unnamed:
+                # A mapped task keeps its pool for those that it makes.
+                (values["partial_kwargs"] if values.get("_is_mapped") else values)["pool"] = default_pool
+        # Airflow keeps what it has read.
+        vars(dag).pop("_real_dag", None)
 
 
 def _owners(dags: Iterable[Any], session: Session) -> dict[str, str | None]:

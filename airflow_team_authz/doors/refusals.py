@@ -13,6 +13,7 @@ from typing import Any
 from airflow_team_authz.identities import requests
 
 _refusals: ContextVar[list[str] | None] = ContextVar("team_authz_refusals", default=None)
+_OF_AIRFLOW = ("/api/v2/", "/ui/")
 _SAID_BY_AIRFLOW = b'{"detail":"Forbidden"}'
 
 
@@ -65,7 +66,9 @@ class RefusalReasons:
             await send(message)
 
         try:
-            with requests.request():
+            # Not applications of plugins, which may show what is in no database.
+            of_airflow = scope["path"].removeprefix(scope.get("root_path", "")).startswith(_OF_AIRFLOW)
+            with requests.request(of_airflow):
                 await self._app(scope, receive, explain)
         finally:
             _refusals.reset(token)

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from airflow_team_authz.bundles.archive import BundleRefused
 from airflow_team_authz.bundles.findings import sarif
 from airflow_team_authz.compile import CompileError
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import KeyUnfit
 from airflow_team_authz.server.access import Access, NotKnown, Oidc
 from airflow_team_authz.server.bodies import Bodies
@@ -25,6 +26,11 @@ from airflow_team_authz.server.releases import Frozen, NotPublishable, NotThere,
 from airflow_team_authz.server.routes import ServerParts, router
 from airflow_team_authz.server.served import Served
 from airflow_team_authz.server.turns import Turns
+
+log = logger(__name__)
+
+# How often the server looks for bundles whose signature is old.
+_SIGN_SECONDS = 60
 
 
 def create_app(
@@ -47,7 +53,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
         looking = asyncio.create_task(served.keep_looking())
-        renewing = asyncio.create_task(asyncio.to_thread(publishing.renew))
+        renewing = asyncio.create_task(_keep_signed(publishing))
         yield
         for task in (looking, renewing):
             task.cancel()
@@ -65,6 +71,22 @@ def create_app(
     app.add_middleware(Bodies)
     _tell_errors(app)
     return app
+
+
+async def _keep_signed(publishing: Releases) -> None:
+    """Bundles of this server's making, signed not long ago, until cancelled."""
+    await _done(publishing.renew)
+    while True:
+        await _done(publishing.sign_again)
+        await asyncio.sleep(_SIGN_SECONDS)
+
+
+async def _done(job: Callable[[], None]) -> None:
+    try:
+        await asyncio.to_thread(job)
+    except Exception:
+        # What nobody has thought of must not end the work for good.
+        log.exception("the bundles stay as they are")
 
 
 def _tell_errors(app: FastAPI) -> None:
