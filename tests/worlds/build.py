@@ -112,7 +112,14 @@ def write_dags(folder: Path, owner: str) -> None:
     """The Dag files of one owner: one that Airflow can read, and one that it cannot."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{owner}_all.py").write_text(_DAGS.format(owner=owner))
-    (folder / f"{owner}_broken.py").write_text(f'raise ValueError("a secret of {owner}")\n')
+    (folder / f"{owner}_broken.py").write_text(
+        f'from airflow.sdk import DAG\n\nraise ValueError("a secret of {owner}")\n'
+    )
+
+
+def instance_id(owner: str, name: str | None = None) -> UUID:
+    """The id of a task that runs, or of what else has a name; the same in every run."""
+    return uuid5(_NAMESPACE, f"{owner} {name or f'{owner}_daily {owner}_run_3 {owner}_group.{owner}_inner -1'}")
 
 
 class Builder:
@@ -125,7 +132,7 @@ class Builder:
 
     def uuid(self, name: str) -> UUID:
         """The same in every run."""
-        return uuid5(_NAMESPACE, f"{self.owner} {name}")
+        return instance_id(self.owner, name)
 
     def add(self, model: Any, **values: Any) -> int:
         """A row; its number, where it has one that the database would count."""
@@ -176,7 +183,9 @@ class Builder:
                 )
             )  # fmt: skip
             self.session.add(
-                Variable(f"{self.owner}_config_{name}", f"value of {self.owner}", f"of {self.owner}", self.team)
+                Variable(  # type: ignore[no-untyped-call]
+                    f"{self.owner}_config_{name}", f"value of {self.owner}", f"of {self.owner}", self.team
+                )
             )
             self.session.add(
                 Pool(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from tests.worlds.catalogue import ALPHA, Call
+from tests.worlds.routes import VERSION_HEADER
 from tests.worlds.site import WITH, WITHOUT, Worlds
 
 _THREADS = 4
@@ -20,6 +21,7 @@ _HEADERS = ("content-type", "location", "allow", "etag", "retry-after", "www-aut
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:?\d\d)?")
 # How long something has been going on.
 _SINCE = re.compile(r'("\w*duration"):\s?\d{7,}\.\d+')
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+")
 
 
@@ -52,7 +54,7 @@ class Answer(NamedTuple):
 
 
 class Comparison:
-    """Both worlds as one person, or without anybody being logged in."""
+    """Both worlds as one person or task."""
 
     def __init__(self, worlds: Worlds, person: str) -> None:
         self._worlds, self.person = worlds, person
@@ -72,42 +74,60 @@ class Comparison:
         for client in self._clients.values():
             client.close()
 
-    def differences(self, calls: Iterable[Call]) -> Iterator[Difference]:
-        """Of all that are asked, those that are answered differently."""
-        for _, found in self.answers(calls):
-            if isinstance(found, Difference):
-                yield found
-
-    def answers(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Answer | Difference]]:
-        """Each with the answer that both worlds give, or with the difference; many at a time."""
+    def read(self, calls: Iterable[Call]) -> list[Difference]:
+        """What is answered differently; many are asked at a time."""
         with ThreadPoolExecutor(_THREADS) as threads:
-            wanted = list(calls)
-            yield from zip(wanted, threads.map(self.compare, wanted), strict=True)
+            found = threads.map(lambda call: self._compared(call, *self._send_both(call)), calls)
+            return [difference for difference in found if difference]
 
-    def compare(self, call: Call) -> Answer | Difference:
-        """One request in both worlds."""
-        without, with_ = (self._send(world, call) for world in (WITHOUT, WITH))
+    def write(self, calls: Sequence[Call]) -> list[Difference]:
+        """The same of what changes something: one after the other, in both worlds at the same time."""
+        answers = self._worlds.both(lambda world, _: [self._send(world, call) for call in calls])
+        found = map(self._compared, calls, answers[WITHOUT], answers[WITH])
+        return [difference for difference in found if difference]
+
+    def statuses(self, world: str, calls: Iterable[Call]) -> list[tuple[Call, Answer]]:
+        """What one of the worlds answers."""
+        with ThreadPoolExecutor(_THREADS) as threads:
+            return list(threads.map(lambda call: (call, self._send(world, call)), calls))
+
+    def _send_both(self, call: Call) -> tuple[Answer, Answer]:
+        return self._send(WITHOUT, call), self._send(WITH, call)
+
+    def _compared(self, call: Call, without: Answer, with_: Answer) -> Difference | None:
         if without == with_:
-            return with_
+            return None
         where, *values = _first_difference(without, with_)
         return Difference(self.person, call, (without.status, with_.status), where, *map(str, values))
 
     def _send(self, world: str, call: Call) -> Answer:
-        more = {} if call.body is None else {"json": call.body}
-        try:
-            answer = self._clients[world].request(call.route.method, call.path, params=list(call.query), **more)
-        except httpx.TransportError as error:
-            # An answer that breaks off: Airflow has failed in the middle of it.
-            return Answer(0, {}, f"{type(error).__name__} for {call}")
-        headers = {name: self._plain(world, answer.headers[name]) for name in _HEADERS if name in answer.headers}
-        return Answer(answer.status_code, headers, self._plain(world, answer.text))
+        more: dict[str, Any] = {} if call.body is None else {"json": call.body}
+        version = call.route.version
+        headers = {} if version is None else {VERSION_HEADER: version}
+        for attempt in (1, 2):
+            try:
+                answer = self._clients[world].request(
+                    call.route.method, call.path, params=list(call.query), headers=headers, **more
+                )
+            except httpx.TransportError as error:
+                # A connection ended by the server, or an answer that breaks off because Airflow fails in the middle.
+                if attempt == 2 or not call.route.reads:
+                    return Answer(0, {}, type(error).__name__)
+            else:
+                break
+        kept = {name: self._plain(world, answer.headers[name]) for name in _HEADERS if name in answer.headers}
+        return Answer(answer.status_code, kept, self._plain(world, answer.text))
 
     def _plain(self, world: str, text: str) -> str:
         """Without what is the machine's: times after the worlds began, ports, directories, new tokens."""
         airflow = self._worlds.airflows[world]
         for machine, name in ((airflow.url, "<url>"), (str(airflow.port), "<port>"), (str(airflow.home), "<home>")):
             text = text.replace(machine, name)
+        text = _UUID.sub(self._known, text)
         return _SINCE.sub(r'\1:"<until now>"', _JWT.sub("<token>", _STAMP.sub(self._time, text)))
+
+    def _known(self, found: re.Match[str]) -> str:
+        return found[0] if found[0].replace("-", "") in self._worlds.ids() else "<new id>"
 
     def _time(self, found: re.Match[str]) -> str:
         stamp = datetime.fromisoformat(found[0].replace("Z", "+00:00"))
