@@ -15,13 +15,20 @@ from types import ModuleType
 
 # Airflow's module → ours, whose ``guard`` is called with it.
 DOORS: dict[str, tuple[str, ...]] = {
+    "airflow.api_fastapi.core_api.app": ("airflow_team_authz.doors.user_requests",),
+    "airflow.api_fastapi.core_api.security": ("airflow_team_authz.doors.wall",),
     "airflow.api_fastapi.execution_api.app": ("airflow_team_authz.doors.tasks",),
     "airflow.api_fastapi.execution_api.routes.xcoms": ("airflow_team_authz.doors.tasks",),
     "airflow.api_fastapi.execution_api.security": ("airflow_team_authz.doors.tasks",),
     "airflow.assets.manager": ("airflow_team_authz.doors.datasets",),
-    "airflow.dag_processing.collection": ("airflow_team_authz.doors.pools",),
+    "airflow.dag_processing.bundles.manager": ("airflow_team_authz.doors.names",),
+    # The last one is asked first: another team's Dag is no question about pools.
+    "airflow.dag_processing.collection": ("airflow_team_authz.doors.pools", "airflow_team_authz.doors.names"),
+    "airflow.dag_processing.manager": ("airflow_team_authz.doors.names",),
     "airflow.dag_processing.processor": ("airflow_team_authz.identities.machines",),
     "airflow.jobs.triggerer_job_runner": ("airflow_team_authz.identities.machines",),
+    "airflow.models.connection_test": ("airflow_team_authz.doors.connection_tests",),
+    "airflow.models.dag": ("airflow_team_authz.doors.names",),
     "airflow.models.trigger": ("airflow_team_authz.doors.datasets",),
     "airflow.sdk.execution_time.supervisor": (
         "airflow_team_authz.identities.machines",

@@ -55,6 +55,8 @@ _ENTITIES = {
     "WARNING", "XCOM",
 }  # fmt: skip
 _VIEWS = {"CLUSTER_ACTIVITY", "DOCS", "IMPORT_ERRORS", "JOBS", "PLUGINS", "PROVIDERS", "TRIGGERS", "WEBSITE"}
+# Views of what belongs to no team in particular, so that it may tell of any: Airflow 3.4 asks about them.
+_PLATFORM_VIEWS = {"AUDIT_LOGS_ALL", "IMPORT_ERRORS_ALL", "REPARSE_ALL"}
 
 # A menu item is shown to whoever may list what it leads to.
 _MENU = {
@@ -99,7 +101,13 @@ def action(method: Any, about: Resource) -> str:
 
 def view(access_view: AccessView) -> Resource:
     """The resource of a read-only view of the installation."""
-    return Resource("view", id=_name(access_view, _VIEWS))
+    name = _name(access_view, _VIEWS | _PLATFORM_VIEWS)
+    return Resource("platform_view" if access_view.name in _PLATFORM_VIEWS else "view", id=name)
+
+
+def route(method: str, path: str) -> tuple[str, Resource]:
+    """Action and resource of a route that this version does not know: ``GET /ui/new``."""
+    return {**_ACTIONS, "PATCH": "update"}.get(method, "read"), Resource("route", id=f"{method} {path}")
 
 
 def custom_view(method: Any, resource_name: str) -> tuple[str, Resource]:

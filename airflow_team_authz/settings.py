@@ -55,6 +55,13 @@ class Settings(BaseModel):
         description="Public keys (PEM) of which one must have signed the bundle that policy names, for its name. "
         "Needed for an address; with it a file, too, has to be signed.",
     )
+    policy_max_age_hours: int | None = Field(
+        None,
+        ge=1,
+        description="How many hours ago the bundle that policy names may have been signed; an older one is refused. "
+        "It takes a bundle server, or a regular `team-authz bundle aggregate`, which signs again every 6 hours. "
+        "Unset: any time.",
+    )
     policy_token_file: Path | None = Field(
         None, description="File with the bearer token for the bundle server that policy names."
     )
@@ -149,6 +156,8 @@ class Settings(BaseModel):
             raise ValueError("opa_url and policy exclude each other: an OPA server has its own policy")
         if isinstance(self.policy, str) and self.policy_keys_file is None:
             raise ValueError("policy is an address, so policy_keys_file must say whose signature counts")
+        if self.policy_max_age_hours is not None and (self.policy_keys_file is None or self.opa_url):
+            raise ValueError("policy_max_age_hours takes policy_keys_file, and no opa_url: OPA looks at no such time")
         return self
 
 

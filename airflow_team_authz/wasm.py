@@ -63,6 +63,7 @@ class Policy(NamedTuple):
     revision: str
     serial: int = 0
     key_id: str = ""
+    issued_at: int | None = None
 
 
 def trouble_with(wasm: bytes) -> str:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,7 +122,8 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 
 def test_links_in_the_documentation_lead_somewhere() -> None:
-    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "benchmarks").glob("*.md")]
+    folders = (REPOSITORY / "docs").rglob("*.md"), (REPOSITORY / "benchmarks").glob("*.md")
+    pages = [*REPOSITORY.glob("*.md"), *chain.from_iterable(folders)]
     broken = [
         f"{page.name}: {target}"
         for page in pages
@@ -129,6 +131,20 @@ def test_links_in_the_documentation_lead_somewhere() -> None:
         if not target.startswith("https://") and not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_each_promise_names_tests_that_exist() -> None:
+    page = (REPOSITORY / "docs/security.md").read_text()
+    promises = page.partition("## Promises")[2].partition("\n## ")[0]
+    rows = [line for line in promises.splitlines() if line.startswith("| ") and line != "| promise | tests |"]
+    assert len(rows) > 20
+    for row in rows:
+        _, promise, tests, _ = row.split("|")
+        named = re.findall(r"`([^`:]+)::(\w+)`", tests)
+        assert named, f"no test for: {promise}"
+        assert re.sub(r"`[^`]*`|[, ]", "", tests) == ""
+        for file, test in named:
+            assert f"\ndef {test}(" in (REPOSITORY / file).read_text(), f"{file}::{test} of: {promise}"
 
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]

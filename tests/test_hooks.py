@@ -37,17 +37,24 @@ from importlib import import_module
 from airflow.api_fastapi.execution_api import app
 from airflow.assets.manager import asset_manager
 from airflow.dag_processing import collection, manager, processor
+from airflow.dag_processing.bundles.manager import DagBundlesManager
 from airflow.jobs import triggerer_job_runner
 from airflow.models import trigger
 from airflow.sdk.execution_time import supervisor
 from airflow.api_fastapi.execution_api import security
+writing = manager.update_dag_parsing_results_in_db
 print(json.dumps({
     "tasks": security.require_auth.__module__,
     "teams": security.get_team_name_dep.__module__,
     "start": app.create_task_execution_api_app.__module__,
     "datasets": type(asset_manager).__module__,
     "watchers": trigger.AssetManager.__module__,
-    "pools": manager.update_dag_parsing_results_in_db.__module__,
+    "names": writing.__module__,
+    "pools": (writing.__closure__[0].cell_contents if writing.__closure__ else writing).__module__,
+    "watchers of others": collection.AssetModelOperation.add_asset_trigger_references.__module__,
+    "producers": manager.remove_references_to_deleted_dags.__module__,
+    "writing": collection.DagModelOperation.add_dags.__module__,
+    "bundles": DagBundlesManager.sync_bundles_to_db.__wrapped__.__module__,
     "parsing": processor.DagFileProcessorProcess._handle_request.__module__,
     "triggers": triggerer_job_runner.TriggerRunnerSupervisor._handle_request.__module__,
     "testing": supervisor.InProcessTestSupervisor._handle_request.__module__,
@@ -63,7 +70,12 @@ def test_every_door_is_in_its_place(tmp_path: Path) -> None:
         "start": "airflow_team_authz.doors.tasks",
         "datasets": "airflow_team_authz.doors.datasets",
         "watchers": "airflow_team_authz.doors.datasets",
+        "names": "airflow_team_authz.doors.names",
         "pools": "airflow_team_authz.doors.pools",
+        "watchers of others": "airflow_team_authz.doors.names",
+        "producers": "airflow_team_authz.doors.names",
+        "writing": "airflow_team_authz.doors.names",
+        "bundles": "airflow_team_authz.doors.names",
         "parsing": "airflow_team_authz.identities.machines",
         "triggers": "airflow_team_authz.identities.machines",
         "testing": "airflow_team_authz.identities.machines",
@@ -89,6 +101,13 @@ def test_where_nobody_has_configured_it_airflow_is_left_alone(tmp_path: Path) ->
     found = said(tmp_path, LOOK)
     assert isinstance(found, dict)
     assert {module.partition(".")[0] for module in found.values()} == {"airflow"}
+
+
+def test_no_process_keeps_a_dags_team(tmp_path: Path) -> None:
+    code = (
+        "import json\nfrom airflow.models import DagModel\nprint(json.dumps(hasattr(DagModel.get_team_name, 'cache')))"
+    )
+    assert said(tmp_path, code, **OURS) is False
 
 
 def test_a_process_that_cannot_be_guarded_does_not_start(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ DEFAULTS = {
     "opa_url": None,
     "policy": None,
     "policy_keys_file": None,
+    "policy_max_age_hours": None,
     "policy_token_file": None,
     "opa": None,
     "deadline_ms": 250,

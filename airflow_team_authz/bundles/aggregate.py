@@ -7,13 +7,14 @@ refuses a bundle with Wasm inside), and one per team, with the platform's part a
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from airflow_team_authz.bundles.archive import MANIFEST, canonical, load_json, pack, unpack
 from airflow_team_authz.bundles.artifact import Artifact, digest
-from airflow_team_authz.bundles.signing import SigningKey
+from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 from airflow_team_authz.compile import (
     CompileError,
     check_ownership,
@@ -27,6 +28,8 @@ from airflow_team_authz.wasm import trouble_with
 
 REVISIONS = "airflow/revisions/data.json"
 WASM = "policy.wasm"
+# A bundle that stays the same is signed again after this time, so that engines can tell it from an old one.
+SIGN_AGAIN_HOURS = 6
 
 
 def scope(name: str) -> str:
@@ -81,6 +84,13 @@ def build(
     return bundles
 
 
+def sign_again(name: str, content: bytes, key: SigningKey) -> bytes:
+    """The same bundle with a signature of now; ``BundleRefused`` unless this key has signed it before."""
+    files = unpack(content)
+    TrustedKeys.of([key.public]).verify(files, scope(name))
+    return pack(key.sign(files, scope(name), int(time.time())))
+
+
 class _Part:
     """What all bundles of one build share."""
 
@@ -114,7 +124,7 @@ class _Part:
                 },
             },
         }
-        return pack(self._key.sign({**content, MANIFEST: canonical(manifest)}, scope(name)))
+        return pack(self._key.sign({**content, MANIFEST: canonical(manifest)}, scope(name), int(time.time())))
 
 
 def _as_hashed(path: str, content: bytes) -> bytes:

@@ -145,7 +145,7 @@ class _Check:
         typed = "\n".join(
             [
                 "# METADATA", "# scope: subpackages", "# schemas:", "#   - input: schema.question",
-                "#   - data.airflow.directory: schema.directory", "#   - data.airflow.roles: schema.roles",
+                "#   - data.airflow.roles: schema.roles",
                 *(f"#   - data.{own}.{name}: schema.own.{name}" for name in own_data), "package teams", "",
             ]
         )  # fmt: skip

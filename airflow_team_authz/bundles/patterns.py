@@ -1,12 +1,14 @@
 """Whether both engines read a constant pattern alike, and how much of its time Wasm takes to compile it.
 
-Wasm compiles a pattern in each evaluation anew, and what repeats as often as it may: `.{1,1000}` takes more than a
-whole decision may.
+Both engines try each pattern on texts that are made from the pattern itself: such as it matches, or nearly, with line
+breaks, delimiters and odd letters where it takes any. Wasm compiles a pattern in each evaluation anew, and what repeats
+as often as it may: `.{1,1000}` takes more than a whole decision may.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +26,28 @@ from airflow_team_authz.wasm import FUEL_BASE, FUEL_PER_TEAM, Policy, compiled, 
 # Half of what a question about another team more may take: all patterns of a package together.
 FUEL = FUEL_PER_TEAM // 2
 _ALL = 100 * FUEL_BASE
+# What a pattern costs is measured on these.
 _SAMPLES = ("", "x", "prod_1", "a/b.c")
+# What stands where a pattern takes any letter, or many: line breaks of all kinds, delimiters, no letter, long texts,
+# letters of more than one byte, and such as have an odd capital.
+_ANY = (
+    "", "x", "X", "\n", "x\n", "\nx", "x\ny", "\r", "\r\n", "\t", " ", "\v", "\f", "\0", "\x1b", "\x7f", "\x85",
+    "\xa0", "\u2028", "\u2029", "\u200b", "\ufeff", "\ufffd", "é", "e\u0301", "\u017f", "\u212a", "İ", "ß", "🚀",
+    "9", "\u0661", *"_-^$|()[]{}*?+!\\'\"#@,./:", "..", "x.y", "x/y", "x:y", "x" * 1_000, "x\n" * 500,
+)  # fmt: skip
+_PARTS = {
+    "glob.match": re.compile(
+        r"(?P<any>\*+|\?)|\{(?P<either>[^{}]*)\}|\[(?P<not>[!^]?)(?P<first>.)[^\]]*\]|\\(?P<plain>.)"
+    ),
+    "regex.match": re.compile(
+        r"(?P<none>\^|\$|\\[AzbBQE]|\(\?[a-zA-Z-]+\)|\(\?P?<\w+>|\(\?[a-zA-Z-]*:|[()]|[*+?]\??|\{\d+(?:,\d*)?\}\??)"
+        r"|\[(?P<not>\^?)(?P<first>\[:\^?\w+:\]|\\.|.)(?:\\.|[^\]\\])*\]"
+        r"|(?P<any>\.|\\[WSDPC])|\\(?P<class>p\{?\w+\}?|[wsd])|\\(?P<plain>.)"
+    ),
+}
+# The first alternative of a group.
+_GROUP = re.compile(r"(\((?:\?[^:)>]*[:>])?)([^()|]*)\|[^()]*\)")
+_OF_CLASS = {"s": " ", "d": "1"}
 _TRY = """package airflow.authz
 
 decisions := [[i, m] | some i, q in input.tried; m := matched(q)]
@@ -47,21 +70,60 @@ Evaluate = Callable[[str, str], str]
 def pattern_findings(patterns: Iterable[Pattern], texts: set[str], opa: str, evaluate: Evaluate) -> Iterator[Finding]:
     """Every pattern that is no good; ``texts`` are such as it may be tried on."""
     listed = list(patterns)
-    asked = [_question(pattern, [*_SAMPLES, pattern.text, *sorted(texts)[:20]]) for pattern in listed]
-    by_opa = [_answer(evaluate(_TRY, question)) for question in asked]
-    by_wasm, fuel = zip(*(_in_wasm(question, opa) for question in asked), strict=True) if asked else ((), ())
+    further = sorted(texts)[:20]
+    fuel = [_in_wasm(_question(pattern, [*_SAMPLES, pattern.text, *further]), opa)[1] for pattern in listed]
     left = FUEL
     # The cheap ones first: what there is no fuel left for is what takes most.
     for i in sorted(range(len(listed)), key=lambda i: fuel[i]):
         left -= fuel[i]
-        pattern, told = listed[i], ""
-        if left < 0:
+        pattern = listed[i]
+        told, help_ = difference(pattern, further, opa, evaluate)
+        if not told and left < 0:
             told = "takes Wasm too long to compile, with the others of the package"
-        if by_opa[i] != by_wasm[i] or len(by_opa[i]) < len(_SAMPLES) or not pattern.text.isascii():
-            told = "is no good, or not the same to both engines"
+            help_ = "repeat less, or compare texts: startswith, endswith, contains"
         if told:
-            help_ = "use ASCII syntax of https://github.com/google/re2/wiki/Syntax, repeat less, or compare texts"
             yield Finding("pattern", pattern.file, pattern.line, f"the pattern {pattern.text[:60]!r} {told}", help_)
+
+
+def difference(pattern: Pattern, texts: Iterable[str], opa: str, evaluate: Evaluate) -> tuple[str, str]:
+    """What keeps the two engines from reading a pattern alike, and how to write it; empty if they do."""
+    tried = list(dict.fromkeys([*_SAMPLES, pattern.text, *texts, *samples(pattern)]))
+    question = _question(pattern, tried)
+    by_opa, by_wasm = _answer(evaluate(_TRY, question)), _in_wasm(question, opa)[0]
+    if len(by_opa) < len(tried) or not pattern.text.isascii():
+        return "is no good", "use the ASCII syntax of https://github.com/google/re2/wiki/Syntax"
+    if by_opa == by_wasm:
+        return "", ""
+    differs = next((i for i, pair in enumerate(by_opa) if pair not in by_wasm), 0)
+    told = f"does not mean the same to both engines, for {tried[differs][:30]!r}"
+    if pattern.builtin == "glob.match":
+        return told, "in Wasm ** and null delimiters match no line break: write startswith, endswith, contains, or *"
+    return told, "use the ASCII syntax of https://github.com/google/re2/wiki/Syntax, or compare texts"
+
+
+def samples(pattern: Pattern) -> list[str]:
+    """Texts that a pattern matches, or nearly: with each of many odd texts in the place of what it leaves open."""
+    made, text = [], pattern.text
+    if pattern.builtin == "regex.match":
+        text = _GROUP.sub(r"\1\2)", text)
+    for filling in _ANY:
+        fits = _PARTS[pattern.builtin].sub(lambda part: _filled(part, filling), text)  # noqa: B023 - called here
+        # Of alternatives each on its own, if they are not within something.
+        made += fits.split("|") if pattern.builtin == "regex.match" else [fits]
+        made += [filling + fits, fits + filling]
+    return [*made, made[0].upper(), made[0].lower()]
+
+
+def _filled(part: re.Match[str], filling: str) -> str:
+    found = part.groupdict()
+    if found.get("class"):
+        return _OF_CLASS.get(found["class"], "a")
+    if found.get("either") is not None:
+        return str(found["either"]).partition(",")[0]
+    if found.get("any") or found.get("not"):
+        return filling
+    first = found.get("first") or found.get("plain") or ""
+    return first if len(first) < 2 else "a"
 
 
 def _question(pattern: Pattern, texts: list[str]) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from airflow_team_authz.bundles.archive import pack
 from airflow_team_authz.bundles.findings import Finding
+from airflow_team_authz.bundles.patterns import difference
+from airflow_team_authz.bundles.rules import Pattern, patterns_in
 from airflow_team_authz.compile import CompileError, check_ownership, find_opa, merged, run_opa, shipped_policies
 
 # What `opa` says of a file, at the start of a line.
@@ -28,7 +30,10 @@ def check_platform(files: Mapping[str, bytes], opa: str | None = None) -> list[F
         for name, content in (merged(files) | tests).items():
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             (staged / name).write_bytes(content)
-        return found + list(_rego(staged, find_opa(opa), bool(tests)))
+        program = find_opa(opa)
+        found += _rego(staged, program, bool(tests))
+        rules = [name for name in files if name.endswith(".rego") and name not in tests]
+        return found + (list(_patterns(staged, rules, program)) if not found else [])
 
 
 def failing_tests(platform: Mapping[str, bytes], teams: Mapping[str, bytes], opa: str | None = None) -> str:
@@ -83,6 +88,29 @@ def _rego(staged: Path, opa: str, tested: bool) -> Iterator[Finding]:
             yield from _findings(
                 "test-failed", str(error), "run `opa test --bundle --ignore .regal .` in the policy directory"
             )
+
+
+def _patterns(staged: Path, rules: list[str], opa: str) -> Iterator[Finding]:
+    """The constant patterns of the platform's own rules that the engines do not read alike."""
+    patterns: list[Pattern] = []
+    for name in rules:
+        told = run_opa([opa, "parse", "--format", "json", "--json-include", "locations", name], staged)
+        patterns += patterns_in(json.loads(told), name)
+
+    def evaluate(policy: str, question: str) -> str:
+        with tempfile.TemporaryDirectory() as place:
+            (Path(place) / "try.rego").write_text(policy)
+            (Path(place) / "question.json").write_text(question)
+            shown = ("--format", "json", "--input", "question.json", "--data", "try.rego")
+            try:
+                return run_opa([opa, "eval", *shown, "data.airflow.authz.decisions"], Path(place))
+            except CompileError:
+                return ""
+
+    for pattern in {pattern[:3]: pattern for pattern in patterns}.values():
+        told, help_ = difference(pattern, (), opa, evaluate)
+        if told:
+            yield Finding("pattern", pattern.file, pattern.line, f"the pattern {pattern.text[:60]!r} {told}", help_)
 
 
 def _findings(rule: str, told: str, way_out: str) -> Iterator[Finding]:

@@ -32,11 +32,11 @@ MAX_TERMS = 2_000
 MAX_TEXT = 1_000
 MAX_TEMPLATES = 24
 MAX_PATTERNS = 20
+# Of the directory only what it says of the subject: whose groups and roles are in it is each team's own business.
 READABLE = (
     ("airflow", "authz", "standing", "team_ids"),
     ("airflow", "authz", "standing", "team_roles"),
     ("airflow", "authz", "standing", "platform_roles"),
-    ("airflow", "directory"),
     ("airflow", "roles"),
 )
 _STANDING = ("airflow", "authz", "standing")
@@ -281,14 +281,10 @@ class Module:
         name = operator(called)
         if name not in {"regex.match", "glob.match"} or not arguments:
             return
-        pattern, delimiters = arguments[0], arguments[1] if name == "glob.match" and len(arguments) > 1 else {}
-        parts = delimiters.get("value") if delimiters.get("type") in {"array", "null"} else []
-        constant = [part.get("type") == "string" for part in [pattern, *(parts or [])]]
-        if not all(constant) or (name == "glob.match" and delimiters.get("type") not in {"array", "null"}):
+        if (pattern := _pattern(name, arguments, self.name, self._line)) is None:
             yield self._found("pattern", f"the pattern of {name} is no constant", "write it into the call itself")
         else:
-            told = None if parts is None else tuple(str(part["value"]) for part in parts)
-            self.patterns.append(Pattern(name, str(pattern["value"]), told, self.name, self._line))
+            self.patterns.append(pattern)
 
     def _comprehension(self, kind: str, value: Node) -> Iterator[Finding]:
         key, body = value.get("key") or {}, value.get("body") or []
@@ -302,6 +298,35 @@ class Module:
         self._fixed = outer | shallow(list(value.values()))
         yield from self._walk(list(value.values()))
         self._fixed = outer
+
+
+def _pattern(name: str, arguments: list[Node], file: str, line: int) -> Pattern | None:
+    """The pattern of a call; ``None`` if it is not constant."""
+    pattern, delimiters = arguments[0], arguments[1] if name == "glob.match" and len(arguments) > 1 else {}
+    parts = delimiters.get("value") or [] if delimiters.get("type") == "array" else []
+    constant = [part.get("type") == "string" for part in [pattern, *parts]]
+    if not all(constant) or (name == "glob.match" and delimiters.get("type") not in {"array", "null"}):
+        return None
+    # OPA shows null with an empty value; to a glob it means other delimiters than none do.
+    told = tuple(str(part["value"]) for part in parts) if delimiters.get("type") == "array" else None
+    return Pattern(name, str(pattern["value"]), told, file, line)
+
+
+def patterns_in(tree: Any, file: str, line: int = 1) -> Iterator[Pattern]:
+    """The constant patterns in what ``opa parse`` shows of a file."""
+    todo = [(tree, line)]
+    while todo:
+        node, line = todo.pop()
+        if isinstance(node, dict):
+            line = row(node, line)
+            call = node.get("value") if node.get("type") == "call" else node.get("terms")
+            name = operator(call[0]) if isinstance(call, list) and call and isinstance(call[0], dict) else ""
+            if name in {"regex.match", "glob.match"} and isinstance(call, list) and len(call) > 1:
+                pattern = _pattern(name, call[1:], file, line)
+                if pattern is not None:
+                    yield pattern
+        parts = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        todo += [(part, line) for part in parts]
 
 
 def all_patterns(modules: list[Module]) -> list[Pattern]:

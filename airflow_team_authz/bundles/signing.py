@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -28,6 +28,13 @@ from airflow_team_authz.model import KeyUnfit
 SIGNATURES = ".signatures.json"
 ALGORITHM = "ES256"
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
+
+
+class Signature(NamedTuple):
+    """A signature that counts: the id of its key, and when it was made, in seconds since 1970, if it tells that."""
+
+    key_id: str
+    issued_at: int | None
 
 
 class SigningKey:
@@ -61,16 +68,18 @@ class SigningKey:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
-    def sign(self, files: Mapping[str, bytes], scope: str) -> dict[str, bytes]:
-        """The files, with a signature of them all among them. The same files make the same signature (RFC 6979)."""
+    def sign(self, files: Mapping[str, bytes], scope: str, issued_at: int | None = None) -> dict[str, bytes]:
+        """The files, with a signature of them all among them. The same files make the same signature (RFC 6979).
+
+        ``issued_at`` is the claim ``iat``, which OPA knows and does not look at.
+        """
         signed = {name: content for name, content in files.items() if name != SIGNATURES}
         listed = [
             {"name": name, "hash": hashlib.sha256(content).hexdigest(), "algorithm": "SHA-256"}
             for name, content in sorted(signed.items())
         ]
-        token = _jws.encode(
-            canonical({"files": listed, "scope": scope}), self._key, ALGORITHM, headers={"kid": self.public.id}
-        )
+        claims = {"files": listed, "scope": scope} | ({} if issued_at is None else {"iat": issued_at})
+        token = _jws.encode(canonical(claims), self._key, ALGORITHM, headers={"kid": self.public.id})
         return signed | {SIGNATURES: canonical({"signatures": [token]})}
 
 
@@ -123,8 +132,8 @@ class TrustedKeys(dict[str, PublicKey]):
         """All of them in PEM."""
         return b"".join(key.pem() for key in self.values())
 
-    def verify(self, files: Mapping[str, bytes], scope: str) -> str:
-        """Id of the key that has signed the files for this scope; ``BundleRefused`` if none of these has."""
+    def verify(self, files: Mapping[str, bytes], scope: str) -> Signature:
+        """The signature of the files for this scope; ``BundleRefused`` if none of these keys has made one."""
         try:
             (token,) = json.loads(files[SIGNATURES])["signatures"]
             key_id = _jws.get_unverified_header(token).get("kid")
@@ -137,7 +146,7 @@ class TrustedKeys(dict[str, PublicKey]):
         try:
             payload = json.loads(_jws.decode(token, key.key, algorithms=[ALGORITHM]))
             said = {file["name"]: file["hash"] for file in payload["files"] if file["algorithm"] == "SHA-256"}
-            signed_for = payload.get("scope")
+            signed_for, issued_at = payload.get("scope"), payload.get("iat")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, PyJWTError) as error:
             raise BundleRefused(f"its signature is wrong: {error}") from None
         if signed_for != scope:
@@ -148,7 +157,7 @@ class TrustedKeys(dict[str, PublicKey]):
         for name, content in present.items():
             if not hmac.compare_digest(hashlib.sha256(content).hexdigest().encode(), str(said[name]).encode()):
                 raise BundleRefused(f"{name} is not what was signed")
-        return key_id
+        return Signature(key_id, issued_at if type(issued_at) is int else None)
 
 
 class _Deterministic(ECAlgorithm):

@@ -7,9 +7,16 @@ import os
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from airflow_team_authz.bundles.aggregate import build, made_by
+from airflow_team_authz.bundles.aggregate import (
+    SIGN_AGAIN_HOURS,
+    build,
+    made_by,
+    sign_again,
+    team_bundle,
+    wasm_bundle,
+)
 from airflow_team_authz.bundles.archive import BundleRefused, read_manifest, unpack
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, digest, read_artifact, root
 from airflow_team_authz.bundles.gate import check_package
@@ -131,11 +138,15 @@ class Site(NamedTuple):
         opa: str | None,
     ) -> None:
         state_file = self.out / ".state.json"
-        before = json.loads(state_file.read_text()) if state_file.exists() else {}
+        before: dict[str, Any] = json.loads(state_file.read_text()) if state_file.exists() else {}
         platform_digest, maker = digest(platform), made_by(key, opa)
         everything = before.get("platform") != platform_digest or before.get("made_by") != maker
         if not everything and not changed:
-            return
+            try:
+                return self._sign_again(environment, before, key)
+            except BundleRefused:
+                # Somebody has written there: it is built anew.
+                everything = True
         # By the clock, so that it also rises where the directory is lost.
         serial = max(int(before.get("serial", 0)) + 1, int(time.time()))
         artifact = Artifact(PLATFORM, int(before.get("platform_version", 0)) + everything, platform)
@@ -147,8 +158,22 @@ class Site(NamedTuple):
             "platform": platform_digest,
             "platform_version": artifact.version,
             "made_by": maker,
+            "signed_at": int(time.time()),
         }
         _write(state_file, json.dumps(state).encode())
+
+    def _sign_again(self, environment: str, state: Mapping[str, Any], key: SigningKey) -> None:
+        """What stays the same is signed again now and then, so that engines can tell it from an old one."""
+        now = int(time.time())
+        if now - int(state.get("signed_at", 0)) < SIGN_AGAIN_HOURS * 3600:
+            return
+        teams = self.out.glob(f"{team_bundle(environment, '*')}{_SUFFIX}")
+        for file in [
+            *sorted(teams),
+            *(self.out / f"{name}{_SUFFIX}" for name in (wasm_bundle(environment), environment)),
+        ]:
+            _write(file, sign_again(file.name.removesuffix(_SUFFIX), file.read_bytes(), key))
+        _write(self.out / ".state.json", json.dumps({**state, "signed_at": now}).encode())
 
     def _kept(self, team_id: str) -> Path:
         return self.out / ".good" / f"{team_id}{_SUFFIX}"

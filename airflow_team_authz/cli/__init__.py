@@ -8,8 +8,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from airflow_team_authz.cli import assets, bundle, decide, doctor, imports, init, keys, server, whoami
+from airflow_team_authz.cli import assets, bundle, dags, decide, doctor, imports, init, keys, server, whoami
 from airflow_team_authz.cli.console import UserError, complain
+from airflow_team_authz.escaping import logger
 
 CANNOT = 2
 
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.add_typer(assets.app, name="assets")
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(dags.app, name="dags")
 app.command("decide")(decide.decide)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
@@ -57,7 +59,7 @@ app.command("whoami")(whoami.whoami)
 def main() -> None:
     """Entry point of ``team-authz``. Exit code 2 means that the command could not do what it was asked."""
     # What goes wrong is told in one sentence; the package's log says the same for a server's administrator.
-    log = logging.getLogger("airflow_team_authz")
+    log = logger("airflow_team_authz")
     log.addHandler(logging.NullHandler())
     log.propagate = False
     app(prog_name="team-authz")

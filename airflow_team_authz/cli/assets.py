@@ -6,7 +6,14 @@ from typing import Any
 
 import typer
 
-from airflow_team_authz.cli.console import Output, OutputOption, print_columns, print_json, talking_to_stderr
+from airflow_team_authz.cli.console import (
+    Output,
+    OutputOption,
+    print_columns,
+    print_json,
+    print_line,
+    talking_to_stderr,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,7 +47,7 @@ def list_(output: OutputOption = Output.TEXT) -> None:
     elif rows:
         print_columns([["since", "dag", "asset", "source", "why"], *([*row.values()] for row in rows)])
     else:
-        typer.echo("Nothing waits.")
+        print_line("Nothing waits.")
     if rows:
         raise typer.Exit(WAITING)
 
@@ -69,4 +76,4 @@ def replay(output: OutputOption = Output.TEXT) -> None:
     elif rows:
         print_columns([[row["result"], row["dag_id"], "; ".join(row["reasons"])] for row in rows])
     else:
-        typer.echo("Nothing waits.")
+        print_line("Nothing waits.")

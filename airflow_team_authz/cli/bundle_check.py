@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from airflow_team_authz.cli.console import Output, UserError, one_line, print_json
+from airflow_team_authz.cli.console import Output, UserError, print_json, print_line
+from airflow_team_authz.escaping import one_line
 
 if TYPE_CHECKING:
     from airflow_team_authz.bundles.findings import Finding
@@ -61,7 +62,7 @@ def check(
     else:
         show(found, Output(output))
     if output is Report.TEXT and not found:
-        typer.echo(f"{', '.join(teams)}: nothing keeps {'it' if len(teams) == 1 else 'them'} from being published.")
+        print_line(f"{', '.join(teams)}: nothing keeps {'it' if len(teams) == 1 else 'them'} from being published.")
     raise typer.Exit(1 if found else 0)
 
 
@@ -71,8 +72,8 @@ def show(findings: Sequence[Finding], output: Output) -> None:
         print_json([finding.as_json() for finding in findings])
         return
     for finding in findings:
-        place = typer.style(one_line(f"{finding.file}:{finding.line}"), bold=True)
-        typer.echo(f"{place}: {one_line(finding.message)} [{finding.rule}]\n    {one_line(finding.help)}")
+        print_line(f": {one_line(finding.message)} [{finding.rule}]", heading=f"{finding.file}:{finding.line}")
+        print_line(f"    {one_line(finding.help)}")
 
 
 def _teams(directory: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from airflow_team_authz.cli.calls import ServerOption, TokenOption, ask, released
-from airflow_team_authz.cli.console import Output, OutputOption, UserError, one_line, print_columns, print_json
+from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A policy directory, as `team-authz init` writes it.")]
 KeyOption = Annotated[
@@ -123,7 +123,7 @@ def aggregate(
     if output is Output.JSON:
         print_json([outcome._asdict() for outcome in outcomes])
     elif outcomes:
-        print_columns([[did, team, f"version {version}", one_line(detail)] for did, team, version, detail in outcomes])
+        print_columns([[did, team, f"version {version}", detail] for did, team, version, detail in outcomes])
     if any(outcome.did == "refused" for outcome in outcomes):
         raise typer.Exit(1)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.console import Output, UserError, one_line, print_columns, print_json
+from airflow_team_authz.cli.console import Output, UserError, print_columns, print_json
 from airflow_team_authz.files import TokenUnfit, check_token, read_token
 
 ServerOption = Annotated[
@@ -53,7 +53,7 @@ def ask(method: str, server: str, path: str, token_file: Path | None, output: Ou
     if findings:
         show(findings, output)
         raise typer.Exit(1)
-    why = one_line(str(problem.get("error") or problem.get("detail") or "no reason given"))
+    why = str(problem.get("error") or problem.get("detail") or "no reason given")
     if answer.status_code in {409, 422, 423}:
         print_json(problem) if output is Output.JSON else print_columns([["refused", why]])
         raise typer.Exit(1)

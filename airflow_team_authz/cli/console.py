@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from airflow_team_authz.escaping import escaped, one_line
+
 
 class UserError(Exception):
     """Something in the question, the settings or the files is not as it must be; the message says what to do."""
@@ -48,28 +50,36 @@ def talking_to_stderr() -> Iterator[None]:
         os.close(kept)
 
 
+# All output of commands is printed in here, because rules, servers and files of others may have written a part of it.
+
+
 def complain(message: str) -> None:
     """One line on stderr."""
-    typer.echo(f"team-authz: {one_line(message)}", err=True)
+    _echo(f"team-authz: {one_line(message)}", err=True)
+
+
+def print_line(text: str = "", heading: str = "", keep: str = "") -> None:
+    """One line on stdout, escaped but for what to ``keep``; the heading before it is bold, if this is a terminal."""
+    _echo((typer.style(escaped(heading), bold=True) if heading else "") + escaped(text, keep))
 
 
 def print_json(value: Any) -> None:
     """A JSON document on stdout, indented."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    _echo("".join(letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1] for letter in text))
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:
     """Rows on stdout, aligned. The first column is coloured by what it says, if this is a terminal."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
         first, *others = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join([typer.style(first, fg=_COLOURS.get(row[0]), bold=True), *others]).rstrip())
+        _echo("  ".join([typer.style(first, fg=_COLOURS.get(row[0]), bold=True), *others]).rstrip())
 
 
-def one_line(text: str) -> str:
-    """The text without line breaks and control characters: a rule of others may have written it."""
-    words = " ".join(text.split())
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+def _echo(text: str, err: bool = False) -> None:
+    typer.echo(text, err=err)  # noqa: TID251 - this is what others use instead
 
 
 _COLOURS = {

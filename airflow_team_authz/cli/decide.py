@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.console import Output, OutputOption, UserError, one_line, print_columns, print_json
+from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json
 from airflow_team_authz.cli.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _as_json(decision: Decision, revision: str) -> dict[str, Any]:
 def _as_text(decision: Decision, revision: str) -> list[str]:
     from msgspec import UNSET
 
-    reasons = one_line("; ".join(decision.reasons)) or "no reason given"
+    reasons = "; ".join(decision.reasons) or "no reason given"
     policy = f"revision {revision or 'unnamed'}"
     if decision.team_version is not UNSET:
         policy += f", version {decision.team_version} of the team's package"

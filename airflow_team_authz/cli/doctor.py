@@ -15,7 +15,6 @@ from airflow_team_authz.cli.console import (
     Output,
     OutputOption,
     UserError,
-    one_line,
     print_columns,
     print_json,
     talking_to_stderr,
@@ -29,6 +28,7 @@ from airflow_team_authz.cli.engine import (
     opened,
 )
 from airflow_team_authz.cli.words import resource_words
+from airflow_team_authz.escaping import one_line
 
 if TYPE_CHECKING:
     from airflow_team_authz.engines import DecisionPoint, Engine
@@ -107,6 +107,19 @@ def _airflow_checks(readable: bool) -> Iterator[Check]:
         if hooked
         else "the entry point airflow.policy of this package is missing",
         "" if hooked else "install the package with its metadata (pip install): tasks, datasets and pools go unasked",
+    )
+    yield _routes_check()
+
+
+def _routes_check() -> Check:
+    from airflow_team_authz.doors.user_routes import unknown_routes
+
+    unknown = unknown_routes()
+    if not unknown:
+        return Check("routes", True, "each route of users is in the table of this version")
+    told = f"routes that this version does not know, or where Airflow asks less than it should: {', '.join(unknown)}"
+    return Check(
+        "routes", False, told, "look for a newer version of airflow-team-authz; until then they are for admins"
     )
 
 
@@ -212,7 +225,7 @@ def _print(found: list[Check]) -> None:
     rows = []
     for check in found:
         took = "" if check.microseconds is None else f"{check.microseconds} µs"
-        rows.append(["ok" if check.ok else "wrong", check.check, took, one_line(check.detail)])
+        rows.append(["ok" if check.ok else "wrong", check.check, took, check.detail])
         if check.help:
             rows.append(["", "", "", f"-> {check.help}"])
     print_columns(rows)

@@ -39,6 +39,7 @@ class Named(NamedTuple):
 
     policy: Path | None = None
     policy_keys_file: Path | None = None
+    policy_max_age_hours: int | None = None
     policy_token_file: Path | None = None
     state: Path | None = None
     opa_url: str | None = None

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json
+from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json, print_line
 from airflow_team_authz.cli.words import TEAM_ID
 
 # Written by us and by nobody else: the shipped policy, its schemas and capabilities.
@@ -59,7 +59,8 @@ def init(
     else:
         print_columns([*done])
         if any(entry.did == "wrote" for entry in done):
-            typer.echo(f"\nNext: see {directory / 'README.md'}, and run {directory / 'check.sh'}")
+            print_line()
+            print_line(f"Next: see {directory / 'README.md'}, and run {directory / 'check.sh'}")
 
 
 def _write(directory: Path, team: str | None) -> Iterator[Done]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json
+from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json, print_line
 
 if TYPE_CHECKING:
     from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
@@ -74,10 +74,11 @@ def show(
 
     trusted = TrustedKeys.read(file)
     if opa:
-        typer.echo("keys:")
+        print_line("keys:")
         for id_, key in trusted.items():
-            pem = key.pem().decode().replace("\n", "\n      ").rstrip()
-            typer.echo(f'  "{id_}":\n    algorithm: {ALGORITHM}\n    key: |\n      {pem}')
+            pem = [f"      {line}" for line in key.pem().decode().splitlines()]
+            for line in (f'  "{id_}":', f"    algorithm: {ALGORITHM}", "    key: |", *pem):
+                print_line(line)
     else:
         _show(trusted, output)
 
@@ -123,4 +124,5 @@ def _show(keys: TrustedKeys, output: Output, next_: str = "") -> None:
         return
     print_columns([[id_, ALGORITHM] for id_ in keys])
     if next_:
-        typer.echo(f"\n{next_}")
+        print_line()
+        print_line(next_)

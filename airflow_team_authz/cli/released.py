@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from airflow_team_authz.cli.calls import ServerOption, TokenOption, ask, released
-from airflow_team_authz.cli.console import Output, OutputOption, UserError, one_line, print_columns, print_json
+from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json, print_line
 from airflow_team_authz.cli.words import TEAM_ID
 
 TeamOption = Annotated[str | None, typer.Option("--team", metavar="ID", help="Whose package: this team's.")]
@@ -30,7 +30,7 @@ def history(
         print_json(entries)
     elif entries:
         told = ("at", "environment", "action", "version", "digest", "actor")
-        print_columns([[one_line(str(entry[name])) for name in told] for entry in entries])
+        print_columns([[str(entry[name]) for name in told] for entry in entries])
 
 
 def diff(
@@ -48,8 +48,9 @@ def diff(
     if output is Output.JSON:
         print_json({**span, "diff": told})
     else:
-        for line in told.splitlines():
-            typer.echo("".join(letter if letter.isprintable() or letter == "\t" else "?" for letter in line))
+        # Not `splitlines`: to that, more than a line break ends a line.
+        for line in told.removesuffix("\n").split("\n"):
+            print_line(line, keep="\t")
 
 
 def rollback(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from airflow_team_authz.cli import server_calls
-from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json
+from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json, print_line
+from airflow_team_authz.escaping import logger
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -65,6 +66,7 @@ def run(
     from airflow_team_authz.compile import find_opa
     from airflow_team_authz.server.access import Oidc
     from airflow_team_authz.server.app import create_app
+    from airflow_team_authz.server.connections import Connection
     from airflow_team_authz.server.releases import Releases
 
     key, program = load_key(signing_key), find_opa(opa)
@@ -81,7 +83,7 @@ def run(
             raise UserError("--oidc-platform-claim: write NAME=VALUE")
         oidc = Oidc(oidc_issuer, oidc_audience, oidc_team_claim, (name, value) if equals else None)
     # Other commands tell what goes wrong themselves.
-    logging.getLogger("airflow_team_authz").addHandler(logging.StreamHandler())
+    logger("airflow_team_authz").addHandler(logging.StreamHandler())
     engine = _opened(database)
     # Whatever clients hold, there are files left for the database and the gate.
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -89,14 +91,16 @@ def run(
     releases = partial(Releases, engine, key, environments, program)
     # No line for each request: hundreds of clients ask all the time.
     uvicorn.run(create_app(engine, releases, oidc, places), host=host, port=port, access_log=False,
-                timeout_graceful_shutdown=2, limit_concurrency=places * 3 // 2)  # fmt: skip
+                timeout_graceful_shutdown=2, limit_concurrency=places * 3 // 2,
+                # As many connections as wait are accepted at once, before one of them is looked at.
+                http=Connection, ws="none", backlog=max(places // 8, 1))  # fmt: skip
 
 
 @app.command()
 def migrate(database: Database = _DEFAULT_DATABASE) -> None:
     """Bring the database's tables up to date; `run` does it too."""
     _opened(database)
-    typer.echo("The tables are up to date.")
+    print_line("The tables are up to date.")
 
 
 @app.command()
@@ -159,7 +163,7 @@ def create(
     if output is Output.JSON:
         print_json({"id": made.id, "secret": made.secret, "expires_at": made.expires_at.isoformat()})
     else:
-        typer.echo(made.secret)
+        print_line(made.secret)
 
 
 @token_app.command("list")
@@ -202,7 +206,7 @@ def revoke(id_: Annotated[str, typer.Argument(metavar="ID")], database: Database
             raise UserError(f"there is no token {id_}: `team-authz server token list` shows them")
         found.revoked_at = found.revoked_at or datetime.now(UTC)
         session.commit()
-    typer.echo(f"{id_} is revoked.")
+    print_line(f"{id_} is revoked.")
 
 
 def _opened(url: str) -> Engine:

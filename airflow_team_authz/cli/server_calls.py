@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from airflow_team_authz.cli.calls import ServerOption, TokenOption, ask
-from airflow_team_authz.cli.console import Output, OutputOption, one_line, print_columns, print_json
+from airflow_team_authz.cli.console import Output, OutputOption, print_columns, print_json
 
 ScopeArgument = Annotated[
     str, typer.Argument(metavar="SCOPE", help="team:ID, environment:NAME, or '*' for everything.")
@@ -36,7 +36,11 @@ def thaw(
 
 def status(server: ServerOption, token_file: TokenOption = None, output: OutputOption = Output.TEXT) -> None:
     """Show who runs which revision, and what is wrong. Exit code 1: something is."""
-    told = ask("GET", server, "status", token_file, output)
+    told = page = ask("GET", server, "status", token_file, output)
+    while (after := page.get("next")) is not None:
+        page = ask("GET", server, "status", token_file, output, params={"after": after})
+        told["clients"] += page["clients"]
+    told.pop("next", None)
     alarms = [
         [
             "wrong",
@@ -49,7 +53,7 @@ def status(server: ServerOption, token_file: TokenOption = None, output: OutputO
     rows = [
         [
             "wrong" if client["alarms"] else "ok",
-            f"{client['kind']} {client['id']}",
+            f"{client['kind']} {client['id']} by {client['reporter']}",
             ", ".join(client["revisions"].values()),
             "; ".join(client["alarms"]),
         ]
@@ -58,6 +62,6 @@ def status(server: ServerOption, token_file: TokenOption = None, output: OutputO
     if output is Output.JSON:
         print_json(told)
     elif alarms or rows:
-        print_columns([[one_line(cell) for cell in row] for row in alarms + rows])
+        print_columns(alarms + rows)
     if any(row[0] == "wrong" for row in alarms + rows):
         raise typer.Exit(1)

@@ -14,7 +14,6 @@ from airflow_team_authz.cli.console import (
     Output,
     OutputOption,
     UserError,
-    one_line,
     print_columns,
     print_json,
     talking_to_stderr,
@@ -150,7 +149,7 @@ def _print(said_by: str, subject: Subject, standing: Standing, revision: str) ->
     rows.append(["in common", _held(standing.common_roles)])
     rows.append(["on the platform", _held(standing.platform_roles)])
     rows += [["because", _because(source)] for source in standing.entries]
-    print_columns([[word, one_line(text)] for word, text in rows])
+    print_columns(rows)
 
 
 def _held(roles: tuple[str, ...]) -> str:

@@ -6,8 +6,7 @@ asked together, inside the transaction that registers it.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -20,23 +19,26 @@ from airflow.configuration import conf
 from airflow.models.asset import AssetEvent, AssetModel
 from airflow.models.log import Log
 from msgspec import UNSET
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from airflow_team_authz.doors.deciding import decision_point, settings
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import requests
 from airflow_team_authz.identities.machines import task_of_dag, teams_of_dags
 from airflow_team_authz.model import AssetNames, Decision, Delivery, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
+from airflow_team_authz.texts import TEXT_BYTES, fitting, fitting_reasons
 
 if TYPE_CHECKING:
     # Not at run time: this is loaded while Airflow's models are.
     from airflow.models import DagModel
     from sqlalchemy.orm import Session
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
-# Rows of Airflow's audit log, each with the Dag that was not started.
+# Rows of Airflow's audit log, each with the Dag that was not started. What is held back may take several rows.
 HELD_BACK = "asset event held back"
+HELD_BACK_PART = "asset event held back, continued"
 REFUSED = "asset event refused"
 REPLAYED = "asset event replayed"
 
@@ -56,6 +58,8 @@ class _Consent(NamedTuple):
     global_consumers: bool
 
 
+_ERROR_BYTES = 1_000
+
 _change: ContextVar[_Change | None] = ContextVar("team_authz_asset_change", default=None)
 _consent: ContextVar[_Consent | None] = ContextVar("team_authz_asset_consent", default=None)
 _watching: ContextVar[int | None] = ContextVar("team_authz_watching", default=None)
@@ -68,7 +72,8 @@ class TeamAssetManager(AssetManager):
     def register_asset_change(cls, *, session: Session, **named: Any) -> AssetEvent | None:
         """See ``AssetManager``."""
         change = _Change(bool(named.get("source_is_api")), named.get("api_user_teams") or ())
-        with _set(_change, change), _set(_consent, None):
+        # What an event starts, and which Dags it is offered to, is this door's question.
+        with _set(_change, change), _set(_consent, None), requests.unfiltered():
             return super().register_asset_change(session=session, **named)
 
     @classmethod
@@ -104,10 +109,20 @@ class TeamAssetManager(AssetManager):
 
 
 class _Source(NamedTuple):
-    """Who makes an event, and the team that it counts for where it goes to a Dag of a team."""
+    """Who makes an event, and the teams that it is of."""
 
     subject: Subject
-    team_for: Callable[[str | None], str | None]
+    teams: tuple[str, ...]
+
+    def team_for(self, consumer: str | None) -> str | None:
+        """The team that an event counts for where it goes to a team's Dag: a person's is of each of the person's."""
+        if self.subject.type == "user":
+            return consumer if consumer in self.teams else None
+        return next(iter(self.teams), None)
+
+
+def _teams(team_id: str | None) -> tuple[str, ...]:
+    return () if team_id is None else (team_id,)
 
 
 def _source(task_instance: Any, session: Session) -> _Source:
@@ -115,21 +130,19 @@ def _source(task_instance: Any, session: Session) -> _Source:
         dag_id = str(task_instance.dag_id)
         team_id = teams_of_dags([dag_id], session)[dag_id]
         task = task_of_dag(dag_id, str(task_instance.task_id), str(task_instance.run_id), team_id)
-        return _Source(task, lambda _: team_id)
+        return _Source(task, _teams(team_id))
     if (trigger_id := _watching.get()) is not None:
         from airflow.models.trigger import Trigger
 
         trigger = session.get(Trigger, trigger_id)
         # Airflow 3.2 does not know whose a trigger is.
-        team_id = getattr(trigger, "team_name", None)
+        of_trigger = _teams(getattr(trigger, "team_name", None))
         names = sorted({watcher.name for watcher in getattr(trigger, "asset_watchers", ())})
-        watcher = Subject("watcher", ", ".join(names) or "unnamed", () if team_id is None else (team_id,))
-        return _Source(watcher, lambda _: team_id)
+        return _Source(Subject("watcher", ", ".join(names) or "unnamed", of_trigger), of_trigger)
     change = _change.get()
+    # Airflow knows the teams that a person is in.
     teams = tuple(sorted(change.api_user_teams)) if change else ()
-    user = requests.remembered() or Subject("user", "unknown", teams)
-    # A person's event is of all teams that the person is in; Airflow knows them.
-    return _Source(user, lambda consumer: consumer if consumer in teams else None)
+    return _Source(requests.remembered() or Subject("user", "unknown", teams), teams)
 
 
 def _question(source: _Source, asset_id: int, dags: Iterable[DagModel], session: Session) -> Evaluations:
@@ -182,7 +195,7 @@ def _allowed(
         if not verdict:
             allowed.add(by_id[delivery.dag_id])
         else:
-            session.add(Log(REFUSED, dag_id=delivery.dag_id, owner=question.subject.id, extra=_told(event, verdict)))
+            session.add(_row(REFUSED, delivery.dag_id, question.subject, _told(event.id, verdict)))
     return allowed
 
 
@@ -213,8 +226,10 @@ def _without_decision(
         if own_start and run.team_id in own and run.delivery and run.delivery.airflow_allows:
             started.add(dags[dag_id])
             continue
-        held = Held(event.id, event.asset_id, question.subject, (run, sent), partition_date, error)
-        session.add(Log(HELD_BACK, dag_id=dag_id, owner=question.subject.id, extra=_encode(held)))
+        held = Held(
+            event.id, event.asset_id, question.subject, (run, sent), partition_date, fitting(error, _ERROR_BYTES)
+        )
+        _hold_back(held, dag_id, session)
     log.error(
         "an event of asset %s starts %d of %d Dags, because no decision can be had (%s): "
         "`team-authz assets replay` asks again for the others",
@@ -245,6 +260,12 @@ class Held(msgspec.Struct, frozen=True):
         """The asset's name."""
         delivery = self.resources[0].delivery
         return delivery.asset.name if isinstance(delivery, Delivery) else ""
+
+
+class _Parts(msgspec.Struct, frozen=True):
+    """Where the rest is of what did not fit into one row."""
+
+    parts: tuple[int, ...] = ()
 
 
 class Waiting(NamedTuple):
@@ -291,28 +312,74 @@ def replay() -> Iterator[Outcome]:
 
 def _held_back(session: Session) -> list[tuple[Log, Held]]:
     rows = session.scalars(select(Log).where(Log.event == HELD_BACK).order_by(Log.id))
-    return [(row, msgspec.json.decode(row.extra or "", type=Held)) for row in rows]
+    return [(row, msgspec.json.decode(_held_text(row, session), type=Held)) for row in rows]
 
 
 def _replay(row: Log, held: Held, session: Session) -> Outcome:
     from airflow.models import DagModel
 
     dag_id = str(row.dag_id)
-    decisions = decision_point().decide(Evaluations(held.subject, "trigger", held.resources)).decisions
-    against = tuple(reason for decision in decisions if decision.allow is not True for reason in decision.reasons)
-    refused = any(decision.allow is not True for decision in decisions)
     event, dag = session.get(AssetEvent, held.event_id), session.get(DagModel, dag_id)
-    if event is None or dag is None:
-        against, refused = ("the event or the Dag does not exist any more",), True
-    elif not refused:
-        AssetManager._queue_dagruns(
-            asset_id=held.asset_id, dags_to_queue={dag}, event=event, partition_key=event.partition_key,
-            task_instance=None, session=session, **_of_this_airflow(partition_date=held.partition_date),
-        )  # fmt: skip
-    row.event = REFUSED if refused else REPLAYED
-    if refused:
-        row.extra = _encode({"event_id": held.event_id, "reasons": against})
-    return Outcome(dag_id, held.event_id, row.event, against)
+    if event is None or dag is None or session.get(AssetModel, held.asset_id) is None:
+        against = ["the event, its asset or the Dag does not exist any more"]
+    else:
+        question = _question_now(held, dag, session)
+        ((_, against),) = _pairs(question, decision_point().decide(question).decisions)
+        if not against:
+            AssetManager._queue_dagruns(
+                asset_id=held.asset_id, dags_to_queue={dag}, event=event, partition_key=event.partition_key,
+                task_instance=None, session=session, **_of_this_airflow(partition_date=held.partition_date),
+            )  # fmt: skip
+    row.event = REFUSED if against else REPLAYED
+    session.execute(delete(Log).where(Log.id.in_(_parts(row))))
+    row.extra = _told(held.event_id, tuple(against))
+    return Outcome(dag_id, held.event_id, row.event, tuple(against))
+
+
+def _question_now(held: Held, dag: DagModel, session: Session) -> Evaluations:
+    """What would be asked of such an event now: Dags move to other teams, and authors change their minds."""
+    source = _source_now(held, session)
+    with _set(_consent, None):
+        # Airflow 3.2 has none, and knows no consent.
+        if hasattr(AssetManager, "_filter_dags_by_team"):
+            asset = session.get_one(AssetModel, held.asset_id)
+            of_person = source.subject.type == "user"
+            consumers = _consumers_now(held, session)
+            TeamAssetManager._filter_dags_by_team(
+                {dag}, set(source.teams), asset, of_person, session=session, **consumers
+            )
+        return _question(source, held.asset_id, [dag], session)
+
+
+def _source_now(held: Held, session: Session) -> _Source:
+    """Who made the event, and the teams that it counts for now."""
+    subject = held.subject
+    if subject.type == "user":
+        standing, _ = decision_point().whoami(subject)
+        return _Source(subject, tuple(team_id for team_id, roles in standing.team_roles.items() if roles))
+    if isinstance(subject.dag_id, str):
+        from airflow.models import DagModel
+
+        # What is left of a Dag that is gone is still its team's.
+        if session.get(DagModel, subject.dag_id) is not None:
+            return _Source(subject, _teams(teams_of_dags([subject.dag_id], session)[subject.dag_id]))
+    return _Source(subject, _teams(held.resources[1].team_id))
+
+
+def _consumers_now(held: Held, session: Session) -> dict[str, Any]:
+    """Which teams get the event: a task's author may have changed it, what a person said of the event stays."""
+    from airflow.models.asset import TaskOutletAssetReference as Outlet
+
+    subject, delivery = held.subject, held.resources[0].delivery
+    if isinstance(subject.dag_id, str):
+        task = (Outlet.dag_id == subject.dag_id, Outlet.task_id == subject.task_id)
+        outlet = session.scalar(select(Outlet).where(Outlet.asset_id == held.asset_id, *task))
+        if outlet is not None:
+            teams, others = outlet.allow_consumer_teams, outlet.allow_global_consumers
+            return {"allow_consumer_teams": teams, "allow_global_consumers": others}
+    assert isinstance(delivery, Delivery)  # noqa: S101
+    named = None if delivery.consumer_teams is UNSET else list(delivery.consumer_teams)
+    return {"allow_consumer_teams": named, "allow_global_consumers": delivery.global_consumers}
 
 
 def _of_this_airflow(**named: Any) -> dict[str, Any]:
@@ -322,8 +389,40 @@ def _of_this_airflow(**named: Any) -> dict[str, Any]:
     return {name: value for name, value in named.items() if name in names}
 
 
-def _told(event: AssetEvent, reasons: list[str]) -> str:
-    return _encode({"event_id": event.id, "reasons": reasons})
+def _told(event_id: int, reasons: Iterable[str]) -> str:
+    return _encode({"event_id": event_id, "reasons": fitting_reasons(reasons)})
+
+
+def _row(event: str, dag_id: str, subject: Subject, extra: str) -> Log:
+    """A row of the audit log, which must never fail: the state of the task that made the event depends on it."""
+    return Log(event, dag_id=dag_id, owner=fitting(subject.id, Log.owner.type.length), extra=extra)
+
+
+def _hold_back(held: Held, dag_id: str, session: Session) -> None:
+    """Keep a delivery; what does not fit into one row goes on in others, which the first one names."""
+    text = _encode(held)
+    row = _row(HELD_BACK, dag_id, held.subject, text)
+    if len(text.encode()) > TEXT_BYTES:
+        # In characters, each of which may take four bytes.
+        size = TEXT_BYTES // 4
+        pieces = [text[start : start + size] for start in range(0, len(text), size)]
+        parts = [_row(HELD_BACK_PART, dag_id, held.subject, piece) for piece in pieces]
+        session.add_all(parts)
+        session.flush()
+        row.extra = _encode({"parts": [part.id for part in parts]})
+    session.add(row)
+
+
+def _held_text(row: Log, session: Session) -> str:
+    parts = _parts(row)
+    if not parts:
+        return row.extra or ""
+    pieces = {part.id: part.extra or "" for part in session.scalars(select(Log).where(Log.id.in_(parts)))}
+    return "".join(pieces[id_] for id_ in parts)
+
+
+def _parts(row: Log) -> tuple[int, ...]:
+    return msgspec.json.decode(row.extra or "", type=_Parts).parts
 
 
 def _encode(value: Any) -> str:

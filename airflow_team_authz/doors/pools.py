@@ -5,7 +5,6 @@ This runs in the Dag processor itself, which no Dag's code can reach, and not in
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -21,15 +20,17 @@ from airflow.models import DagModel, Pool
 from sqlalchemy import select, update
 
 from airflow_team_authz.doors.deciding import decision_point, settings
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.files import make_private
 from airflow_team_authz.identities.machines import dag_processor
 from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
+from airflow_team_authz.texts import fitting
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _DEFAULT_POOL = Pool.DEFAULT_POOL_NAME
 _SHOWN_TASKS = 5
@@ -65,16 +66,20 @@ def guard(module: ModuleType) -> None:
         session: Session,
         **named: Any,
     ) -> None:
-        answers = _ask(bundle_name, dags, session)
+        unreadable = {dag.dag_id: told for dag in dags if (told := _unreadable(dag))}
+        answers = _ask(bundle_name, [dag for dag in dags if dag.dag_id not in unreadable], session)
         fine, postponed = [], []
         refused_files = set()
         for dag in dags:
-            against = list(_against(dag, answers))
+            against = [unreadable[dag.dag_id]] if dag.dag_id in unreadable else list(_against(dag, answers))
             file = (bundle_name, str(dag.relative_fileloc))
             if not against:
                 fine.append(dag)
                 continue
-            import_errors[file] = "\n".join(filter(None, (import_errors.get(file), *against)))
+            import_errors[file] = fitting("\n".join(filter(None, (import_errors.get(file), *against))))
+            if dag.dag_id in unreadable:
+                refused_files.add(file)
+                continue
             if any(answers.decisions[pool] for pool in _pools(dag) if not _allowed(answers, pool)):
                 refused_files.add(file)
             else:
@@ -126,7 +131,7 @@ def _against(dag: Any, answers: _Answers) -> Iterator[str]:
     for pool, tasks in sorted(_pools(dag).items()):
         if _allowed(answers, pool):
             continue
-        shown = ", ".join(task["task_id"] for task in tasks[:_SHOWN_TASKS])
+        shown = ", ".join(tasks[:_SHOWN_TASKS])
         more = f" and {len(tasks) - _SHOWN_TASKS} more tasks" if len(tasks) > _SHOWN_TASKS else ""
         where = f"Dag {dag.dag_id}, task {shown}{more}: pool {pool}"
         decision = answers.decisions[pool]
@@ -144,18 +149,21 @@ def _allowed(answers: _Answers, pool: str) -> bool:
     return decision is not None and decision.allow is True
 
 
-def _tasks(dag: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each serialized task, and the part of it that holds its pool: a mapped one keeps that for those it makes."""
-    for task in dag.data["dag"]["tasks"]:
-        values = task["__var"]
-        yield values, values["partial_kwargs"] if values.get("_is_mapped") else values
+def _unreadable(dag: Any) -> str:
+    """Why nobody can say which pools a Dag uses; nothing if it is as the scheduler can read it."""
+    try:
+        names = [task.pool for task in dag._real_dag.tasks]
+    except Exception as error:
+        return f"Dag {dag.dag_id} cannot be deserialized: {type(error).__name__}"
+    wrong = [name for name in names if not isinstance(name, str)]
+    return f"Dag {dag.dag_id}: {wrong[0]!r} is no name of a pool" if wrong else ""
 
 
-def _pools(dag: Any) -> dict[str, list[dict[str, Any]]]:
-    """Names of the pools that a serialized Dag uses, with the tasks."""
+def _pools(dag: Any) -> dict[str, list[str]]:
+    """Names of the pools that a Dag uses, with the tasks: as the scheduler reads it, wherever they come from."""
     used = defaultdict(list)
-    for task, holder in _tasks(dag):
-        used[holder.get("pool", _DEFAULT_POOL)].append(task)
+    for task in dag._real_dag.tasks:
+        used[task.pool].append(task.task_id)
     return used
 
 
@@ -164,9 +172,15 @@ def _use_default_pool(dags: Iterable[Any], default_pool: str | None) -> None:
     if default_pool is None:
         return
     for dag in dags:
-        for _, holder in _tasks(dag):
-            if holder.get("pool", _DEFAULT_POOL) == _DEFAULT_POOL:
-                holder["pool"] = default_pool
+        if not (unnamed := set(_pools(dag).get(_DEFAULT_POOL, ()))):
+            continue
+        for task in dag.data["dag"]["tasks"]:
+            values = task["__var"]
+            if values["task_id"] in unnamed:
+                # A mapped task keeps its pool for those that it makes.
+                (values["partial_kwargs"] if values.get("_is_mapped") else values)["pool"] = default_pool
+        # Airflow keeps what it has read.
+        vars(dag).pop("_real_dag", None)
 
 
 def _owners(dags: Iterable[Any], session: Session) -> dict[str, str | None]:

@@ -7,12 +7,15 @@ puts it into the answer's ``detail``.
 from __future__ import annotations
 
 import json
+import re
 from contextvars import ContextVar
 from typing import Any
 
 from airflow_team_authz.identities import requests
 
 _refusals: ContextVar[list[str] | None] = ContextVar("team_authz_refusals", default=None)
+# Airflow's own API: what it answers before somebody has logged in shows nothing of any team.
+_NEEDS_LOGIN = re.compile(r"/(api/v2|ui)/")
 _SAID_BY_AIRFLOW = b'{"detail":"Forbidden"}'
 
 
@@ -65,7 +68,7 @@ class RefusalReasons:
             await send(message)
 
         try:
-            with requests.request():
+            with requests.request(needs_login=_NEEDS_LOGIN.search(scope["path"]) is not None):
                 await self._app(scope, receive, explain)
         finally:
             _refusals.reset(token)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
+from airflow.configuration import ensure_secrets_loaded
 from airflow.models import Connection, DagModel, Pool, Variable
-from airflow.models.asset import AssetAliasModel, AssetModel, AssetWatcherModel, TaskOutletAssetReference
+from airflow.models.asset import AssetAliasModel, AssetModel
 from airflow.models.taskinstance import TaskInstance
-from airflow.models.trigger import Trigger
+from airflow.models.team import Team
+from airflow.secrets.metastore import MetastoreBackend
 from msgspec import UNSET
 from sqlalchemy import select
 
+from airflow_team_authz.doors.asset_owners import producing_teams
 from airflow_team_authz.identities.machines import teams_of_dags
 from airflow_team_authz.model import Resource, Subject
 
@@ -43,21 +48,73 @@ class Missing(Exception):
     """What is to be changed does not exist."""
 
 
+class Unanswered(Exception):
+    """Nobody can say what a request is about, because something that Airflow would ask does not answer."""
+
+
+class Ambiguous(Exception):
+    """What is asked about may be one team's or another's, so it is nobody's."""
+
+
 def _connection(request: Request) -> Resource:
     id_ = str(request.path["connection_id"])
-    return Resource("connection", _owner(request.session, Connection.team_name, Connection.conn_id, id_), id_)
+    return Resource("connection", _readable_owner(request, Connection.team_name, Connection.conn_id, id_), id_)
 
 
-def variable(request: Request) -> Resource:
-    """A variable with its owner; one that is not in the database may come from a secrets backend, common to all."""
+def _variable(request: Request) -> Resource:
     key = str(request.path["variable_key"])
-    return Resource("variable", _owner(request.session, Variable.team_name, Variable.key, key), key)
+    return Resource("variable", _readable_owner(request, Variable.team_name, Variable.key, key), key)
+
+
+def _readable_owner(request: Request, team: Any, key: Any, id_: str) -> str | None:
+    """The owner of what Airflow would hand out: what a secrets backend has goes before the database, and is common."""
+    owner = _owner(request.session, team, key, id_)
+    own = request.subject.team_ids or ()
+    # Of the subject's own team, or of no team: then the answer is the same whoever has it.
+    if owner is not None and owner not in own and _in_a_backend(request.subject, key, id_):
+        owner = None
+    if (looked_in := owner or next(iter(own), None)) is not None:
+        _refuse_shared_name(looked_in, "VAR" if key is Variable.key else "CONN", id_, request.session)
+    return owner
+
+
+def _refuse_shared_name(team_id: str, kind: str, id_: str, session: Session) -> None:
+    """``Ambiguous`` if a team's variable of the environment may be meant for another team: capitals hide which."""
+    name = f"AIRFLOW_{kind}__{team_id}___{id_}".upper()
+    if name not in os.environ:
+        return
+    meant = [
+        other for other in session.scalars(select(Team.name)) if name.startswith(f"AIRFLOW_{kind}__{other}___".upper())
+    ]
+    if len(meant) > 1:
+        raise Ambiguous(
+            f"the environment variable {name} may be meant for team {' or '.join(sorted(meant))}, so no task gets it: "
+            "these teams' names are the same in capitals, or but for underscores at the end"
+        )
+
+
+def _in_a_backend(subject: Subject, key: Any, id_: str) -> bool:
+    team_id = next(iter(subject.team_ids or ()), None)
+    for backend in ensure_secrets_loaded():
+        if isinstance(backend, MetastoreBackend):
+            continue
+        find = backend.get_variable if key is Variable.key else backend.get_connection
+        try:
+            found = find(id_, **({"team_name": team_id} if "team_name" in signature(find).parameters else {}))
+        except PermissionError:
+            # That backend's answer, which the subject gets too.
+            return True
+        except Exception as error:
+            raise Unanswered(f"The secrets backend {type(backend).__name__} fails: {type(error).__name__}") from error
+        if found is not None:
+            return True
+    return False
 
 
 def _written_variable(request: Request) -> Resource:
     key = str(request.path["variable_key"])
     if variable_exists(request.session, key):
-        return variable(request)
+        return Resource("variable", _owner(request.session, Variable.team_name, Variable.key, key), key)
     # Airflow creates it for the team of the task.
     team_ids = request.subject.team_ids or (None,)
     return Resource("variable", team_ids[0], key)
@@ -68,9 +125,9 @@ def variable_exists(session: Session, key: str) -> bool:
     return session.scalar(select(Variable.key).where(Variable.key == key)) is not None
 
 
-def _dag(entity: str | None = None, written: bool = False) -> Callable[[Request], Resource]:
+def _dag(entity: str | None = None, written: bool = False, in_query: bool = False) -> Callable[[Request], Resource]:
     def resource(request: Request) -> Resource:
-        dag_id = str(request.path.get("dag_id") or request.query.get("dag_id", ""))
+        dag_id = str(request.query.get("dag_id", "") if in_query else request.path["dag_id"])
         # Who only looks gets Airflow's own answer about what is not there: a sensor waits for a Dag to come.
         if written and request.session.scalar(select(DagModel.dag_id).where(DagModel.dag_id == dag_id)) is None:
             raise Missing(f"Dag with dag_id: '{dag_id}' not found")
@@ -86,20 +143,24 @@ def _written_xcom(request: Request) -> Resource | None:
     return None if named == (subject.dag_id, subject.run_id, subject.task_id) else _dag("xcom", written=True)(request)
 
 
-def _asset(entity: str | None = None) -> Callable[[Request], Resource]:
+def _asset(*parameters: str, entity: str | None = None) -> Callable[[Request], Resource]:
+    """The asset that the handler finds: by the parameters that it takes, and among the active ones by only one."""
+
     def resource(request: Request) -> Resource:
-        named = {column: request.query.get(column.key) for column in (AssetModel.name, AssetModel.uri)}
-        wanted = [column == value for column, value in named.items() if value]
+        named = {name: value for name in parameters if (value := request.query.get(name))}
+        wanted = [getattr(AssetModel, name) == value for name, value in named.items()]
+        if len(wanted) == 1:
+            wanted.append(AssetModel.active.has())
         columns = (AssetModel.id, AssetModel.name, AssetModel.uri, AssetModel.group)
         row = request.session.execute(select(*columns).where(*wanted).limit(1)).one_or_none() if wanted else None
         part = UNSET if entity is None else entity
-        if row is None:
-            return Resource(
-                "asset", None, UNSET, part, request.query.get("name", UNSET), request.query.get("uri", UNSET)
-            )
-        # What is kept with an asset belongs to the team that alone produces it; the asset itself is everybody's.
-        team_id = _producing_team(row.id, request.session) if entity == "state" else None
-        return Resource("asset", team_id, str(row.id), part, row.name, row.uri, row.group)
+        if row is not None:
+            # What is kept with an asset belongs to the team that produces it; the asset itself is everybody's.
+            team_id = producing_teams(request.session, [row.id]).get(row.id) if entity == "state" else None
+            return Resource("asset", team_id, str(row.id), part, row.name, row.uri, row.group)
+        if entity == "state":
+            raise Missing(f"Asset with {' and '.join(f'{name}={value!r}' for name, value in named.items())} not found")
+        return Resource("asset", None, UNSET, part, named.get("name", UNSET), named.get("uri", UNSET))
 
     return resource
 
@@ -127,16 +188,6 @@ def _owner(session: Session, team: Any, key: Any, id_: str) -> str | None:
     return team_id
 
 
-def _producing_team(asset_id: int, session: Session) -> str | None:
-    outlets = select(TaskOutletAssetReference.dag_id).where(TaskOutletAssetReference.asset_id == asset_id).distinct()
-    team_ids = set(teams_of_dags(list(session.scalars(outlets)), session).values())
-    # Airflow 3.2 knows no teams of triggers.
-    if (team_of_trigger := getattr(Trigger, "team_name", None)) is not None:
-        watching = select(team_of_trigger).join(AssetWatcherModel, AssetWatcherModel.trigger_id == Trigger.id)
-        team_ids |= set(session.scalars(watching.where(AssetWatcherModel.asset_id == asset_id)))
-    return team_ids.pop() if len(team_ids) == 1 else None
-
-
 # A task about itself: Airflow sees to it that the token is that task's (`ti:self`), and what a task reports of itself
 # is no decision. The same of a connection test (`ct:self`).
 OWN = None
@@ -145,10 +196,10 @@ _STATE = "/store/asset/by-{}/{}"
 _XCOM = "/xcoms/{dag_id}/{run_id}/{task_id}/{key:path}"
 
 ROUTES: dict[tuple[str, str], Route | None] = {
-    ("GET", "/assets/by-name"): Route("read", _asset()),
-    ("GET", "/assets/by-uri"): Route("read", _asset()),
+    ("GET", "/assets/by-name"): Route("read", _asset("name")),
+    ("GET", "/assets/by-uri"): Route("read", _asset("uri")),
     ("GET", "/assets/by-alias"): Route("read", _asset_alias("alias_name")),
-    ("GET", "/asset-events/by-asset"): Route("read", _asset("event")),
+    ("GET", "/asset-events/by-asset"): Route("read", _asset("name", "uri", entity="event")),
     ("GET", "/asset-events/by-asset-alias"): Route("read", _asset_alias("name", "event")),
     ("GET", "/connection-tests/{connection_test_id}/connection"): OWN,
     ("PATCH", "/connection-tests/{connection_test_id}"): OWN,
@@ -158,13 +209,13 @@ ROUTES: dict[tuple[str, str], Route | None] = {
     ("POST", "/dag-runs/{dag_id}/{run_id}"): Route("trigger", _dag("run", written=True)),
     ("POST", "/dag-runs/{dag_id}/{run_id}/clear"): Route("update", _dag("run", written=True)),
     ("GET", "/dag-runs/{dag_id}/{run_id}/state"): Route("read", _dag("run")),
-    ("GET", "/dag-runs/count"): Route("read", _dag("run")),
-    ("GET", "/dag-runs/previous"): Route("read", _dag("run")),
+    ("GET", "/dag-runs/count"): Route("read", _dag("run", in_query=True)),
+    ("GET", "/dag-runs/previous"): Route("read", _dag("run", in_query=True)),
     ("GET", "/dags/{dag_id}"): Route("read", _dag()),
-    ("GET", "/task-instances/count"): Route("read", _dag("task_instance")),
+    ("GET", "/task-instances/count"): Route("read", _dag("task_instance", in_query=True)),
     ("GET", "/task-instances/previous/{dag_id}/{task_id}"): Route("read", _dag("task_instance")),
-    ("GET", "/task-instances/states"): Route("read", _dag("task_instance")),
-    ("GET", "/task-instances/breadcrumbs"): Route("read", _dag("task_instance")),
+    ("GET", "/task-instances/states"): Route("read", _dag("task_instance", in_query=True)),
+    ("GET", "/task-instances/breadcrumbs"): Route("read", _dag("task_instance", in_query=True)),
     # A task that starts takes a slot of its pool, whatever was allowed when its file was parsed.
     ("PATCH", "/task-instances/{task_instance_id}/run"): Route("use", _pool_of_task),
     ("PATCH", "/task-instances/{task_instance_id}/state"): OWN,
@@ -177,7 +228,7 @@ ROUTES: dict[tuple[str, str], Route | None] = {
     ("GET", "/task-reschedules/{task_instance_id}/start_date"): OWN,
     # `doors.tasks` answers this one itself.
     ("GET", "/variables/keys"): OWN,
-    ("GET", "/variables/{variable_key:path}"): Route("read", variable),
+    ("GET", "/variables/{variable_key:path}"): Route("read", _variable),
     ("PUT", "/variables/{variable_key:path}"): Route(None, _written_variable),
     ("DELETE", "/variables/{variable_key:path}"): Route("delete", _written_variable),
     ("GET", f"{_XCOM}/item/{{offset}}"): Route("read", _dag("xcom")),
@@ -193,14 +244,14 @@ ROUTES: dict[tuple[str, str], Route | None] = {
     ("PUT", "/store/ti/{task_instance_id}/{key:path}"): OWN,
     ("DELETE", "/store/ti/{task_instance_id}/{key:path}"): OWN,
     ("DELETE", "/store/ti/{task_instance_id}"): OWN,
-    ("GET", _STATE.format("name", "value")): Route("read", _asset("state")),
-    ("PUT", _STATE.format("name", "value")): Route("update", _asset("state")),
-    ("DELETE", _STATE.format("name", "value")): Route("delete", _asset("state")),
-    ("DELETE", _STATE.format("name", "clear")): Route("delete", _asset("state")),
-    ("GET", _STATE.format("uri", "value")): Route("read", _asset("state")),
-    ("PUT", _STATE.format("uri", "value")): Route("update", _asset("state")),
-    ("DELETE", _STATE.format("uri", "value")): Route("delete", _asset("state")),
-    ("DELETE", _STATE.format("uri", "clear")): Route("delete", _asset("state")),
+    ("GET", _STATE.format("name", "value")): Route("read", _asset("name", entity="state")),
+    ("PUT", _STATE.format("name", "value")): Route("update", _asset("name", entity="state")),
+    ("DELETE", _STATE.format("name", "value")): Route("delete", _asset("name", entity="state")),
+    ("DELETE", _STATE.format("name", "clear")): Route("delete", _asset("name", entity="state")),
+    ("GET", _STATE.format("uri", "value")): Route("read", _asset("uri", entity="state")),
+    ("PUT", _STATE.format("uri", "value")): Route("update", _asset("uri", entity="state")),
+    ("DELETE", _STATE.format("uri", "value")): Route("delete", _asset("uri", entity="state")),
+    ("DELETE", _STATE.format("uri", "clear")): Route("delete", _asset("uri", entity="state")),
 }
 # The only ones that need no token.
 PUBLIC = {"/health", "/health/ping"}

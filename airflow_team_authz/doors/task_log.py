@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from airflow_team_authz.escaping import escaped
+
 # What a task is answered about these holds no detail; of everything else, Airflow's own log line tells it.
 _WITHOUT_DETAIL = {"GetConnection", "GetVariable"}
 
@@ -27,7 +29,7 @@ def _telling(handle: Callable[..., None]) -> Callable[..., None]:
             if response.status_code == 403:
                 response.read()
                 # The task's log; `log` is the worker's.
-                self.process_log.error(f"Refused: {_reason(response.text)}")
+                self.process_log.error(f"Refused: {escaped(_reason(response.text))}")
 
         hooks = self.client.event_hooks["response"]
         # The first one: Airflow's own raises.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
+from uuid import UUID
 
 from airflow.api_fastapi.execution_api.datamodels.token import TIToken
 from airflow.api_fastapi.execution_api.security import _jwt_bearer
@@ -19,13 +19,14 @@ from fastapi.security import SecurityScopes
 from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import select
 
-from airflow_team_authz.doors import routes
+from airflow_team_authz.doors import routes, wall
 from airflow_team_authz.doors.deciding import decision_point
-from airflow_team_authz.identities.machines import subject_of_token
+from airflow_team_authz.escaping import logger
+from airflow_team_authz.identities import machines, requests
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _DECIDED = "team_authz_decided"
 _TEAM = "team_authz_team"
@@ -54,7 +55,9 @@ async def decide(scopes: SecurityScopes, request: Request, token: Annotated[TITo
     if _DECIDED not in request.scope:
         route = request.scope.get("route")
         about = (request.method, str(getattr(route, "path", "")))
-        request.scope[_TEAM] = await run_in_threadpool(_decide, about, request, token)
+        request.scope[_TEAM], allowed = await run_in_threadpool(_decide, about, request, token)
+        if allowed is not None:
+            requests.begin(*allowed)
         request.scope[_DECIDED] = True
     return token
 
@@ -65,32 +68,64 @@ async def team_of_resource(request: Request, _: Annotated[TIToken, Depends(decid
     return team_id
 
 
-def _decide(about: tuple[str, str], request: Request, token: TIToken) -> str | None:
-    """The team to look in for what is asked about; raises an ``HTTPException`` unless it is allowed."""
+class _Allowed(NamedTuple):
+    """What a request may do: its queries find what belongs to that, and to the task's own Dag."""
+
+    subject: Subject
+    action: str
+    resource: Resource
+
+
+def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[str | None, _Allowed | None]:
+    """The team to look in for what is asked about, and what was allowed, if it took a decision.
+
+    Raises an ``HTTPException`` unless it is allowed.
+    """
     if about not in routes.ROUTES:
         raise _denied(f"the route {' '.join(about)} is unknown to this version of airflow-team-authz")
     route = routes.ROUTES[about]
-    if route is None and about != _KEYS:
-        return None
-    with create_session(scoped=False) as session:
-        subject = subject_of_token(token.id, session)
+    acting = machines.is_acting() and _jwt_bearer in request.app.dependency_overrides
+    if route is None and about != _KEYS and not acting:
+        return None, None
+    with requests.unfiltered(), create_session(scoped=False) as session:
+        # In process Airflow makes a token of whatever task instance the path names.
+        subject = machines.subject_of_token(machines.NO_TASK if acting else token.id, session)
         if subject is None:
             raise _denied("the task instance of this token is not there any more")
-        if route is None:
+        if about == _KEYS:
             raise _Answered(_readable_keys(request, subject, session))
+        if acting and "task_instance_id" in request.path_params:
+            _refuse_others_task(UUID(str(request.path_params["task_instance_id"])), subject, session)
+        if route is None:
+            return None, None
         asked = routes.Request(request.path_params, request.query_params, subject, session)
         try:
             resource = route.resource(asked)
         except routes.Missing as missing:
-            raise HTTPException(404, {"reason": "not_found", "message": str(missing)}) from None
+            raise _not_found(missing) from None
+        except routes.Ambiguous as error:
+            raise _denied(str(error)) from None
+        except routes.Unanswered as error:
+            raise _no_decision(error) from None
         if resource is None:
-            return None
+            return None, None
         action = route.action or _create_or_update(asked)
     _ask(subject, action, resource)
+    allowed = _Allowed(subject, action, resource)
     if action == "read" and resource.team_id is None:
         # Common, or only in a secrets backend, which may have one of the team's.
-        return next(iter(subject.team_ids or ()), None)
-    return resource.team_id
+        return next(iter(subject.team_ids or ()), None), allowed
+    return resource.team_id, allowed
+
+
+def _refuse_others_task(task_instance_id: UUID, subject: Subject, session: Any) -> None:
+    """What acts in process reports of tasks of its own team; one that runs a single task, of that one."""
+    task = machines.task(task_instance_id, session)
+    if task is None:
+        raise _not_found(f"Task Instance {task_instance_id} not found")
+    if task != subject if subject.type == "task" else task.team_ids != subject.team_ids:
+        whose = ", ".join(f"team {team_id}" for team_id in task.team_ids or ()) or "no team"
+        raise _denied(f"{subject.type} {subject.id} may not act for task {task.id} of {whose}")
 
 
 def _create_or_update(asked: routes.Request) -> str:
@@ -133,6 +168,10 @@ def _readable_keys(request: Request, subject: Subject, session: Any) -> Response
     keys = [resource.id for resource in allowed]
     shown = keys[page.offset : page.offset + page.limit]
     return JSONResponse({"keys": shown, "total_entries": len(keys)})
+
+
+def _not_found(message: object) -> HTTPException:
+    return HTTPException(404, {"reason": "not_found", "message": str(message)})
 
 
 def _denied(reason: str) -> HTTPException:
@@ -187,6 +226,7 @@ def _guard_app(module: Any) -> None:
 
     def create_guarded(*arguments: Any, **named: Any) -> FastAPI:
         refuse_unguarded_routes()
+        wall.install()
         app = create(*arguments, **named)
         app.add_exception_handler(_Answered, lambda _, answered: answered.response)
         return app

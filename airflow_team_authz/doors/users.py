@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,10 +20,12 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy import select
 
 from airflow_team_authz import questions
+from airflow_team_authz.doors import wall
 from airflow_team_authz.doors.bodies import TeamChanges, team_change
 from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
 from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import Identity, identity_for, requests
 from airflow_team_authz.model import Context, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError, read_settings
@@ -32,7 +33,7 @@ from airflow_team_authz.settings import SettingsError, read_settings
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _OWNERS: dict[str, Any] = {
     "connection": Connection.get_team_name,
@@ -52,15 +53,17 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     def init(self) -> None:
         """Load the policy when the API server starts, so that a broken one is noticed then.
 
-        ``RuntimeError`` if the tasks' door is missing: a server that lets tasks through unasked must not serve.
+        ``RuntimeError`` if a door is missing: a server that lets tasks or users through unasked must not serve.
         """
         super().init()
         refuse_unguarded_tasks()
+        wall.install()
+        refuse_unguarded_users()
         log.info("decisions are made by %s", self._policy)
 
     def get_fastapi_middlewares(self) -> list[Any]:
         """Those of the login manager; one that tells people why they were refused, one that sees where resources go."""
-        return [*super().get_fastapi_middlewares(), (RefusalReasons, {}), (TeamChanges, {})]
+        return [*getattr(super(), "get_fastapi_middlewares", list)(), (RefusalReasons, {}), (TeamChanges, {})]
 
     async def get_user_from_token(self, token: str, *arguments: Any, **named: Any) -> Any:
         """As the login manager has it. The request keeps the user, for routes about which Airflow asks nothing."""
@@ -113,6 +116,11 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     def is_authorized_hitl_task(self, *, assigned_users: set[str], user: Any, **_: Any) -> bool:
         context = Context(str(user.get_id()), tuple(sorted(map(str, assigned_users))))
         return self._decide(user, "update", [Resource("hitl_task")], context)
+
+    def require(self, user: Any, action: str, resources: list[Resource]) -> None:
+        """Ask what Airflow does not; ``HTTPException`` 403 unless the policy allows the action on all of them."""
+        if resources and not self._decide(user, action, resources):
+            raise HTTPException(403, "Forbidden")
 
     # Several resources, all or nothing
 
@@ -344,6 +352,17 @@ def refuse_unguarded_tasks() -> None:
         )
 
 
+def refuse_unguarded_users() -> None:
+    """``RuntimeError`` if this process would serve users' routes without the questions that Airflow leaves out."""
+    views = sys.modules.get("airflow.api_fastapi.core_api.app")
+    init = getattr(views, "init_views", None)
+    if init is not None and not init.__module__.startswith("airflow_team_authz."):
+        raise RuntimeError(
+            "users' routes are not guarded: the entry point airflow.policy of airflow-team-authz has not been loaded. "
+            "Install the package with its metadata (pip install), in the environment that runs `airflow api-server`"
+        )
+
+
 def _with_destinations(action: str, resources: list[Resource]) -> list[Resource]:
     """The resources, with the teams that they really go to where Airflow does not tell (see ``doors.bodies``)."""
     change = team_change()
@@ -378,7 +397,8 @@ def _where_it_is(resource: Resource) -> Resource:
 
 
 def _rows(session: Session, statement: Any) -> Iterable[tuple[str, str | None]]:
-    return ((id_, team) for id_, team in session.execute(statement))
+    with requests.unfiltered():
+        return [(id_, team) for id_, team in session.execute(statement)]
 
 
 def _no_decision(error: EngineError) -> HTTPException:

@@ -19,6 +19,8 @@ class EngineSettings(Protocol):
     @property
     def policy_keys_file(self) -> Path | None: ...
     @property
+    def policy_max_age_hours(self) -> int | None: ...
+    @property
     def policy_token_file(self) -> Path | None: ...
     @property
     def state(self) -> Path | None: ...
@@ -59,7 +61,8 @@ def open_engine(settings: EngineSettings) -> Engine:
     policy = settings.policy or packaged_baseline()
     url = policy if isinstance(policy, str) else f"file://{policy.absolute()}"
     place = shared_place(settings.state or default_state(), url)
-    return Downloaded(url, place, Trust(settings.policy_keys_file, bundle_name(url)), settings.policy_token_file)
+    trust = Trust(settings.policy_keys_file, bundle_name(url), settings.policy_max_age_hours)
+    return Downloaded(url, place, trust, settings.policy_token_file)
 
 
 def default_state() -> Path:

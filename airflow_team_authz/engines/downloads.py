@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import logging
 import os
 import random
 import socket
@@ -29,6 +28,7 @@ from airflow_team_authz.bundles.trusted import Trust
 from airflow_team_authz.compile import fingerprint
 from airflow_team_authz.engines import Reply
 from airflow_team_authz.engines.in_process import InProcess
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.files import make_private, read_token
 from airflow_team_authz.model import PolicyBroken
 from airflow_team_authz.wasm import trouble_with
@@ -36,7 +36,7 @@ from airflow_team_authz.wasm import trouble_with
 if TYPE_CHECKING:
     import httpx
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 WAIT_SECONDS = 30
 # A server that does not let us wait, and object stores, are asked this often.
@@ -193,11 +193,11 @@ class Downloaded:
         kept, present = self._present()
         if content == kept:
             return False
-        files, serial, _ = self._trust.open(content)
-        if serial < present:
-            raise BundleRefused(f"it is older, {serial}, than what was there before, {present}")
+        opened = self._trust.open(content)
+        if opened.serial < present:
+            raise BundleRefused(f"it is older, {opened.serial}, than what was there before, {present}")
         # Else there would be no policy at all after a restart. Short, for all are waiting: each compiles it anyway.
-        if trouble := trouble_with(files.get(WASM, b"")):
+        if trouble := trouble_with(opened.files.get(WASM, b"")):
             raise BundleRefused(f"its {WASM} cannot be run: {trouble}")
         self._write(content)
         return True
@@ -217,7 +217,8 @@ class Downloaded:
         """What is there, and its serial; nothing and 0 if it is not to be trusted."""
         try:
             content = self._file.read_bytes()
-            return content, self._trust.open(content).serial
+            # Also what is too old to be loaded: nothing older takes its place.
+            return content, self._trust.open(content, any_age=True).serial
         except (OSError, BundleRefused):
             return b"", 0
 

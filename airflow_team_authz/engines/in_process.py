@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import tempfile
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from airflow_team_authz.bundles.archive import MAX_BYTES, BundleRefused, unpack
 from airflow_team_authz.compile import CompileError, compile_directory, fingerprint
 from airflow_team_authz.engines import Reply
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import PolicyBroken
 from airflow_team_authz.wasm import (
     FUEL_BASE,
@@ -31,7 +31,7 @@ from airflow_team_authz.wasm import (
 if TYPE_CHECKING:
     from airflow_team_authz.bundles.trusted import Trust
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 POLL_SECONDS = 0.2
 # A new bundle is compiled in a hurry, and after this time again, for speed: all processes of a host do so at once, and
@@ -135,6 +135,8 @@ class InProcess:
 
     def _look_at_keys(self) -> None:
         distrusted = "" if self._is_trusted() else "it is signed by a key that is not trusted any more"
+        if self._trust is not None and not distrusted:
+            distrusted = self._trust.outdated(self._policy.issued_at)
         if distrusted and not self._distrusted:
             log.error("policy revision %s stays in force, although %s", self._policy.revision, distrusted)
         self._distrusted = distrusted
@@ -189,7 +191,7 @@ def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False) -> 
     """Read and compile a bundle that ``opa build --target wasm`` has made; ``PolicyBroken`` if it is not one, or if
     it is not to be trusted. ``quick``: compiled in three quarters of the time, and slower when it decides.
     """
-    serial, key_id = 0, ""
+    serial, key_id, issued_at = 0, "", None
     try:
         if path.stat().st_size > MAX_BYTES:
             raise PolicyBroken(f"the bundle {path} is larger than {MAX_BYTES >> 20} MiB")
@@ -197,7 +199,7 @@ def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False) -> 
         if trust is None:
             files = unpack(content)
         else:
-            files, serial, key_id = trust.open(content)
+            files, serial, key_id, issued_at = trust.open(content)
         revision = json.loads(files.get(".manifest", b"{}")).get("revision", "")
     except BundleRefused as error:
         raise PolicyBroken(f"the bundle {path} is refused: {error}") from None
@@ -207,6 +209,6 @@ def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False) -> 
         raise PolicyBroken(f"the bundle {path} holds no policy.wasm: build it with `opa build --target wasm`")
     data = files.get("data.json", b"{}")
     try:
-        return compiled(wasm, data, str(revision), serial, key_id, quick)
+        return compiled(wasm, data, str(revision), serial, key_id, quick)._replace(issued_at=issued_at)
     except PolicyBroken as error:
         raise PolicyBroken(f"the policy.wasm of {path} cannot be run: {error}") from None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import EngineError
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _ENGINE = "the engine"
 

@@ -6,7 +6,6 @@ OpenID Connect Discovery 1.0 (https://openid.net/specs/openid-connect-discovery-
 from __future__ import annotations
 
 import json
-import logging
 import os
 import threading
 import time
@@ -18,9 +17,10 @@ import requests
 from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import KeysUnknown
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # Only what a public key can verify: with HS256 anybody could sign with the key that is published.
 ALGORITHMS = frozenset(

@@ -76,6 +76,11 @@ def triggerer(team_id: str | None) -> Subject:
     return Subject("triggerer", team_id or "common", _teams(team_id))
 
 
+def is_acting() -> bool:
+    """Whether this is an in-process request that something makes on behalf of somebody."""
+    return _acting.get() is not None
+
+
 @contextmanager
 def acting(subject: Callable[[Session], Subject | None]) -> Iterator[None]:
     """In-process requests made in here are made by this subject."""

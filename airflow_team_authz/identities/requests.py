@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from airflow_team_authz.model import Resource, Subject
 
@@ -16,25 +17,38 @@ class Request:
 
     ``find_subject`` makes the subject of the person who has logged in, when somebody needs it: it may raise what an
     auth manager raises. ``allowed`` holds each action with the resource that the policy has allowed it on here.
+    ``needs_login`` says that nobody sees anything before there is a subject. ``readable`` is kept by ``doors.wall``.
     """
 
     subject: Subject | None = None
     find_subject: Callable[[], Subject] | None = None
     allowed: set[tuple[str, Resource]] = field(default_factory=set)
+    needs_login: bool = False
+    readable: Any = None
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether its queries see only what somebody may read; not in pages of plugins that need no login."""
+        return self.needs_login or self.subject is not None or self.find_subject is not None
 
 
 _request: ContextVar[Request | None] = ContextVar("team_authz_request", default=None)
 
 
 @contextmanager
-def request() -> Iterator[Request]:
+def request(needs_login: bool = False) -> Iterator[Request]:
     """A request begins and ends: Airflow's threads that serve it see the same ``Request``."""
-    begun = Request()
+    begun = Request(needs_login=needs_login)
     token = _request.set(begun)
     try:
         yield begun
     finally:
         _request.reset(token)
+
+
+def begin(subject: Subject, action: str, resource: Resource) -> None:
+    """The rest of this context, which serves one request only, is one that ``subject`` was allowed ``action`` in."""
+    _request.set(Request(subject, allowed={(action, resource)}))
 
 
 def current() -> Request | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -26,6 +27,11 @@ from airflow_team_authz.server.routes import ServerParts, router
 from airflow_team_authz.server.served import Served
 from airflow_team_authz.server.turns import Turns
 
+log = logging.getLogger(__name__)
+
+# How often the server looks for bundles whose signature is old.
+_SIGN_SECONDS = 60
+
 
 def create_app(
     engine: Engine, releases: Callable[[Callable[[], None]], Releases], oidc: Oidc | None = None, places: int = 500
@@ -47,7 +53,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
         looking = asyncio.create_task(served.keep_looking())
-        renewing = asyncio.create_task(asyncio.to_thread(publishing.renew))
+        renewing = asyncio.create_task(_keep_signed(publishing))
         yield
         for task in (looking, renewing):
             task.cancel()
@@ -65,6 +71,22 @@ def create_app(
     app.add_middleware(Bodies)
     _tell_errors(app)
     return app
+
+
+async def _keep_signed(publishing: Releases) -> None:
+    """Bundles of this server's making, signed not long ago, until cancelled."""
+    await _done(publishing.renew)
+    while True:
+        await _done(publishing.sign_again)
+        await asyncio.sleep(_SIGN_SECONDS)
+
+
+async def _done(job: Callable[[], None]) -> None:
+    try:
+        await asyncio.to_thread(job)
+    except Exception:
+        # What nobody has thought of must not end the work for good.
+        log.exception("the bundles stay as they are")
 
 
 def _tell_errors(app: FastAPI) -> None:

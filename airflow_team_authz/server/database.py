@@ -18,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Text,
+    UniqueConstraint,
     create_engine,
     event,
     make_url,
@@ -119,6 +120,7 @@ class Bundle(Base):
     revision: Mapped[str] = mapped_column(String(64))
     etag: Mapped[str] = mapped_column(String(80))
     content: Mapped[bytes] = mapped_column(LargeBinary)
+    signed_at: Mapped[datetime | None]
 
 
 class Token(Base):
@@ -146,10 +148,18 @@ class Freeze(Base):
 
 
 class Client(Base):
-    """An OPA or an Airflow process, and what it said last."""
+    """An OPA or an Airflow process, and what it said last.
+
+    ``reporter`` is whose token it used, ``bundle`` the only bundle that this token fetches. A client's id is its own
+    word, so it counts only together with the reporter.
+    """
 
     __tablename__ = "client"
-    id: Mapped[str] = mapped_column(String(200), primary_key=True)
+    __table_args__ = (UniqueConstraint("reporter", "id", name="uq_client_reporter_id"),)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    reporter: Mapped[str] = mapped_column(String(200))
+    id: Mapped[str] = mapped_column(String(200))
+    bundle: Mapped[str | None] = mapped_column(String(200))
     kind: Mapped[str] = mapped_column(String(100))
     version: Mapped[str] = mapped_column(String(40))
     bundles: Mapped[dict[str, Any]]

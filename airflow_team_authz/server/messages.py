@@ -88,6 +88,7 @@ class StatusModel(BaseModel):
     """Who runs what, and what there is to do about it."""
 
     clients: list[ClientState]
+    next: int | None = Field(description="What to send as `after` for the next page; null: this is the last one.")
     withheld: list[WithheldModel]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from airflow_team_authz.escaping import escaped
+
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'sha256-{}'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -30,6 +32,8 @@ def render(tables: Iterable[tuple[str, Sequence[str], Sequence[Sequence[object]]
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     cells = "".join(f"<th scope='col'>{escape(name)}</th>" for name in head)
-    lines = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{escape(escaped(str(cell)))}</td>" for cell in row) + "</tr>" for row in rows
+    )
     nothing = "" if rows else "<p>None yet.</p>"
     return f"<h2>{escape(title)}</h2><table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>{nothing}"

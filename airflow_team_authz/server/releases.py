@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import logging
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import NamedTuple
 
-from sqlalchemy import Engine, and_, delete, func, select, update
+from sqlalchemy import ColumnElement, Engine, and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from airflow_team_authz.bundles.aggregate import made_by
-from airflow_team_authz.bundles.archive import manifest_of, unpack
+from airflow_team_authz.bundles.aggregate import SIGN_AGAIN_HOURS, made_by, sign_again
+from airflow_team_authz.bundles.archive import BundleRefused, manifest_of, unpack
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, read_artifact, root
 from airflow_team_authz.bundles.findings import Finding
 from airflow_team_authz.bundles.gate import check_package
 from airflow_team_authz.bundles.platform_check import check_platform
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 from airflow_team_authz.compile import CompileError, merged
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.server.building import Builder, Whole
 from airflow_team_authz.server.database import (
     Bundle,
@@ -36,7 +36,7 @@ from airflow_team_authz.server.database import (
     WithheldPackage,
 )
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _ATTEMPTS = 8
 # How many packages are tried in the place of one that no longer compiles.
@@ -114,6 +114,8 @@ class Releases:
         self._engine, self._builder, self._opa, self._changed = engine, Builder(key, opa), opa, changed
         self._building: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._read: dict[tuple[str, int, str], Artifact] = {}
+        # ETags of bundles that are not signed again, which is told once.
+        self._not_ours: set[str] = set()
 
     def publish(self, owner: str, content: bytes, environment: str | None, actor: str) -> Published:
         """Take an artifact: whose, newer than the last, fit to be published; and build the bundles with it."""
@@ -191,6 +193,34 @@ class Releases:
                 # Not what the driver says: it may quote the database's address.
                 told = type(error).__name__ if isinstance(error, SQLAlchemyError) else error
                 log.error("the bundles of %s are still those of another key, package or OPA: %s", environment, told)
+
+    def sign_again(self) -> None:
+        """Sign all bundles again whose signature is old, so that engines can tell that they are the present ones."""
+        try:
+            with Session(self._engine) as session:
+                names = session.scalars(select(Bundle.name).where(_signed_long_ago())).all()
+            if sum(self._signed_again(name) for name in names):
+                self._changed()
+        except (SQLAlchemyError, OSError) as error:
+            told = type(error).__name__ if isinstance(error, SQLAlchemyError) else error
+            log.error("bundles are not signed again: %s", told)
+
+    def _signed_again(self, name: str) -> bool:
+        with Session(self._engine) as session:
+            found = session.scalar(select(Bundle).where(Bundle.name == name, _signed_long_ago()).with_for_update())
+            if found is None:
+                return False
+            try:
+                # What another key has signed is left to whom it belongs to, and `renew`; what nobody has, to nobody.
+                content = sign_again(name, found.content, self._builder.key)
+            except BundleRefused as error:
+                if found.etag not in self._not_ours:
+                    log.error("the bundle %s in the database is not signed again: %s", name, error)
+                self._not_ours.add(found.etag)
+                return False
+            found.content, found.etag, found.signed_at = content, _etag(content), datetime.now(UTC)
+            session.commit()
+        return True
 
     def files(self, owner: str, version: int) -> Mapping[str, bytes]:
         """The files of a version."""
@@ -317,9 +347,8 @@ class Releases:
             session.add_all(WithheldPackage(environment=environment, **held._asdict()) for held in whole.withheld)
             for name, content in whole.bundles.items():
                 revision = str(manifest_of(content)["revision"])
-                etag = f'"{hashlib.sha256(content).hexdigest()}"'
-                made = {"serial": serial, "revision": revision, "etag": etag, "content": content}
-                session.merge(Bundle(name=name, environment=environment, **made))
+                made = {"serial": serial, "revision": revision, "etag": _etag(content), "content": content}
+                session.merge(Bundle(name=name, environment=environment, signed_at=datetime.now(UTC), **made))
             session.commit()
         return True
 
@@ -350,6 +379,14 @@ class Releases:
         for longest_unused in list(self._read)[:-_KEPT]:
             self._read.pop(longest_unused, None)
         return found
+
+
+def _etag(content: bytes) -> str:
+    return f'"{hashlib.sha256(content).hexdigest()}"'
+
+
+def _signed_long_ago() -> ColumnElement[bool]:
+    return or_(Bundle.signed_at.is_(None), Bundle.signed_at < datetime.now(UTC) - timedelta(hours=SIGN_AGAIN_HOURS))
 
 
 def _unpacked(session: Session, owner: str, version: int) -> Artifact:

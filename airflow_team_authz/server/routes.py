@@ -54,6 +54,7 @@ from airflow_team_authz.server.served import Served
 from airflow_team_authz.server.turns import Turns
 
 _MAX_WAIT_SECONDS = 300
+_CLIENTS_OF_A_PAGE = 100
 _PREFERRED_WAIT = re.compile(r"(?:^|[;,\s])wait\s*=\s*\"?(\d{1,6})")
 
 router = APIRouter()
@@ -255,10 +256,18 @@ def teams(parts: Parts, _: OfPlatform) -> list[TeamModel]:
 
 
 @router.get("/freeze", responses=answers())
-def freezes(parts: Parts, _: Calling) -> list[FreezeModel]:
-    """What must not change for now."""
+def freezes(parts: Parts, who: Calling) -> list[FreezeModel]:
+    """What must not change for now: to a team what keeps it from publishing, to the platform everything."""
+    if who.kind == access.READER:
+        _forbid("a reader's token fetches bundles; those who publish see what is frozen")
     with Session(parts.engine) as session:
-        return [FreezeModel(scope=row.scope, reason=row.reason) for row in session.scalars(select(Freeze))]
+        rows = session.scalars(select(Freeze).order_by(Freeze.scope)).all()
+    return [FreezeModel(scope=row.scope, reason=row.reason) for row in rows if _concerns(row.scope, who)]
+
+
+def _concerns(scope: str, who: Caller) -> bool:
+    kind, _, name = scope.partition(":")
+    return kind != "team" or who.owns(name)
 
 
 @router.post("/freeze", responses=answers(404) | REFUSAL)
@@ -334,16 +343,24 @@ async def report(parts: Parts, request: Request, who: Calling) -> dict[str, str]
         told = StatusReport.model_validate_json(content)
     except (ValidationError, zlib.error) as error:
         raise HTTPException(422, f"it is no status report: {str(error)[:300]}") from None
-    await run_in_threadpool(clients.note, parts.engine, told)
+    await run_in_threadpool(clients.note, parts.engine, who, told)
     return {"noted": told.labels.get("id", "unnamed")[:200]}
 
 
-@router.get("/status", responses=answers())
-def status(parts: Parts, _: OfPlatform) -> StatusModel:
-    """Every OPA and Airflow process: which revision it runs, when it was heard of, and alarms. And packages that are
-    in force and not in the bundles.
+@router.get("/status", responses=answers() | REFUSAL)
+def status(
+    parts: Parts,
+    _: OfPlatform,
+    after: Annotated[int, Query(ge=0, lt=2**31, description="`next` of the page before.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=_CLIENTS_OF_A_PAGE)] = _CLIENTS_OF_A_PAGE,
+) -> StatusModel:
+    """A page of OPAs and Airflow processes: which revision each runs, when it was heard of, and alarms. And packages
+    that are in force and not in the bundles.
     """
-    return StatusModel(clients=clients.states(parts.engine, parts.served.names()), withheld=_withheld(parts.engine))
+    # One more than is shown tells whether there is another page.
+    found = clients.states(parts.engine, parts.served.names(), after, limit + 1)
+    shown, more = found[:limit], found[limit:]
+    return StatusModel(clients=shown, next=shown[-1].number if more else None, withheld=_withheld(parts.engine))
 
 
 @router.get("/health", responses={503: {"model": Health, "description": "There is nothing that it could serve."}})
@@ -383,7 +400,7 @@ def index(parts: Parts, request: Request) -> Response:
             ("No longer compile", ("environment", "team", "version", "instead", "why"), [
                 (w.environment, w.team_id, w.version, w.instead or "all is denied", w.why) for w in withheld
             ]),
-            ("Who runs what", ("client", "kind", "revisions", "seen (UTC)", "alarms"), clients.as_rows(found)),
+            ("Who runs what", ("client", "kind", "token", "revisions", "seen (UTC)", "alarms"), clients.as_rows(found)),
         ],
         parts.served.trouble or _summary(alarms, len(found), len(withheld)),
         bool(alarms or withheld or parts.served.trouble),

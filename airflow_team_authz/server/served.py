@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,9 +12,10 @@ from typing import NamedTuple
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.server.database import Bundle
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # What another server process has published is seen after this time.
 LOOK_SECONDS = 0.25

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from airflow_team_authz.bundles import site
 from airflow_team_authz.bundles.aggregate import build, scope
 from airflow_team_authz.bundles.archive import pack, read_manifest, unpack
 from airflow_team_authz.bundles.artifact import build_artifact
-from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
+from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey, TrustedKeys
 from airflow_team_authz.cli import app
 from tests.bundles.conftest import lends
 from tests.conftest import REPOSITORY
@@ -107,6 +108,43 @@ def test_a_bad_artifact_holds_nobody_up_and_its_last_good_one_stays(works: Works
     assert works.versions()["alpha"] == 2
     assert works.serial() > before
     assert (works.out / "production.team.alpha.tar.gz").exists()
+
+
+def test_what_stays_the_same_is_signed_again_now_and_then(works: Works) -> None:
+    works.build("alpha", 1)
+    works.aggregate()
+    names = ("production", "production.wasm", "production.team.alpha")
+    key = SigningKey.load((works.place / "production").read_bytes(), "production")
+
+    def content(name: str) -> bytes:
+        return (works.out / f"{name}.tar.gz").read_bytes()
+
+    def signed_at(name: str) -> int:
+        said = TrustedKeys.of([key.public]).verify(unpack(content(name)), scope(name))
+        assert said.issued_at is not None
+        return said.issued_at
+
+    def without_signature(name: str) -> dict[str, bytes]:
+        return {path: text for path, text in unpack(content(name)).items() if path != SIGNATURES}
+
+    assert all(abs(time.time() - signed_at(name)) < 3600 for name in names)
+    for name in names:
+        (works.out / f"{name}.tar.gz").write_bytes(pack(key.sign(unpack(content(name)), scope(name), 1_000_000_000)))
+    before = {name: content(name) for name in names}
+    works.aggregate()
+    assert {name: content(name) for name in names} == before
+    state = json.loads((works.out / ".state.json").read_text())
+    (works.out / ".state.json").write_text(json.dumps(state | {"signed_at": 1_000_000_000}))
+    files, serial = {name: without_signature(name) for name in names}, works.serial()
+    works.aggregate()
+    assert all(abs(time.time() - signed_at(name)) < 3600 for name in names)
+    assert ({name: without_signature(name) for name in names}, works.serial()) == (files, serial)
+    # What somebody else has put there gets no signature, but is built anew.
+    (works.out / "production.tar.gz").write_bytes(pack(SigningKey.new().sign({}, scope("production"))))
+    (works.out / ".state.json").write_text(json.dumps(state | {"signed_at": 1_000_000_000}))
+    works.aggregate()
+    assert works.versions() == {"alpha": 1}
+    assert works.serial() > serial
 
 
 def test_an_artifact_that_is_replaced_meanwhile_is_not_kept_unchecked(

@@ -20,8 +20,8 @@ from airflow.models.asset import AssetModel
 from airflow.models.base import Base
 from airflow.models.dagbundle import DagBundleModel
 from airflow.models.team import Team
-from sqlalchemy import create_engine
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy import String, create_engine, event
+from sqlalchemy.orm import Session, sessionmaker
 
 from airflow_team_authz.compile import compile_directory
 from airflow_team_authz.doors.users import build_manager
@@ -153,6 +153,31 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(settings, "NonScopedSession", session)
         yield
     engine.dispose()
+
+
+@pytest.fixture
+def strict() -> Iterator[set[str]]:
+    """Texts are stored as on the strictest of Airflow's databases: what does not fit is an error, and so is NUL.
+
+    Yields the columns that texts came to.
+    """
+    seen: set[str] = set()
+
+    def look(session: Any, *_: Any) -> None:
+        for row in (*session.new, *session.dirty):
+            for column in type(row).__table__.columns:
+                value = vars(row).get(column.key)
+                if not isinstance(value, str) or not isinstance(column.type, String):
+                    continue
+                seen.add(f"{type(row).__name__}.{column.key}")
+                # MySQL counts characters where a length is given, and bytes in TEXT.
+                size, limit = (len(value), column.type.length) if column.type.length else (len(value.encode()), 65_535)
+                assert size <= limit, f"{column} takes {limit}, not {size}"
+                assert "\0" not in value, f"{column} takes no NUL"
+
+    event.listen(Session, "before_flush", look)
+    yield seen
+    event.remove(Session, "before_flush", look)
 
 
 @pytest.fixture(scope="session")

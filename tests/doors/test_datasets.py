@@ -12,6 +12,7 @@ import pytest
 from airflow import settings
 from airflow.assets.manager import AssetManager
 from airflow.models import DagModel
+from airflow.models import dag as dag_module
 from airflow.models.asset import (
     AssetActive,
     AssetDagRunQueue,
@@ -28,7 +29,7 @@ from airflow_team_authz.doors import datasets, deciding
 from airflow_team_authz.doors.datasets import HELD_BACK, REFUSED, REPLAYED, TeamAssetManager
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import requests
-from airflow_team_authz.model import Subject, Unreachable
+from airflow_team_authz.model import Decision, Subject, Unreachable
 from tests.doors.conftest import Recording
 
 # Airflow 3.2 has neither authors' consent nor a choice of its own about teams.
@@ -180,8 +181,10 @@ def test_the_producing_author_decides_where_events_go(orders: Orders) -> None:
 
 
 PEOPLE = {
-    "a user of beta": (Subject("user", "bob", ("beta",), ("user",)), {"alpha_open_to_beta", "beta_closed", "common"}),
-    "a viewer of beta": (Subject("user", "vic", ("beta",), ("viewer",)), {"alpha_open_to_beta"}),
+    "a user of beta": (Subject("user", "bob", ("beta",), ("user",)), {"beta_closed", "common"}),
+    "a viewer of beta": (Subject("user", "vic", ("beta",), ("viewer",)), set()),
+    "an op of beta": (Subject("user", "oda", ("beta",), ("op",)), {"alpha_open_to_beta", "beta_closed", "common"}),
+    "a member of beta without a role": (Subject("user", "mel", ("beta",), ()), set()),
     "an op of beta by a group": (
         Subject("user", "gus", (), (), ("beta-engineers",)), {"alpha_open_to_beta", "beta_closed", "common"},
     ),
@@ -260,8 +263,174 @@ def test_what_was_held_back_is_asked_again(orders: Orders, monkeypatch: pytest.M
     assert list(datasets.replay()) == []
 
 
+def _change(model: Any, key: Any, **values: Any) -> dict[str, Any]:
+    """Changes a row; what it was before."""
+    with _session() as session:
+        row = session.get_one(model, key)
+        before = {name: getattr(row, name) for name in values}
+        for name, value in values.items():
+            setattr(row, name, value)
+        session.commit()
+    # What this package does away with in each process of Airflow.
+    getattr(dag_module, "clear_team_name_cache", lambda: None)()
+    return before
+
+
+PRODUCING = (ASSET, "alpha_daily", "work")
+# What happens while an event waits: the row, and what changes.
+MEANWHILE: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "the Dag has moved to another team": (DagModel, "alpha_closed", {"bundle_name": "of beta"}),
+    "the Dag has become a common one": (DagModel, "beta_closed", {"bundle_name": "of None"}),
+    "the producing Dag has moved": (DagModel, "alpha_daily", {"bundle_name": "of beta"}),
+    "the Dag's author has consented": (
+        DagScheduleAssetReference, (ASSET, "beta_closed"), {"allow_producer_teams": ["alpha"]},
+    ),
+    "the Dag's author has changed their mind": (
+        DagScheduleAssetReference, (ASSET, "alpha_open_to_beta"), {"allow_producer_teams": []},
+    ),
+    "the producing author has changed their mind": (
+        TaskOutletAssetReference, PRODUCING, {"allow_global_consumers": False, "allow_consumer_teams": []},
+    ),
+}  # fmt: skip
+
+
+@needs_consent
+@pytest.mark.parametrize("case", MEANWHILE)
+def test_what_was_held_back_is_asked_as_if_it_came_now(
+    orders: Orders, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    model, key, values = MEANWHILE[case]
+    who = "beta" if "mind" in case and "producing" not in case else "alpha"
+    with _session() as session:
+        session.add(TaskOutletAssetReference(asset_id=ASSET, dag_id="alpha_daily", task_id="work"))
+        session.commit()
+    try:
+        then = orders.change(who)
+        with monkeypatch.context() as outage:
+            outage.setattr(datasets, "decision_point", lambda: SimpleNamespace(decide=_raise))
+            orders.change(who)
+        before = _change(model, key, **values)
+        try:
+            orders.engine.asked.clear()
+            list(datasets.replay())
+            replayed, asked = started(), [question for _, question in orders.engine.asked]
+            orders.engine.asked.clear()
+            fresh = orders.change(who)
+            ((_, anew),) = orders.engine.asked
+        finally:
+            _change(model, key, **before)
+        assert [resource for question in asked for resource in question["resources"]] == anew["resources"]
+        if case == "the producing Dag has moved":
+            # It was alpha's when it made the event, which now belongs to beta.
+            assert {tuple(question["subject"]["team_ids"]) for question in asked} == {("alpha",)}
+            assert replayed == then
+        else:
+            assert replayed == fresh != then
+    finally:
+        with _session() as session:
+            session.execute(delete(TaskOutletAssetReference).where(TaskOutletAssetReference.asset_id == ASSET))
+            session.commit()
+
+
+@needs_consent
+def test_a_persons_held_back_event_counts_where_the_person_has_a_role_now(
+    orders: Orders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oda = Subject("user", "oda", (), (), ("beta-engineers",))
+    with requests.request(), monkeypatch.context() as outage:
+        requests.remember(oda)
+        outage.setattr(datasets, "decision_point", lambda: SimpleNamespace(decide=_raise))
+        orders.register(source_is_api=True, api_user_teams={"beta"}, api_allow_consumer_teams=[])
+    list(datasets.replay())
+    assert started() == {"beta_closed", "common"}
+
+
+@needs_consent
+def test_what_is_left_of_a_dag_that_is_gone_is_its_teams(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:
+    with _session() as session:
+        session.add(DagModel(dag_id="beta_gone", bundle_name="of beta"))
+        session.commit()
+    task = SimpleNamespace(dag_id="beta_gone", task_id="work", run_id="r", map_index=-1)
+    with monkeypatch.context() as outage:
+        outage.setattr(datasets, "decision_point", lambda: SimpleNamespace(decide=_raise))
+        orders.register(task_instance=task)
+    with _session() as session:
+        session.execute(delete(DagModel).where(DagModel.dag_id == "beta_gone"))
+        session.commit()
+    list(datasets.replay())
+    assert started() == {"alpha_open_to_beta", "beta_closed", "common"}
+
+
 def _raise(_: Any) -> Any:
     raise Unreachable("nobody answers at unix:///x")
+
+
+# What a policy or an outage may say: long, much, and what databases do not store.
+TEXTS = {
+    "long": ["r" * 200_000],
+    "many": ["no"] * 100_000,
+    "many and long": ["ß" * 5_000] * 100,
+    "unprintable": ["\0\x1b" * 50_000] * 50,
+    "half a character": ["\ud83d"],
+}
+
+
+@needs_consent
+@pytest.mark.parametrize("texts", TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize("how", ["refused", "held back", "held back, then refused"])
+def test_no_text_is_too_long_for_the_audit_log(
+    orders: Orders, monkeypatch: pytest.MonkeyPatch, strict: set[str], texts: list[str], how: str
+) -> None:
+    monkeypatch.setattr(datasets, "decision_point", lambda: Talking(how == "refused", texts))
+    assert orders.change("beta") == set()
+    if how == "held back, then refused":
+        monkeypatch.setattr(datasets, "decision_point", lambda: Talking(True, texts))
+        assert {outcome.state for outcome in datasets.replay()} == {REFUSED}
+    assert set(told(HELD_BACK if how == "held back" else REFUSED)) == set(WAITING)
+    assert {"Log.extra", "Log.owner"} <= strict
+
+
+class Talking(NamedTuple):
+    """A policy that refuses, or an outage, with much to say about it."""
+
+    answers: bool
+    texts: list[str]
+
+    def decide(self, question: Any) -> Any:
+        if not self.answers:
+            raise Unreachable("; ".join(self.texts))
+        denied = Decision(False, tuple(self.texts), "default")
+        return SimpleNamespace(decisions=[denied] * len(question.resources))
+
+
+@needs_consent
+def test_a_refusal_tells_its_first_reasons_and_how_many_more_there_are(
+    orders: Orders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = [f"reason {number}" for number in range(25)]
+    monkeypatch.setattr(datasets, "decision_point", lambda: Talking(True, reasons))
+    orders.change("beta")
+    # Both owners say all of it.
+    assert told(REFUSED)["common"]["reasons"] == [*reasons[:10], "and 40 more reasons"]
+
+
+@needs_consent
+def test_whoever_asks_is_kept_whole_in_as_many_rows_as_it_takes(
+    orders: Orders, no_engine: None, strict: set[str], monkeypatch: pytest.MonkeyPatch  # noqa: ARG001
+) -> None:  # fmt: skip
+    groups = tuple(f"größe-{number:09}" * 10 for number in range(2_000))
+    asked = Subject("user", "n" * 1_000, ("beta",), ("user",), groups)
+    with requests.request():
+        requests.remember(asked)
+        assert orders.register(source_is_api=True, api_user_teams={"beta"}) == set()
+    waiting = datasets.held_back()
+    assert {one.dag_id for one in waiting} == set(WAITING)
+    assert {one.held.subject for one in waiting} == {asked}
+    monkeypatch.setattr(datasets, "decision_point", lambda: Talking(True, ["no"]))
+    assert {outcome.state for outcome in datasets.replay()} == {REFUSED}
+    assert datasets.held_back() == []
+    with _session() as session:
+        assert {row.event for row in session.scalars(select(Log))} == {REFUSED}
 
 
 @needs_consent

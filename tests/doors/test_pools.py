@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from airflow.dag_processing import collection
 from airflow.models import DagModel, Pool
 from airflow.models.errors import ParseImportError
 from airflow.models.serialized_dag import SerializedDagModel
-from airflow.sdk import DAG, BaseOperator
-from airflow.serialization.serialized_objects import LazyDeserializedDAG
+from airflow.sdk import DAG, BaseOperator, TaskGroup
+from airflow.sdk.bases.operator import OPERATOR_DEFAULTS
+from airflow.serialization.serialized_objects import DagSerialization, LazyDeserializedDAG
 from sqlalchemy import select
 
 from airflow_team_authz.doors import deciding, pools
 from airflow_team_authz.engines import DecisionPoint
-from airflow_team_authz.model import Unreachable
+from airflow_team_authz.model import Decision, Unreachable
 from tests.doors.conftest import Recording
 
 BUNDLE = "of alpha"
@@ -145,8 +147,120 @@ def test_a_mapped_tasks_pool_counts(parsing: Recording) -> None:  # noqa: ARG001
     assert write(made("many", "pool", mapped="alpha_pool")) == {}
 
 
+def written(dag: LazyDeserializedDAG, change: Callable[[dict[str, Any]], None]) -> LazyDeserializedDAG:
+    """A Dag as the process that runs its file may hand it over, whatever that file has done in there."""
+    change(dag.data)
+    return dag
+
+
+def _default(data: dict[str, Any]) -> None:
+    data.setdefault("client_defaults", {}).setdefault("tasks", {})["pool"] = "beta_pool"
+
+
+def _above(data: dict[str, Any]) -> None:
+    (mapped,) = (task["__var"] for task in data["dag"]["tasks"] if task["__var"].get("_is_mapped"))
+    del mapped["partial_kwargs"]["pool"]
+    mapped["pool"] = "beta_pool"
+
+
+def _in_groups(dag_id: str) -> LazyDeserializedDAG:
+    with (
+        DAG(dag_id, schedule=None, default_args={"pool": "pool"}) as dag,
+        TaskGroup("g", default_args={"pool": "beta_pool"}),
+    ):
+        Work(task_id="t0")
+    dag.fileloc, dag.relative_fileloc = __file__, "dags.py"
+    return LazyDeserializedDAG.from_dag(dag)
+
+
+def _in_a_dags_defaults(dag_id: str) -> LazyDeserializedDAG:
+    with DAG(dag_id, schedule=None, default_args={"pool": "beta_pool"}) as dag:
+        Work(task_id="t0")
+    dag.fileloc, dag.relative_fileloc = __file__, "dags.py"
+    return LazyDeserializedDAG.from_dag(dag)
+
+
+def _as_setup(dag_id: str) -> LazyDeserializedDAG:
+    with DAG(dag_id, schedule=None) as dag:
+        Work(task_id="t0", pool="beta_pool").as_setup() >> Work(task_id="t1").as_teardown()
+    dag.fileloc, dag.relative_fileloc = __file__, "dags.py"
+    return LazyDeserializedDAG.from_dag(dag)
+
+
+# Wherever the scheduler takes a task's pool from.
+HIDDEN: dict[str, Callable[[str], LazyDeserializedDAG]] = {
+    "the operators' defaults": lambda dag_id: written(made(dag_id, None), _default),
+    "the operators' defaults, of a mapped task": lambda dag_id: written(made(dag_id, mapped="default_pool"), _default),
+    "a mapped task, beside what it makes": lambda dag_id: written(made(dag_id, mapped="pool"), _above),
+    "the defaults of a group": _in_groups,
+    "the defaults of a Dag": _in_a_dags_defaults,
+    "a setup task": _as_setup,
+}
+
+
+@pytest.mark.parametrize("place", HIDDEN)
+def test_wherever_a_pool_is_named_it_is_asked_about(parsing: Recording, place: str) -> None:  # noqa: ARG001
+    dag_id = f"hidden_{len(place)}"
+    dag = HIDDEN[place](dag_id)
+    # As the scheduler reads it.
+    read = {task.pool for task in DagSerialization.from_dict(copy.deepcopy(dag.data)).tasks}
+    errors = write(dag)
+    assert ("beta_pool" in read) == ("pool beta_pool may not be used" in errors.get("dags.py", ""))
+    assert runs(dag_id) == ("beta_pool" not in read)
+    if "mapped" not in place:
+        assert "beta_pool" in read
+
+
+def test_a_file_that_changes_the_operators_defaults_is_seen(
+    parsing: Recording, monkeypatch: pytest.MonkeyPatch  # noqa: ARG001
+) -> None:  # fmt: skip
+    """As a Dag file does it: no task names the pool, and the scheduler takes slots of it."""
+    monkeypatch.setitem(OPERATOR_DEFAULTS, "pool", "beta_pool")
+    errors = write(made("changed", None, mapped="beta_pool"))
+    assert "task t0, mapped: pool beta_pool may not be used" in errors["dags.py"]
+    assert not runs("changed")
+
+
+@pytest.mark.parametrize("pool", [["beta_pool"], 7, None, {"__type": "dict", "__var": {}}], ids=str)
+def test_what_is_no_name_of_a_pool_is_an_import_error(parsing: Recording, pool: Any) -> None:  # noqa: ARG001
+    def change(data: dict[str, Any]) -> None:
+        data["dag"]["tasks"][0]["__var"]["pool"] = pool
+
+    errors = write(written(made("odd", "pool"), change), made("beside", "pool", file="beside.py"))
+    assert set(errors) == {"dags.py"}
+    assert "is no name of a pool" in errors["dags.py"]
+    assert not runs("odd")
+
+
+def test_what_cannot_be_deserialized_is_an_import_error(parsing: Recording) -> None:  # noqa: ARG001
+    def change(data: dict[str, Any]) -> None:
+        data["dag"]["tasks"][0]["__var"]["retry_delay"] = "soon"
+
+    errors = write(written(made("broken", "pool"), change), made("beside", "pool", file="beside.py"))
+    assert errors == {"dags.py": "Dag broken cannot be deserialized: DeserializationError"}
+
+
 def test_many_tasks_are_told_in_short(parsing: Recording) -> None:  # noqa: ARG001
     assert "task t0, t1, t2, t3, t4 and 15 more tasks:" in write(made("huge", *["beta_pool"] * 20))["dags.py"]
+
+
+@pytest.mark.parametrize("reason", ["r" * 200_000, "\0" * 100_000, "ß🚀" * 50_000], ids=["long", "NUL", "wide"])
+@pytest.mark.parametrize("answered", [True, False])
+def test_no_text_is_too_long_for_an_import_error(
+    parsing: Recording, monkeypatch: pytest.MonkeyPatch, reason: str, answered: bool  # noqa: ARG001
+) -> None:  # fmt: skip
+    class Talking:
+        def decide(self, question: Any) -> Any:
+            if not answered:
+                raise Unreachable(reason)
+            return [Decision(False, (reason,), "default")] * len(question.resources), "1"
+
+    monkeypatch.setattr(pools, "decision_point", Talking)
+    told = write(made("greedy", "unknown_pool"))["dags.py"]
+    assert told.startswith("Dag greedy, task t0: pool unknown_pool")
+    # MySQL's TEXT takes no more, and PostgreSQL no NUL.
+    assert len(told.encode()) <= 65_535
+    assert "\0" not in told
 
 
 def test_common_dags_use_common_pools(parsing: Recording) -> None:  # noqa: ARG001

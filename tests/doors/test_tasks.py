@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -17,14 +19,20 @@ from airflow.api_fastapi.execution_api import app as execution_api
 from airflow.api_fastapi.execution_api import routes as api_routes
 from airflow.api_fastapi.execution_api import security
 from airflow.api_fastapi.execution_api.routes import execution_api_router
-from airflow.models import Connection, Variable
-from airflow.models.asset import TaskOutletAssetReference
+from airflow.models import Connection, DagModel, Variable
+from airflow.models.asset import AssetActive, AssetModel, AssetWatcherModel, TaskOutletAssetReference
+from airflow.models.dagbundle import DagBundleModel
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
+from airflow.models.team import Team
+from airflow.models.trigger import Trigger
+from airflow.secrets import BaseSecretsBackend
+from airflow.secrets.local_filesystem import LocalFilesystemBackend
 from fastapi import APIRouter
+from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select
 
 from airflow_team_authz.doors import routes, tasks
 from airflow_team_authz.engines import DecisionPoint
@@ -53,6 +61,7 @@ def filled(database: None) -> None:  # noqa: ARG001
             _add_instance(session, INSTANCES[team_id], dag_id, "work", "default_pool")
         _add_instance(session, STRANGERS_POOL, "alpha_daily", "greedy", "beta_pool")
         session.add(Variable(key="alpha_old", val="1", team_name="alpha"))
+        session.add_all(AssetActive(name=str(id_), uri=f"s3://{id_}") for id_ in (1, 2))
         session.add(TaskOutletAssetReference(asset_id=1, dag_id="alpha_daily", task_id="work"))
         session.commit()
 
@@ -272,6 +281,200 @@ def test_an_assets_state_is_its_producers(api: Api) -> None:
     assert api.call("beta", "GET", "assets/by-name", params=everybodys).status_code != 403
 
 
+BY_NAME, BY_URI = {"name": "1"}, {"uri": "s3://1"}
+OTHERS_STATE = {
+    "by name": ("name", BY_NAME),
+    "by name, with a uri that is nowhere": ("name", BY_NAME | {"uri": "nowhere"}),
+    "by name, with the uri of a common asset": ("name", BY_NAME | {"uri": "s3://2"}),
+    "by name, with an empty uri": ("name", BY_NAME | {"uri": ""}),
+    "by name, given twice": ("name", {"name": ["2", "1"]}),
+    "by name, and in capitals": ("name", {"NAME": "2", "Uri": "s3://2"} | BY_NAME),
+    "by name, with another Dag": ("name", BY_NAME | {"dag_id": "beta_daily"}),
+    "by uri": ("uri", BY_URI),
+    "by uri, with a name that is nowhere": ("uri", BY_URI | {"name": "nowhere"}),
+    "by uri, with the name of a common asset": ("uri", BY_URI | {"name": "2"}),
+    "by uri, given twice": ("uri", {"uri": ["s3://2", "s3://1"]}),
+}
+
+
+def _states() -> list[Any]:
+    from airflow.models.asset_state_store import AssetStateStoreModel
+
+    assert settings.Session is not None
+    with settings.Session() as session:
+        columns = (AssetStateStoreModel.asset_id, AssetStateStoreModel.key, AssetStateStoreModel.value)
+        return sorted(tuple(row) for row in session.execute(select(*columns)))
+
+
+def _calls(by: str, params: dict[str, Any], who: str | None, api: Api) -> dict[str, int]:
+    """The answers to everything that one may do with an asset's state."""
+    value = {"url": f"store/asset/by-{by}/value", "params": params | {"key": "place"}}
+    return {
+        "PUT": api.call(who, "PUT", value["url"], params=value["params"], json={"value": "x"}).status_code,
+        "GET": api.call(who, "GET", value["url"], params=value["params"]).status_code,
+        "DELETE": api.call(who, "DELETE", value["url"], params=value["params"]).status_code,
+        "clear": api.call(who, "DELETE", f"store/asset/by-{by}/clear", params=params).status_code,
+    }
+
+
+@needs_state
+@pytest.mark.parametrize("case", OTHERS_STATE)
+def test_only_what_the_handler_uses_says_whose_state_it_is(api: Api, case: str) -> None:
+    by, params = OTHERS_STATE[case]
+    assert api.call("alpha", "PUT", "store/asset/by-name/value", params=BY_NAME | {"key": "place"}, json={"value": "a"})
+    before = _states()
+    assert (1, "place", '"a"') in before
+    for who in ("beta", None):
+        assert set(_calls(by, params, who, api).values()) == {403}
+        assert _states() == before
+    assert set(_calls(by, params, "alpha", api).values()) <= {200, 204}
+    assert _states() == []
+
+
+@needs_state
+def test_an_asset_that_is_not_active_has_no_state(api: Api, asset: int) -> None:
+    """As the handler has it; another team's inactive asset of the same name says nothing about the active one."""
+    del asset
+    for who in DAGS:
+        assert set(_calls("uri", {"uri": "aaa://1"}, who, api).values()) == {404}
+    assert api.engine.asked == []
+    assert set(_calls("name", BY_NAME, "beta", api).values()) == {403}
+    assert set(_calls("name", BY_NAME, "alpha", api).values()) <= {200, 204}
+
+
+@pytest.fixture
+def asset() -> Iterator[int]:
+    """An asset of a name that is taken: it cannot be active, and beta's Dag produces it."""
+    assert settings.Session is not None
+    with settings.Session() as session:
+        session.add(AssetModel(id=3, name="1", uri="aaa://1", group=""))
+        session.flush()
+        session.add(TaskOutletAssetReference(asset_id=3, dag_id="beta_daily", task_id="work"))
+        session.commit()
+    yield 3
+    with settings.Session() as session:
+        session.execute(delete(TaskOutletAssetReference).where(TaskOutletAssetReference.asset_id == 3))
+        session.execute(delete(AssetModel).where(AssetModel.id == 3))
+        session.commit()
+
+
+LATER: dict[str, Callable[[], list[Any]]] = {
+    "another team's Dag produces it": lambda: [_outlet("beta_daily")],
+    "a common Dag produces it": lambda: [_outlet("daily")],
+    "another team watches it": lambda: [_watcher("beta")],
+    "somebody without a team watches it": lambda: [_watcher(None)],
+    "two others produce it": lambda: [_outlet("beta_daily"), _outlet("daily")],
+}
+
+
+def _outlet(dag_id: str, **named: Any) -> Any:
+    return TaskOutletAssetReference(asset_id=1, dag_id=dag_id, task_id="later", **named)
+
+
+def _watcher(team_id: str | None) -> Any:
+    trigger = Trigger(classpath="x", kwargs={}, team_name=team_id)
+    return AssetWatcherModel(name="w", asset_id=1, trigger=trigger)
+
+
+@needs_state
+@pytest.mark.parametrize("case", LATER)
+@pytest.mark.parametrize("stale", [False, True], ids=["the first one's Dag runs", "the first one's Dag is stale"])
+def test_no_later_declaration_takes_an_assets_state_away_or_opens_it(api: Api, case: str, stale: bool) -> None:
+    assert settings.Session is not None
+    with settings.Session() as session:
+        later = LATER[case]()
+        session.add_all(later)
+        session.get_one(DagModel, "alpha_daily").is_stale = stale
+        session.commit()
+        try:
+            for who in ("beta", None):
+                assert set(_calls("name", BY_NAME, who, api).values()) == {403}
+            assert set(_calls("name", BY_NAME, "alpha", api).values()) <= {200, 204}
+        finally:
+            for one in later:
+                session.delete(one)
+            session.get_one(DagModel, "alpha_daily").is_stale = False
+            session.commit()
+
+
+@needs_state
+def test_the_first_one_is_who_declared_it_first(api: Api) -> None:
+    assert settings.Session is not None
+    with settings.Session() as session:
+        earlier = _outlet("beta_daily", created_at=_now() - timedelta(days=1))
+        session.add(earlier)
+        session.commit()
+        try:
+            assert set(_calls("name", BY_NAME, "alpha", api).values()) == {403}
+            assert set(_calls("name", BY_NAME, "beta", api).values()) <= {200, 204}
+        finally:
+            session.delete(earlier)
+            session.commit()
+
+
+class Noting(dict[str, Any]):
+    """Parameters of a request, of which one is there whatever it is called; keeps what was looked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self.read.add(name)
+        return str(UUID(int=1))
+
+    def get(self, name: str, default: Any = None) -> Any:  # noqa: ARG002
+        return self[name]
+
+    def __contains__(self, name: object) -> bool:
+        raise AssertionError(f"whether there is {name} is not for the table to ask")
+
+
+# Parameters that choose among what belongs to the resource which the others name.
+WITHIN = {
+    "after", "ascending", "before", "dag_result", "include_prior_dates", "key", "limit", "logical_date",
+    "logical_dates", "map_index", "mapped_length", "offset", "run_id", "run_ids", "start", "state", "states", "step",
+    "stop", "task_group_id", "task_id", "task_ids",
+}  # fmt: skip
+
+
+def _taken(route: APIRoute) -> tuple[set[str], set[str]]:
+    """The parameters that a handler and what it depends on take, of path and query."""
+    flat = get_flat_dependant(route.dependant)
+    queries = {
+        name
+        for field in flat.query_params
+        for name in (getattr(field.field_info.annotation, "model_fields", None) or {field.alias})
+    }
+    return {field.alias for field in flat.path_params}, queries
+
+
+def _guarded_routes() -> dict[tuple[str, str], APIRoute]:
+    return {
+        (method, route.path): route
+        for route in execution_api_router.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods
+    }
+
+
+@pytest.mark.parametrize("about", [about for about, route in routes.ROUTES.items() if route], ids=" ".join)
+def test_the_table_reads_the_parameters_that_the_handler_takes(filled: None, about: tuple[str, str]) -> None:  # noqa: ARG001
+    route = routes.ROUTES[about]
+    assert route is not None
+    path, query = Noting(), Noting()
+    assert settings.Session is not None
+    with settings.Session() as session, contextlib.suppress(routes.Missing):
+        route.resource(routes.Request(path, query, machines.triggerer(None), session))
+    if about not in _guarded_routes():
+        pytest.skip("this Airflow has no such route")
+    in_path, in_query = _taken(_guarded_routes()[about])
+    assert path.read <= in_path
+    assert query.read <= in_query
+    # And all of them that name something.
+    assert (in_path | in_query) - WITHIN <= path.read | query.read
+
+
 def test_a_token_of_no_task_gets_nothing(api: Api) -> None:
     gone = uuid4()
     for method, path in (("GET", "connections/db"), ("GET", "variables/keys"), ("GET", "dags/daily")):
@@ -399,6 +602,202 @@ def test_in_process_one_acts_for_a_team_and_only_reads(api: Api, who: str) -> No
         assert call("DELETE", f"variables/{key}") == 403
     assert call("POST", "dag-runs/alpha_daily/new", json={}) == 403
     assert _everything() == before
+
+
+ACTING = {
+    "the Dag processor of a team's bundle": ("beta", lambda session: machines.dag_processor("of beta", session)),
+    "a team's triggerer": ("beta", lambda _: machines.triggerer("beta")),
+    "the common triggerer": (None, lambda _: machines.triggerer(None)),
+    "a task that is tested": ("beta", lambda session: machines.task(INSTANCES["beta"], session)),
+}
+ABOUT_A_TASK = [about for about in routes.ROUTES if "{task_instance_id}" in about[1]]
+
+
+@pytest.fixture(scope="module")
+def without_tokens(opened_api: Api) -> Iterator[TestClient]:  # noqa: ARG001
+    with TestClient(execution_api.InProcessExecutionAPI().app, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def in_process(api: Api, without_tokens: TestClient) -> Api:
+    """The API as the Dag processor and the triggerer have it: without tokens."""
+    return api._replace(client=without_tokens)
+
+
+@pytest.mark.parametrize("who", ACTING)
+def test_in_process_nobody_acts_for_a_task_of_another_team(in_process: Api, who: str) -> None:
+    own, subject = ACTING[who]
+    answers: dict[tuple[str, str], dict[str | None, str]] = {}
+    for method, path in ABOUT_A_TASK:
+        answers[method, path] = {}
+        for team_id, instance in INSTANCES.items():
+            url = path.replace("{task_instance_id}", str(instance)).replace("{key:path}", "place")
+            with machines.acting(subject):
+                answer = in_process.client.request(method, url, **({"json": {}} if method != "GET" else {}))
+            refused = answer.status_code == 403 and "may not act for task" in answer.text
+            answers[method, path][team_id] = "refused" if refused else "own"
+    assert answers == {
+        about: {team_id: "own" if team_id == own else "refused" for team_id in INSTANCES} for about in ABOUT_A_TASK
+    }
+    with machines.acting(subject):
+        assert in_process.client.get(f"/hitlDetails/{uuid4()}").status_code == 404
+
+
+@needs_state
+def test_in_process_one_answers_for_a_task_of_the_own_team(in_process: Api) -> None:
+    asked = {"options": ["yes", "no"], "subject": "?", "ti_id": str(INSTANCES["alpha"])}
+    answer = {"chosen_options": ["yes"], "params_input": {}, "ti_id": str(INSTANCES["alpha"])}
+    path = f"/hitlDetails/{INSTANCES['alpha']}"
+    with machines.acting(lambda _: machines.triggerer("alpha")):
+        assert in_process.client.post(path, json=asked).status_code == 201
+    with machines.acting(lambda _: machines.triggerer("beta")):
+        assert in_process.client.patch(path, json=answer).status_code == 403
+        assert in_process.client.get(path).status_code == 403
+    with machines.acting(lambda _: machines.triggerer("alpha")):
+        assert in_process.client.get(path).json()["response_received"] is False
+        assert in_process.client.patch(path, json=answer).status_code == 200
+
+
+def test_in_process_the_path_says_who_starts_a_task_that_is_tested(in_process: Api) -> None:
+    """`dag.test()` starts and ends tasks itself; only what their code asks for is made on their behalf."""
+    body = {"state": "running", "hostname": "h", "unixname": "u", "pid": 1, "start_date": "2026-01-01T00:00:00Z"}
+    refused = in_process.client.patch(f"/task-instances/{STRANGERS_POOL}/run", json=body)
+    assert "may not use pool beta_pool of team beta" in refused.json()["detail"]["message"]
+
+
+class Vault(BaseSecretsBackend):
+    """A secrets backend with a connection and a variable for all, and one of either for a team."""
+
+    fails = False
+
+    def get_conn_value(self, conn_id: str, team_name: str | None = None) -> str | None:
+        return "http://vault" if self._has(conn_id, team_name) else None
+
+    def get_variable(self, key: str, team_name: str | None = None) -> str | None:
+        return "vault" if self._has(key, team_name) else None
+
+    def _has(self, name: str, team_name: str | None) -> bool:
+        if self.fails:
+            raise OSError("the vault is sealed")
+        return name == "kept" or (name, team_name) == ("kept_for_alpha", "alpha")
+
+
+class OldVault(Vault):
+    """One from before there were teams."""
+
+    def get_conn_value(self, conn_id: str) -> str | None:  # type: ignore[override]
+        return super().get_conn_value(conn_id)
+
+    def get_variable(self, key: str) -> str | None:  # type: ignore[override]
+        return super().get_variable(key)
+
+
+@pytest.fixture(params=[Vault, OldVault, "environment", "file"], ids=str)
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Has a secrets backend keep a connection and a variable ``kept``, which beta has in the database."""
+    if request.param == "environment":
+        monkeypatch.setenv("AIRFLOW_CONN_KEPT", "http://vault")
+        monkeypatch.setenv("AIRFLOW_VAR_KEPT", "vault")
+    elif request.param == "file":
+        (tmp_path / "connections.env").write_text("kept=http://vault\n")
+        (tmp_path / "variables.env").write_text("kept=vault\n")
+        files = {"connections": "connections_file_path", "variables": "variables_file_path"}
+        named = {parameter: str(tmp_path / f"{name}.env") for name, parameter in files.items()}
+        use_backend(monkeypatch, LocalFilesystemBackend(**named))
+    else:
+        use_backend(monkeypatch, request.param())
+    return getattr(request.param, "__name__", str(request.param))
+
+
+def use_backend(monkeypatch: pytest.MonkeyPatch, backend: BaseSecretsBackend) -> None:
+    from airflow import configuration
+
+    backend._set_connection_class(Connection)
+    others = configuration.initialize_secrets_backends()
+    monkeypatch.setattr(configuration, "secrets_backend_list", [backend, *others])
+
+
+@pytest.fixture
+def betas_rows(filled: None) -> Iterator[None]:  # noqa: ARG001
+    """What bob creates in the database, under names that a secrets backend has."""
+    assert settings.Session is not None
+    names = ("kept", "kept_for_alpha", "betas")
+    with settings.Session() as session:
+        session.add_all(Connection(conn_id=name, conn_type="http", host="bob", team_name="beta") for name in names)
+        session.add_all(Variable(key=name, val="bob", team_name="beta") for name in names)
+        session.commit()
+    yield
+    with settings.Session() as session:
+        session.execute(delete(Connection).where(Connection.conn_id.in_(names)))
+        session.execute(delete(Variable).where(Variable.key.in_(names)))
+        session.commit()
+
+
+def read(api: Api, who: str | None, name: str) -> set[str]:
+    """What a task gets: the host of a connection and the value of a variable, or the status."""
+    connection = api.call(who, "GET", f"connections/{name}")
+    variable = api.call(who, "GET", f"variables/{name}")
+    return {
+        str(answer.json()[field] if answer.status_code == 200 else answer.status_code)
+        for answer, field in ((connection, "host"), (variable, "value"))
+    }
+
+
+def test_a_row_hides_nothing_of_what_a_secrets_backend_has_for_all(api: Api, kept: str, betas_rows: None) -> None:
+    del betas_rows
+    for who in DAGS:
+        assert read(api, who, "kept") == {"vault"}
+    # What no backend has is the row's owner's alone.
+    assert {who: read(api, who, "betas") for who in DAGS} == {"alpha": {"403"}, "beta": {"bob"}, None: {"403"}}
+    if kept == "Vault":
+        of_alpha = {who: read(api, who, "kept_for_alpha") for who in DAGS}
+        assert of_alpha == {"alpha": {"vault"}, "beta": {"bob"}, None: {"403"}}
+
+
+def test_a_backend_that_fails_is_no_denial(api: Api, betas_rows: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    del betas_rows
+    use_backend(monkeypatch, Vault())
+    monkeypatch.setattr(Vault, "fails", True)
+    assert read(api, "alpha", "kept") == {"503"}
+    answer = api.call("alpha", "GET", "variables/kept").json()["detail"]
+    assert answer["message"] == "No decision can be had. The secrets backend Vault fails: OSError"
+    # Who needs no backend to be decided about gets Airflow's own answer.
+    assert read(api, "beta", "kept") == {"bob"}
+
+
+SAME_NAMES = {"in capitals": ("one_team", "ONE_team", "key"), "but for underscores": ("two", "two_", "key")}
+
+
+@pytest.mark.parametrize("case", SAME_NAMES)
+def test_a_variable_of_the_environment_that_may_be_two_teams_is_nobodys(
+    api: Api, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow alone hands it to both."""
+    one, other, key = SAME_NAMES[case]
+    assert settings.Session is not None
+    with settings.Session() as session:
+        session.add(Team(name=other))
+        session.flush()
+        bundle = session.get_one(DagBundleModel, "of alpha")
+        before, bundle.teams = list(bundle.teams), [session.get_one(Team, other)]
+        session.commit()
+        for kind, value in (("VAR", "vault"), ("CONN", "http://vault")):
+            monkeypatch.setenv(f"AIRFLOW_{kind}__{other}___{key}".upper(), value)
+        try:
+            assert read(api, "alpha", key) == {"vault"}
+            session.add(Team(name=one))
+            session.commit()
+            assert read(api, "alpha", key) == {"403"}
+            reason = api.call("alpha", "GET", f"variables/{key}").json()["detail"]["message"]
+            assert f"may be meant for team {' or '.join(sorted((one, other)))}" in reason
+            # Nothing else is.
+            assert read(api, "beta", "beta_key") == {"1", "404"}
+        finally:
+            bundle.teams = before
+            session.flush()
+            session.execute(delete(Team).where(Team.name.in_((one, other))))
+            session.commit()
 
 
 def test_who_acts_is_forgotten_afterwards(api: Api) -> None:

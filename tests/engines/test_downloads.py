@@ -287,6 +287,62 @@ def test_a_stolen_key_is_replaced_while_engines_run(
     assert engine.revision.startswith("12-")
 
 
+def signed(content: bytes, key: SigningKey, hours_ago: float | None) -> bytes:
+    """The same bundle, signed at another time, or without one."""
+    moment = None if hours_ago is None else int(time.time() - hours_ago * 3600)
+    return pack(key.sign(unpack(content), scope(NAME), moment))
+
+
+@pytest.mark.parametrize(
+    ("hours_ago", "told"),
+    [
+        (13, "it was signed 13 hours ago, and [team_authz] policy_max_age_hours is 12: see whether the bundle server"),
+        (24 * 365, "it was signed 8,760 hours ago"),
+        (-13, "it was signed 13 hours ahead of this host's clock"),
+        (None, "its signature does not tell its time"),
+    ],
+)
+def test_a_fresh_host_takes_no_bundle_that_is_too_old(
+    hours_ago: float | None, told: str, web: Web, bundle: Make, trust: Trust, key: SigningKey, tmp_path: Path
+) -> None:
+    web.content = signed(bundle(10), key, hours_ago)
+    with pytest.raises(PolicyBroken) as refused:
+        Downloaded(web.url, tmp_path / "limited", trust._replace(max_age_hours=12))
+    assert told in str(refused.value)
+    web.content = bundle(10)
+    Downloaded(web.url, tmp_path / "limited", trust._replace(max_age_hours=12)).close()
+    # Without the setting any time counts.
+    web.content = signed(bundle(10), key, hours_ago)
+    Downloaded(web.url, tmp_path / "unlimited", trust).close()
+
+
+def test_a_policy_that_becomes_too_old_is_told_of_and_not_loaded_again(
+    web: Web, bundle: Make, trust: Trust, key: SigningKey, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(downloads, "_MAX_PAUSE_SECONDS", 0.1)
+    limited = trust._replace(max_age_hours=12)
+    web.content = signed(bundle(12), key, 0)
+    with closing(DecisionPoint(Downloaded(web.url, tmp_path / "state", limited))) as point:
+        assert version(point) == 12
+        real = time.time
+        monkeypatch.setattr("airflow_team_authz.bundles.trusted.time.time", lambda: real() + 13 * 3600)
+        told = "stays in force, although it was signed 13 hours ago"
+        eventually(lambda: any(told in error for error in errors(caplog)))
+        eventually(lambda: any("13 hours ago" in str(said["bundles"][NAME].get("message")) for said in web.told))
+        assert version(point) == 12
+        # Nor by a restart: neither what is kept, nor what is older still, however fresh its signature is.
+        for content in (web.content, signed(bundle(10), key, 0)):
+            web.content = content
+            with pytest.raises(PolicyBroken, match="13 hours ago"):
+                Downloaded(web.url, tmp_path / "state", limited)
+        # The same bundle, signed again, is all that it takes.
+        web.content = signed(bundle(12), key, 0)
+        eventually(lambda: "message" not in web.told[-1]["bundles"][NAME])
+        assert version(point) == 12
+    Downloaded(web.url, tmp_path / "state", limited).close()
+
+
 @pytest.mark.parametrize("token", ["s3cret\nsecond line", "s3cret\x01x", "s3cr\u00e9t", "s3cret word", ""])
 def test_a_file_without_a_token_is_named_and_not_shown(token: str, web: Web, open_engine: Any, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(token)
@@ -518,6 +574,17 @@ def test_settings(tmp_path: Path) -> None:
         parse_settings({"policy": address})
     with pytest.raises(SettingsError, match="policy_keys_file: there is no such file"):
         parse_settings({"policy": address, "policy_keys_file": str(tmp_path / "nothing")})
+    hours = {"policy_max_age_hours": "12"}
+    keys = {"policy_keys_file": str(tmp_path / "keys.pem")}
+    assert parse_settings({"policy": address} | keys | hours).policy_max_age_hours == 12
+    for others in (
+        {},
+        {"policy": str(tmp_path)},
+        {"opa_url": "http://opa:8181"},
+        keys | {"opa_url": "http://opa:8181"},
+    ):
+        with pytest.raises(SettingsError, match="policy_max_age_hours takes policy_keys_file, and no opa_url"):
+            parse_settings(others | hours)
     with pytest.raises(SettingsError, match="policy: there is no such file"):
         parse_settings({"policy": str(tmp_path / "nothing")})
 

@@ -58,6 +58,14 @@ HOSTILE: dict[str, Hostile] = {
     "in membership": reads("input.subject.id in data.teams.beta.members"),
     "the site's rules": reads("data.airflow.site.deny"),
     "the site's data": reads("data.airflow.site.platform_connections[_]"),
+    "the directory": reads('data.airflow.directory.groups["beta-engineers"]'),
+    "the directory as a value": reads("some entries in data.airflow.directory; count(entries) > 0"),
+    "the directory in a reason": Hostile(
+        'deny contains $"{data.airflow.directory.groups}" if true # here\n', {"foreign-data"}
+    ),
+    "a group that the question names": reads(
+        "some group in input.subject.groups; data.airflow.directory.groups[group]"
+    ),
     "what decides": reads("data.airflow.authz.decision.allow"),
     "another part of standing": reads('"x" in data.airflow.authz.standing.common_roles'),
     "the whole of standing": reads("some x in data.airflow.authz.standing"),
@@ -73,6 +81,7 @@ HOSTILE: dict[str, Hostile] = {
     "an import under another name": imports("data.teams.beta as own", "own.secret"),
     "an import of the site": imports("data.airflow.site"),
     "an import of the router": imports("data.airflow.authz"),
+    "an import of the directory": imports("data.airflow.directory", "directory.groups"),
     "an import that hides as input's": imports("data.teams.beta as context", "context.secret"),
     "an allowed import, another part": Hostile(
         "import data.airflow.authz.standing\n\n" + body("standing.common_roles[_]"), {"foreign-data"}
@@ -348,6 +357,22 @@ HOSTILE: dict[str, Hostile] = {
     "a pattern that repeats without end": Hostile(
         'deny contains "x" if regex.match(`^.{1,1000}$`, input.action) # here\n', {"pattern"}
     ),
+    **{
+        f"a glob that one engine ends at a line break: {pattern} {delimiters}": Hostile(
+            f'deny contains "x" if glob.match("{pattern}", {delimiters}, input.resource.id) # here\n', {"pattern"}
+        )
+        for pattern, delimiters in (
+            ("prod**", "[]"),
+            ("prod**", '["."]'),
+            ("**", '["/", ":"]'),
+            ("{prod**,x}", "[]"),
+            ("prod*", "null"),
+            ("prod?", "null"),
+            ("*", "null"),
+            ("[a-z]*x", "null"),
+        )
+    },
+    "a pattern of bytes": Hostile('deny contains "x" if regex.match(`^\\C$`, input.resource.id) # here\n', {"pattern"}),
     "a pattern of all letters": Hostile(
         'deny contains "x" if regex.match(`^\\p{L}{1,10}$`, input.action) # here\n', {"pattern"}
     ),
@@ -399,6 +424,19 @@ FINE: dict[str, str] = {
     "a rule called beta": 'beta := {"secret": 1}\n\nallow contains "x" if beta.secret == 1\n',
     "a constant pattern": 'allow contains "x" if regex.match(`^p[a-z]$`, input.resource.id)\n',
     "a constant glob": 'allow contains "x" if glob.match("p*", [], input.resource.id)\n',
+    **{
+        f"a pattern that both engines read alike: {call}": f'allow contains "x" if {call}\n'
+        for call in (
+            'glob.match("prod*", [], input.resource.id)',
+            'glob.match("prod_?", ["/", ":"], input.resource.id)',
+            'glob.match("{prod,dev}_[a-z]*", ["."], input.resource.id)',
+            'glob.match("prod[!x]", null, input.resource.id)',
+            "regex.match(`(?s)^prod.*$`, input.resource.id)",
+            "regex.match(`(?m)^prod$`, input.resource.id)",
+            r"regex.match(`(?i)\Aprod\.[^x]+\b\z`, input.resource.id)",
+            "regex.match(`^(?:prod|dev)_[[:alpha:]]{1,3}$`, input.resource.id)",
+        )
+    },
     "one value by else": (
         'kind := "a" if {\n\tinput.action == "x"\n} else := "b"\n\nallow contains kind if input.subject.id == "ann"\n'
     ),
@@ -477,5 +515,5 @@ FINE: dict[str, str] = {
         f'allow contains "x" if regex.match(`^prod_{i}_[a-z0-9_]+$`, input.resource.id)' for i in range(9)
     )
     + "\n",
-    "the directory": 'allow contains "x" if not data.airflow.directory.groups.nobody\n',
+    "the role table": 'allow contains "x" if "op" in data.airflow.roles.platform\n',
 }  # fmt: skip

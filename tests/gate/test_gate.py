@@ -186,6 +186,10 @@ def test_the_platforms_own_part_is_checked() -> None:
         "data-invalid": ("airflow/directory/data.json", b'{"groups": {"x": [{"team": "alpha"}]}}'),
         "check": ("airflow/site/x.rego", b"package airflow.site\n\ndeny contains http.send({})\n"),
         "test-failed": ("airflow/site/x_test.rego", b"package airflow.site_test\n\ntest_never if 1 == 2\n"),
+        "pattern": (
+            "airflow/site/x.rego",
+            b'package airflow.site\n\ndeny contains "x" if glob.match("prod**", [], input.resource.id)\n',
+        ),
     }
     for rule, (name, content) in bad.items():
         found = check_platform({**platform, name: content})

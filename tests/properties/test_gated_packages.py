@@ -143,7 +143,7 @@ CONDITIONS = r"""
     input.resource.team_id != team
     walk(<any>, [_, <text>])
     some x in <set>; is_string(x); startswith(x, <text>)
-    data.airflow.directory.groups[<text>]
+    data.airflow.roles.includes[<text>]
     count(own.listed) > own.limits[input.resource.id]
 """
 # What the gate has to refuse, by the rule that does.
@@ -152,6 +152,7 @@ REFUSED = {
         data.teams[team].listed
         x := data.teams; x[team]
         data.airflow.authz.decision.allow
+        data.airflow.directory.groups[name]
     """,
     "pattern": "regex.match(input.action, name)",
     "check": "startswith(own.limits[input.resource.id], name)",

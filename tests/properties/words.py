@@ -20,7 +20,7 @@ NAMES = (
     "<undefined>",
 )
 TYPES = (
-    "asset", "asset_alias", "configuration", "connection", "custom_view", "dag", "hitl_task", "pool", "team",
+    "asset", "asset_alias", "configuration", "connection", "custom_view", "dag", "hitl_task", "pool", "route", "team",
     "variable", "view",
 )
 ENTITIES = (

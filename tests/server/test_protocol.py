@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 from msgspec import UNSET
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from airflow_team_authz.bundles.archive import read_manifest, unpack
@@ -203,7 +203,7 @@ def test_who_falls_silent_is_told_of(server: Server) -> None:
     assert not [state for state in server.ask("GET", "/status").json()["clients"] if state["id"] == "silent"]
     assert server.ask("POST", "/status", "reader", json={"labels": {"id": secrets.token_hex(4)}}).is_success
     with Session(engine) as session:
-        assert session.get(Client, "silent") is None
+        assert session.scalar(select(Client).where(Client.id == "silent")) is None
     engine.dispose()
 
 

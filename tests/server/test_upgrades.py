@@ -123,4 +123,4 @@ def test_a_package_that_no_longer_compiles_holds_nobody_up(own_server: Server) -
     published = own_server.publish(good("gamma", 2), who="platform")
     assert published.status_code == 200, published.text
     assert own_server.publish(good("alpha", 3)).status_code == 200
-    assert own_server.ask("GET", "/status").json() == {"clients": [], "withheld": []}
+    assert own_server.ask("GET", "/status").json() == {"clients": [], "next": None, "withheld": []}

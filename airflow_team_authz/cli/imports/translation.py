@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.console import Output, UserError, one_line, print_columns, print_json
+from airflow_team_authz.cli.console import Output, UserError, print_columns, print_json, print_line
 from airflow_team_authz.cli.init import OURS, Done, Files, for_team, platform_files, template
+from airflow_team_authz.escaping import one_line
 
 INCOMPLETE = 1
 
@@ -144,11 +145,14 @@ def _put(path: Path, content: bytes) -> None:
 
 def _tell(translation: Translation) -> None:
     if translation.untranslated:
-        typer.echo(f"\nNot translated ({len(translation.untranslated)}):")
+        print_line()
+        print_line(f"Not translated ({len(translation.untranslated)}):")
         for entry in translation.untranslated:
-            typer.echo(f"- {one_line(entry.what)}: {one_line(entry.why)}; {one_line(entry.help)}")
+            print_line(f"- {one_line(entry.what)}: {one_line(entry.why)}; {one_line(entry.help)}")
     if translation.advice:
-        typer.echo(f"\n{translation.advice}")
+        print_line()
+        for line in translation.advice.split("\n"):
+            print_line(line)
 
 
 def _document(value: Any, indent: str) -> str:

@@ -9,6 +9,10 @@ producers := {
 	"common watcher": {"type": "watcher", "id": "files", "team_ids": []},
 	"beta user": {"type": "user", "id": "bob", "team_ids": ["beta"], "roles": ["user"]},
 	"beta viewer": {"type": "user", "id": "vic", "team_ids": ["beta"], "roles": ["viewer"]},
+	"beta op": {"type": "user", "id": "oda", "team_ids": ["beta"], "roles": ["op"]},
+	"beta member, gamma op": {"type": "user", "id": "mel", "team_ids": ["beta"], "groups": ["gamma-ops"]},
+	"beta viewer, gamma op": {"type": "user", "id": "vio", "groups": ["beta-viewers", "gamma-ops"]},
+	"beta op by a group": {"type": "user", "id": "gus", "groups": ["beta-ops"]},
 	"stranger": {"type": "user", "id": "nil", "team_ids": [], "roles": []},
 	"platform admin": {"type": "user", "id": "pat", "roles": ["admin"]},
 }
@@ -29,6 +33,12 @@ event(team_id, to, consent) := {
 	"delivery": object.union(about(to), consent),
 }
 
+directory := {"groups": {
+	"beta-ops": [{"team_id": "beta", "role": "op"}],
+	"beta-viewers": [{"team_id": "beta", "role": "viewer"}],
+	"gamma-ops": [{"team_id": "gamma", "role": "op"}],
+}}
+
 trigger(who, resource) := {"subject": producers[who], "action": "trigger", "resource": resource}
 
 # Which events may start the Dag of a team that has consented to nothing, and which the one of a team that has.
@@ -43,7 +53,9 @@ starts := {
 	"a team's, from a common watcher, with its consent": ["common watcher", dag("alpha", {"global_producers": true})],
 	"what a user may trigger": ["beta user", dag("beta", {})],
 	"what a user may trigger for all": ["beta user", dag(null, {})],
-	"what consents to a user's team": ["beta viewer", dag("alpha", {"producer_teams": ["beta"]})],
+	"what consents to a user's team": ["beta op", dag("alpha", {"producer_teams": ["beta"]})],
+	"what consents to a user's team, by a group": ["beta op by a group", dag("alpha", {"producer_teams": ["beta"]})],
+	"what consents to the team of the role": ["beta member, gamma op", dag("alpha", {"producer_teams": ["gamma"]})],
 	"a platform admin's": ["platform admin", dag("alpha", {})],
 	"the event, to its own team": ["beta task", event("beta", "beta", {})],
 	"the event, to a team that it names": ["beta task", event("beta", "alpha", {"consumer_teams": ["alpha"]})],
@@ -53,7 +65,7 @@ starts := {
 
 test_an_event_starts[note] if {
 	some note, [who, resource] in starts
-	answer := authz.decision with input as trigger(who, resource)
+	answer := authz.decision with input as trigger(who, resource) with data.airflow.directory as directory
 	answer.allow
 	answer.layer == "baseline"
 	count(answer.reasons) == 1
@@ -66,6 +78,10 @@ starts_not := {
 	"a team's, from a common task": ["common task", dag("alpha", {"producer_teams": ["beta"]})],
 	"a team's, from a common watcher": ["common watcher", dag("alpha", {})],
 	"another team's, watched for": ["beta watcher", dag("alpha", {})],
+	"what consents to a team where a user only sees": ["beta viewer", dag("alpha", {"producer_teams": ["beta"]})],
+	"what consents to a team where a user runs Dags": ["beta user", dag("alpha", {"producer_teams": ["beta"]})],
+	"what consents to a member's team": ["beta member, gamma op", dag("alpha", {"producer_teams": ["beta"]})],
+	"what consents to a viewer's team": ["beta viewer, gamma op", dag("alpha", {"producer_teams": ["beta"]})],
 	"what a user may only see": ["beta viewer", dag("beta", {})],
 	"what a user may only see, common": ["beta viewer", dag(null, {})],
 	"another team's, by a user": ["beta user", dag("alpha", {})],
@@ -78,7 +94,7 @@ starts_not := {
 
 test_an_event_does_not_start[note] if {
 	some note, [who, resource] in starts_not
-	answer := authz.decision with input as trigger(who, resource)
+	answer := authz.decision with input as trigger(who, resource) with data.airflow.directory as directory
 	not answer.allow
 	answer.layer == "default"
 }

@@ -19,7 +19,7 @@ deny contains $"a {input.subject.type} only reads" if {
 
 deny contains $"{input.resource.type} is for people, not for a {input.subject.type}" if {
 	input.subject.type != "user"
-	input.resource.type in {"configuration", "view", "custom_view", "team", "hitl_task"}
+	input.resource.type in {"configuration", "view", "custom_view", "platform_view", "route", "team", "hitl_task"}
 }
 
 deny contains "teams are created, changed and deleted by the platform's admins" if {

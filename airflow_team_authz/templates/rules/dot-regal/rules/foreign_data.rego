@@ -40,7 +40,6 @@ _shared(ref) if {
 		["airflow", "authz", "standing", "team_ids"],
 		["airflow", "authz", "standing", "team_roles"],
 		["airflow", "authz", "standing", "platform_roles"],
-		["airflow", "directory"],
 		["airflow", "roles"],
 	]
 	array.slice(path, 0, count(allowed)) == allowed

@@ -7,6 +7,7 @@
 # scope: package
 # schemas:
 #   - input: schema.input
+#   - data.airflow.roles: schema.roles
 package airflow.authz.baseline.deliveries
 
 import data.airflow.authz.standing
@@ -31,7 +32,7 @@ consent(resource) := "a common Dag takes the events of all teams" if {
 	machine
 } else := concat("", ["the Dag's producer_teams name team ", team_id]) if {
 	resource.type == "dag"
-	some team_id in sort(standing.team_ids)
+	some team_id in sort(producing)
 	team_id in resource.delivery.producer_teams
 } else := "the Dag takes events of common Dags (allow_global)" if {
 	resource.type == "dag"
@@ -51,6 +52,19 @@ consent(resource) := "a common Dag takes the events of all teams" if {
 	resource.type == "asset"
 	not kept(resource)
 } else := ""
+
+# The teams that the event counts as one of. A person is a producer only where that takes no more than the person's role
+# there: to be in a team is not enough, nor is a role in another one.
+producing contains team_id if {
+	machine
+	some team_id in standing.team_ids
+}
+
+producing contains team_id if {
+	some team_id, roles in standing.team_roles
+	some role in roles
+	role in data.airflow.roles.permissions.asset.create
+}
 
 # A person is bound by what this person may start, also where all teams share it.
 machine if input.subject.type != "user"
@@ -76,4 +90,4 @@ missing(resource) := concat("", [
 
 default whose := "no team"
 
-whose := concat("", ["team ", concat(" and ", sort(standing.team_ids))]) if count(standing.team_ids) > 0
+whose := concat("", ["team ", concat(" and ", sort(producing))]) if count(producing) > 0

@@ -1,0 +1,71 @@
+"""`team-authz dags`: which team a Dag belongs to is the platform's affair."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from airflow_team_authz.cli.console import (
+    Output,
+    OutputOption,
+    UserError,
+    print_columns,
+    print_json,
+    talking_to_stderr,
+)
+
+app = typer.Typer(no_args_is_help=True, help="Dags and the teams that they belong to: give a Dag to another team.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `move` a command of its own, also while there is no other."""
+
+
+@app.command("move")
+def move(
+    dag_ids: Annotated[list[str], typer.Argument(metavar="DAG_ID...", help="The Dags to move.", show_default=False)],
+    to: Annotated[str | None, typer.Option("--to", metavar="BUNDLE", help="The bundle that gets the Dags.")] = None,
+    to_team: Annotated[
+        str | None, typer.Option("--to-team", metavar="TEAM", help="The team that gets them, in its only bundle.")
+    ] = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Give Dags to another bundle, and so to its team, with their runs and XComs: all of them, or none.
+
+    They start no runs until a file of that bundle has declared them. The old bundle's file is an import error from then
+    on. Works for Dags whose bundle is no longer configured. The audit log of each Dag tells who moved it.
+
+    Exit code 0: the Dags are there. 2: nothing has been moved.
+    """
+    if (to is None) == (to_team is None):
+        raise UserError("say where the Dags go: either --to BUNDLE or --to-team TEAM")
+    with talking_to_stderr():
+        from airflow_team_authz.doors import names
+
+        try:
+            moved = names.move(dag_ids, to, to_team)
+        except names.NotMoved as error:
+            raise UserError(str(error)) from None
+    if output is Output.JSON:
+        print_json(
+            [
+                {
+                    "dag_id": one.dag_id,
+                    "from": {"bundle": one.old.bundle, "team_id": one.old.team_id},
+                    "to": {"bundle": one.new.bundle, "team_id": one.new.team_id},
+                    "result": "moved" if one.old != one.new else "unchanged",
+                }
+                for one in moved
+            ]
+        )
+        return
+    print_columns(
+        [
+            ["moved", one.dag_id, f"from {one.old}", f"to {one.new}"]
+            if one.old != one.new
+            else ["unchanged", one.dag_id, f"is of {one.new} already", ""]
+            for one in moved
+        ]
+    )

@@ -1,0 +1,291 @@
+"""Which rows of Airflow's database belong to whom: one table, from each mapped class to how its rows name their owner.
+
+An owner is a column of the row or of a row that it hangs on. ``criteria`` says which rows a subject may read, or write
+in bulk, as a condition of a query. A mapped class that is in neither table here fails a test.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from airflow.models.base import Base
+from msgspec import UNSET, UnsetType
+from sqlalchemy import ColumnElement, and_, exists, false, func, inspect, or_, select
+from sqlalchemy.orm import aliased
+
+from airflow_team_authz.doors.asset_owners import producing_teams
+from airflow_team_authz.identities.machines import teams_of_dags
+from airflow_team_authz.model import Resource
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from airflow_team_authz.doors.readable import Readable
+
+ANY_PART = frozenset({"*"})
+
+
+class Owner(Protocol):
+    """How the rows of a class name their owner."""
+
+    def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:
+        """Which rows may be read, or with ``writes`` changed in bulk; ``None`` for all of them."""
+
+    def resources(self, row: Any, session: Session) -> set[Resource]:
+        """What questions about writing this row are about; all of them have to be allowed."""
+
+
+class OfDag(NamedTuple):
+    """A row with the id of its Dag; it is read by whom may read this ``entity`` of the Dag.
+
+    Who was allowed one of ``also`` of a Dag by name needs these rows to answer that request, and sees them there.
+    """
+
+    column: str = "dag_id"
+    entity: str | UnsetType = UNSET
+    also: frozenset[str] = frozenset()
+
+    def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:
+        column = getattr(entity, self.column)
+        scope = readable.dags(self.entity, self.also, writes)
+        return None if scope.everything else column.in_(scope.ids)
+
+    def resources(self, row: Any, session: Session) -> set[Resource]:
+        return {_dag(getattr(row, self.column), self.entity, session)}
+
+
+class OfDagIfAny(NamedTuple):
+    """A row that may have the id of a Dag; without one it is a process of the platform's, which all may see."""
+
+    def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:
+        of_dag = OfDag().criteria(entity, readable, writes)
+        return None if of_dag is None else or_(entity.dag_id.is_(None), of_dag)
+
+    def resources(self, row: Any, session: Session) -> set[Resource]:  # noqa: ARG002
+        return {_platforms(row)}
+
+
+class DagRow(NamedTuple):
+    """A Dag itself. Those of the same file are seen too: Airflow asks itself whether all of a file may be read."""
+
+    def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:
+        scope = readable.dags(UNSET, ANY_PART, writes)
+        if scope.everything:
+            return None
+        return entity.dag_id.in_(scope.ids if writes else readable.with_same_file(scope.ids))  # type: ignore[no-any-return]
+
+    def resources(self, row: Any, session: Session) -> set[Resource]:
+        return {_dag(row.dag_id, UNSET, session)}
+
+
+class OfRow(NamedTuple):
+    """A row that hangs on another one: ``column`` holds the ``key`` of a ``parent``."""
+
+    column: str
+    parent: str
+    key: str = "id"
+
+    def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:
+        # An alias: a query that has the parent itself must not be mixed up with it.
+        parent = aliased(mapped_classes()[self.parent])
+        narrowed = OWNED[self.parent].criteria(parent, readable, writes)
+        if narrowed is None:
+            return None
+        return exists().where(getattr(parent, self.key) == getattr(entity, self.column), narrowed)
+
+    def resources(self, row: Any, session: Session) -> set[Resource]:
+        parent = mapped_classes()[self.parent]
+        found = session.scalar(select(parent).where(getattr(parent, self.key) == getattr(row, self.column)))
+        # A parent that is not in the database yet is written, and asked about, with this row.
+        return {_platforms(row)} if found is None else OWNED[self.parent].resources(found, session)
+
+
+class Named(NamedTuple):
+    """A connection, variable or pool: a row with a name of its own and a team."""
+
+    type: str
+    column: str
+
+    def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:
+        scope = readable.named(self.type, writes)
+        return None if scope.everything else getattr(entity, self.column).in_(scope.ids)
+
+    def resources(self, row: Any, session: Session) -> set[Resource]:  # noqa: ARG002
+        # The team that it had, and the one that it goes to.
+        state = inspect(row, raiseerr=False)
+        teams = {row.team_name, *(state.attrs.team_name.history.deleted if state else ())}
+        return {Resource(self.type, team_id, str(getattr(row, self.column))) for team_id in teams}
+
+
+class AuditRow(NamedTuple):
+    """A row of the audit log: of a Dag, or with what it is about at the beginning of ``extra``, or somebody's own."""
+
+    def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:
+        dags = readable.dags("audit_log", frozenset(), writes)
+        of_dag = entity.dag_id.is_not(None) if dags.everything else entity.dag_id.in_(dags.ids)
+        if readable.platform("audit_logs_all"):
+            return None if dags.everything else or_(entity.dag_id.is_(None), of_dag)
+        own = [entity.owner == readable.person] if readable.person else []
+        beginnings = (about(type_, team_id) for type_, team_id in readable.audited_kinds())
+        told = [func.substr(entity.extra, 1, len(beginning)) == beginning for beginning in beginnings]
+        return or_(of_dag, and_(entity.dag_id.is_(None), or_(false(), *own, *told)))
+
+    def resources(self, row: Any, session: Session) -> set[Resource]:  # noqa: ARG002
+        return {_platforms(row)}
+
+
+class ImportErrorRow(NamedTuple):
+    """What could not be imported: its owner is the team of its Dag bundle."""
+
+    def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:  # noqa: ARG002
+        if readable.platform("import_errors_all"):
+            return None
+        return entity.bundle_name.in_(readable.bundles("import_error"))  # type: ignore[no-any-return]
+
+    def resources(self, row: Any, session: Session) -> set[Resource]:  # noqa: ARG002
+        return {_platforms(row)}
+
+
+class AssetRow(NamedTuple):
+    """An asset, or a row with the id of one."""
+
+    column: str = "id"
+    entity: str | UnsetType = UNSET
+
+    def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:
+        scope = readable.assets(self.entity, writes)
+        return None if scope.everything else getattr(entity, self.column).in_(scope.ids)
+
+    def resources(self, row: Any, session: Session) -> set[Resource]:
+        asset_id = getattr(row, self.column)
+        return {Resource("asset", producing_teams(session, [asset_id]).get(asset_id), str(asset_id), self.entity)}
+
+
+class AliasRow(NamedTuple):
+    """An asset's alias: it is read by whom may read a Dag that uses it."""
+
+    def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:  # noqa: ARG002
+        scope = readable.aliases()
+        return None if scope.everything else entity.name.in_(scope.ids)
+
+    def resources(self, row: Any, session: Session) -> set[Resource]:  # noqa: ARG002
+        return {_platforms(row)}
+
+
+class AssetEventRow(NamedTuple):
+    """An event of an asset that may be read: no Dag's, a readable Dag's, or one that a readable run has taken."""
+
+    def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:
+        assets, dags = readable.assets(UNSET, writes), readable.all_dags("run", writes)
+        if assets.everything and dags.everything:
+            return None
+        taken, run = Base.metadata.tables["dagrun_asset_event"].alias(), mapped_classes()["DagRun"].__table__.alias()
+        taken_by_readable = exists().where(
+            taken.c.event_id == entity.id, run.c.id == taken.c.dag_run_id, run.c.dag_id.in_(dags.ids)
+        )
+        return and_(
+            entity.asset_id.in_(assets.ids),
+            or_(entity.source_dag_id.is_(None), entity.source_dag_id.in_(dags.ids), taken_by_readable),
+        )
+
+    def resources(self, row: Any, session: Session) -> set[Resource]:  # noqa: ARG002
+        return {_platforms(row)}
+
+
+def _dag(dag_id: Any, entity: str | UnsetType, session: Session) -> Resource:
+    return Resource("dag", teams_of_dags([str(dag_id)], session)[str(dag_id)], str(dag_id), entity)
+
+
+def _platforms(row: Any) -> Resource:
+    """What no team's people write."""
+    return Resource("platform_view", None, type(row).__name__)
+
+
+_OF_A_TASK = frozenset({"task_logs", "xcom", "hitl_detail", "task_instance"})
+
+OWNED: dict[str, Owner] = {
+    "AssetAliasModel": AliasRow(),
+    "AssetDagRunQueue": OfDag("target_dag_id"),
+    "AssetEvent": AssetEventRow(),
+    "AssetModel": AssetRow(),
+    "AssetPartitionDagRun": OfDag("target_dag_id"),
+    "AssetStateStoreModel": AssetRow("asset_id", "state"),
+    "AssetWatcherModel": AssetRow("asset_id"),
+    "Backfill": OfDag(entity="run"),
+    "BackfillDagRun": OfRow("backfill_id", "Backfill"),
+    "Connection": Named("connection", "conn_id"),
+    "ConnectionTestRequest": Named("connection", "connection_id"),
+    "DagCode": OfDag(entity="code"),
+    "DagFavorite": OfDag(),
+    "DagModel": DagRow(),
+    "DagOwnerAttributes": OfDag(),
+    "DagRun": OfDag(entity="run", also=_OF_A_TASK),
+    "DagRunNote": OfRow("dag_run_id", "DagRun"),
+    "DagScheduleAssetAliasReference": OfDag(),
+    "DagScheduleAssetNameReference": OfDag(),
+    "DagScheduleAssetReference": OfDag(),
+    "DagScheduleAssetUriReference": OfDag(),
+    "DagTag": OfDag(),
+    "DagVersion": OfDag(entity="version", also=ANY_PART),
+    "DagWarning": OfDag(entity="warning"),
+    "Deadline": OfRow("dagrun_id", "DagRun"),
+    "DeadlineAlert": OfRow("serialized_dag_id", "SerializedDagModel"),
+    "HITLDetail": OfRow("ti_id", "TaskInstance"),
+    "HITLDetailHistory": OfRow("ti_history_id", "TaskInstanceHistory", "task_instance_id"),
+    "Job": OfDagIfAny(),
+    "Log": AuditRow(),
+    "ParseImportError": ImportErrorRow(),
+    "PartitionedAssetKeyLog": OfDag("target_dag_id"),
+    "Pool": Named("pool", "pool"),
+    "RenderedTaskInstanceFields": OfDag(entity="task_instance"),
+    "SerializedDagModel": OfDag(also=ANY_PART),
+    "TaskInletAssetReference": OfDag(),
+    "TaskInstance": OfDag(entity="task_instance", also=_OF_A_TASK),
+    "TaskInstanceHistory": OfDag(entity="task_instance", also=_OF_A_TASK),
+    "TaskInstanceNote": OfRow("ti_id", "TaskInstance"),
+    "TaskMap": OfDag(entity="task_instance", also=_OF_A_TASK),
+    "TaskOutletAssetReference": OfDag(),
+    "TaskReschedule": OfRow("ti_id", "TaskInstance"),
+    "TaskStateStoreModel": OfDag(entity="task_instance"),
+    "Variable": Named("variable", "key"),
+    "XComModel": OfDag(entity="xcom"),
+}
+
+# What no team owns, or what is reached only through a row that one does.
+UNOWNED = {
+    "AssetActive": "says which of the assets are in use",
+    "Callback": "is reached through its deadline",
+    "DagBundleModel": "is the platform's configuration",
+    "DagPriorityParsingRequest": "is read by the Dag processor only",
+    "DagProcessorCallback": "is read by the Dag processor only",
+    "ExecutorCallback": "is read by the scheduler only",
+    "LogTemplate": "is the platform's configuration",
+    "RevokedToken": "is the login's",
+    "Team": "the users' door filters teams",
+    "Trigger": "is reached through its task instance or watcher",
+    "TriggererCallback": "is reached through its deadline",
+}
+
+# Rows that a person may add without a decision about their owner: each is this person's own.
+OF_THE_PERSON = {"DagFavorite", "Log"}
+
+
+def about(type_: str, team_id: str | None) -> str:
+    """How the ``extra`` of an audit row begins that is about a resource of this type and team. No request can forge it:
+    it comes before everything that the request has sent.
+    """
+    return json.dumps({"about": {"type": type_, "team_id": team_id}})[:-1]
+
+
+@cache
+def mapped_classes() -> dict[str, Any]:
+    """Airflow's mapped classes by name."""
+    return {mapper.class_.__name__: mapper.class_ for mapper in Base.registry.mappers}
+
+
+@cache
+def owned_tables() -> dict[str, type]:
+    """The mapped class of each table that has owned rows."""
+    return {entity.__table__.name: entity for name, entity in mapped_classes().items() if name in OWNED}

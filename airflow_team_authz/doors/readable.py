@@ -1,0 +1,274 @@
+"""What the subject of a request may read: asked of the policy when a query first needs it, once per request."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow.models import Connection, DagModel, Pool, Variable
+from airflow.models.asset import (
+    AssetAliasModel,
+    AssetModel,
+    DagScheduleAssetAliasReference,
+    DagScheduleAssetReference,
+    TaskInletAssetReference,
+    TaskOutletAssetReference,
+)
+from airflow.models.dagbundle import DagBundleModel
+from airflow.models.serialized_dag import SerializedDagModel
+from airflow.models.team import Team, dag_bundle_team_association_table
+from fastapi import HTTPException
+from msgspec import UNSET, UnsetType
+from sqlalchemy import select
+
+from airflow_team_authz.doors.asset_owners import producing_teams, using_teams
+from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.identities import requests
+from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
+from airflow_team_authz.settings import SettingsError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+READS = frozenset({"list", "read", "menu"})
+# Types of what an audit row without a Dag can be about.
+_AUDITED = ("asset", "asset_alias", "connection", "dag", "pool", "variable")
+_NAMED: dict[str, tuple[Any, Any]] = {
+    "connection": (Connection.conn_id, Connection.team_name),
+    "pool": (Pool.pool, Pool.team_name),
+    "variable": (Variable.key, Variable.team_name),
+}
+
+
+class Scope(NamedTuple):
+    """Ids that are allowed; with ``everything`` there is nothing else, nor any row whose owner is gone."""
+
+    everything: bool
+    ids: Collection[Any]
+
+
+class _Dag(NamedTuple):
+    id: str
+    team_id: str | None
+    file: tuple[str | None, str | None]
+
+
+class Readable:
+    """What one subject may read, or change in bulk, within one request.
+
+    A person's is everything that the policy allows it; a task's is its own Dag, and what it was allowed by name in
+    this request, since no route of tasks lists anything else. ``EngineError`` is an ``HTTPException`` 503 here.
+    """
+
+    def __init__(self, request: requests.Request) -> None:
+        self._request = request
+        self._session: Session | None = None
+        self._memo: dict[Any, Any] = {}
+
+    def using(self, session: Session) -> Readable:
+        """Look up owners by this session from now on."""
+        self._session = session
+        return self
+
+    @property
+    def person(self) -> str | None:
+        """The name of the person who asks; ``None`` for a task, or before the login."""
+        subject = requests.remembered()
+        return subject.id if subject is not None and subject.type == "user" else None
+
+    def dags(self, entity: str | UnsetType, also: Collection[str], writes: bool) -> Scope:
+        """Dags of which this part may be read; or with ``writes``, changed."""
+        listed = self._listed_dags(entity, writes)
+        opened = {
+            str(resource.id)
+            for action, resource in self._request.allowed
+            if resource.type == "dag"
+            and resource.id is not UNSET
+            and (action not in READS or (not writes and (resource.entity in {entity, *also} or "*" in also)))
+        }
+        return listed if listed.everything or not opened else Scope(False, {*listed.ids, *opened})
+
+    def with_same_file(self, dag_ids: Collection[str]) -> Collection[str]:
+        """These Dags, and those that are in one file with one of them."""
+        dags = self._dags()
+        files = {dag.file for dag in dags if dag.id in dag_ids and None not in dag.file}
+        return {*dag_ids, *(dag.id for dag in dags if dag.file in files)}
+
+    def named(self, type_: str, writes: bool) -> Scope:
+        """Connections, pools or variables that may be read; or with ``writes``, changed."""
+        opened = {
+            str(resource.id)
+            for action, resource in self._request.allowed
+            if resource.type == type_ and resource.id is not UNSET and (not writes or action not in READS)
+        }
+        if self._is_task():
+            return Scope(False, opened)
+        listed = self._kept(("named", type_, writes), lambda: self._listed_named(type_, writes))
+        return Scope(False, {*listed.ids, *opened})
+
+    def bundles(self, entity: str) -> Collection[str]:
+        """Dag bundles of which this part may be read, for each Dag that its team has or will have."""
+        return self._kept(("bundles", entity), lambda: self._readable_bundles(entity))  # type: ignore[no-any-return]
+
+    def audited_kinds(self) -> Collection[tuple[str, str | None]]:
+        """Types and teams: audit rows about a resource of such a kind may be read."""
+        return self._kept("audited", self._readable_kinds)  # type: ignore[no-any-return]
+
+    def platform(self, view: str) -> bool:
+        """Whether a view of what belongs to no team in particular may be read."""
+        return bool(
+            self._kept(("platform", view), lambda: self._allowed("read", [Resource("platform_view", None, view)]))
+        )
+
+    def assets(self, entity: str | UnsetType, writes: bool) -> Scope:
+        """Assets of which this part may be read; the asset itself also by whom may read a Dag that uses it."""
+        if self._is_task():
+            return self._assets_of_task(entity, writes)
+        return self._kept(("assets", entity, writes), lambda: self._listed_assets(entity, writes))  # type: ignore[no-any-return]
+
+    def aliases(self) -> Scope:
+        """Names of asset aliases that a readable Dag uses, or that were allowed by name."""
+        opened = {str(resource.name) for _, resource in self._request.allowed if resource.type == "asset_alias"}
+        if self._is_task():
+            return Scope(False, opened)
+        if self.platform("rows_without_owner"):
+            return Scope(True, ())
+        dags = self.all_dags(UNSET).ids
+        return Scope(False, {alias for dag_id, alias in self._kept("aliases", self._alias_uses) if dag_id in dags})
+
+    # What is asked
+
+    def _is_task(self) -> bool:
+        subject = requests.remembered()
+        return subject is not None and subject.type != "user"
+
+    def _allowed(self, action: str, resources: Sequence[Resource]) -> list[Resource]:
+        subject: Subject | None = requests.remembered()
+        if subject is None or not resources:
+            return []
+        try:
+            return decision_point().allowed(Evaluations(subject, action, resources))
+        except (EngineError, SettingsError) as error:
+            raise HTTPException(503, f"No decision can be had about this request. {error}") from None
+
+    def all_dags(self, entity: str | UnsetType, writes: bool = False) -> Scope:
+        """Dags of which this part may be read, or changed, by whoever asks: a task too."""
+        return self._kept(("dags", entity, writes), lambda: self._ask_dags(entity, writes))  # type: ignore[no-any-return]
+
+    def _listed_dags(self, entity: str | UnsetType, writes: bool) -> Scope:
+        if self._is_task():
+            subject = requests.remembered()
+            own = subject.dag_id if subject is not None else UNSET
+            return Scope(False, set() if own is UNSET else {own})
+        return self.all_dags(entity, writes)
+
+    def _ask_dags(self, entity: str | UnsetType, writes: bool) -> Scope:
+        dags = self._dags()
+        resources = [Resource("dag", dag.team_id, dag.id, entity) for dag in dags]
+        allowed = {str(resource.id) for resource in self._allowed("update" if writes else "read", resources)}
+        everything = len(allowed) == len(dags) and not writes and self.platform("rows_without_owner")
+        return Scope(everything, allowed)
+
+    def _listed_named(self, type_: str, writes: bool) -> Scope:
+        resources = [Resource(type_, team_id, id_) for id_, team_id in self._rows(select(*_NAMED[type_]))]
+        return Scope(False, {str(resource.id) for resource in self._allowed("update" if writes else "read", resources)})
+
+    def _readable_bundles(self, entity: str) -> Collection[str]:
+        teams = self._teams_of_bundles()
+        resources = [Resource("dag", team_id, entity=entity) for team_id in sorted(set(teams.values()), key=str)]
+        allowed = {resource.team_id for resource in self._allowed("read", resources)}
+        return {bundle for bundle, team_id in teams.items() if team_id in allowed}
+
+    def _readable_kinds(self) -> Collection[tuple[str, str | None]]:
+        team_ids = [None, *(name for (name,) in self._rows(select(Team.name)))]
+        resources = [Resource(type_, team_id, entity="audit_log") for type_ in _AUDITED for team_id in team_ids]
+        return [(resource.type, resource.team_id) for resource in self._allowed("read", resources)]
+
+    def _listed_assets(self, entity: str | UnsetType, writes: bool) -> Scope:
+        assets = self._kept("all assets", lambda: self._rows(select(*_ASSET)))
+        owners = self._kept(("owners", entity), lambda: self._asset_owners(entity))
+        resources = [
+            Resource("asset", owners.get(id_), str(id_), entity, name, uri, group) for id_, name, uri, group in assets
+        ]
+        ids = {int(str(resource.id)) for resource in self._allowed("update" if writes else "read", resources)}
+        if entity is UNSET and not writes:
+            dags = self._listed_dags(UNSET, writes=False).ids
+            ids |= {asset_id for asset_id, dag_id in self._kept("uses", self._asset_uses) if dag_id in dags}
+        return Scope(not writes and len(ids) == len(assets), ids)
+
+    def _assets_of_task(self, entity: str | UnsetType, writes: bool) -> Scope:
+        """Those that it was allowed by name, and those that its own Dag uses."""
+        ids = {
+            int(resource.id)
+            for action, resource in self._request.allowed
+            if resource.type == "asset"
+            and resource.id is not UNSET
+            and entity in {resource.entity, UNSET}
+            and (not writes or action not in READS)
+        }
+        if entity is UNSET and not writes:
+            own = self._listed_dags(UNSET, writes=False).ids
+            ids |= {asset_id for asset_id, dag_id in self._kept("uses", self._asset_uses) if dag_id in own}
+        return Scope(False, ids)
+
+    # What is there
+
+    def _kept(self, key: Any, make: Any) -> Any:
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
+
+    def _rows(self, statement: Any) -> Sequence[Any]:
+        assert self._session is not None  # noqa: S101
+        with requests.unfiltered(), self._session.no_autoflush:
+            return self._session.execute(statement).all()
+
+    def _dags(self) -> list[_Dag]:
+        statement = select(DagModel.dag_id, DagModel.bundle_name, DagModel.relative_fileloc)
+        teams = self._teams_of_bundles()
+        return self._kept(  # type: ignore[no-any-return]
+            "all dags",
+            lambda: [_Dag(id_, teams.get(bundle), (bundle, file)) for id_, bundle, file in self._rows(statement)],
+        )
+
+    def _teams_of_bundles(self) -> dict[str, str | None]:
+        team = dag_bundle_team_association_table.c
+        statement = select(DagBundleModel.name, team.team_name).outerjoin(
+            dag_bundle_team_association_table, team.dag_bundle_name == DagBundleModel.name
+        )
+        return self._kept("bundles", lambda: dict(self._rows(statement)))  # type: ignore[no-any-return]
+
+    def _asset_uses(self) -> Iterable[tuple[int, str]]:
+        references = (DagScheduleAssetReference, TaskInletAssetReference, TaskOutletAssetReference)
+        return [
+            (asset_id, dag_id)
+            for reference in references
+            for asset_id, dag_id in self._rows(select(reference.asset_id, reference.dag_id).distinct())
+        ]
+
+    def _asset_owners(self, entity: str | UnsetType) -> dict[int, str | None]:
+        """Who produces an asset; whose the asset itself is that nobody produces, is said by who uses it."""
+        assert self._session is not None  # noqa: S101
+        with requests.unfiltered(), self._session.no_autoflush:
+            producing = producing_teams(self._session)
+            return producing if entity is not UNSET else using_teams(self._session) | producing
+
+    def _alias_uses(self) -> set[tuple[str, str]]:
+        """Dags with the aliases that they wait for or produce; no table but that of whole Dags has the latter."""
+        assert self._session is not None  # noqa: S101
+        with requests.unfiltered(), self._session.no_autoflush:
+            found = SerializedDagModel.get_dag_dependencies(session=self._session)
+        names = (
+            (dag_id, name.removeprefix("asset-alias:"))
+            for dag_id, dependencies in found.items()
+            for dependency in dependencies
+            for name in filter(None, (dependency.dependency_id, dependency.source, dependency.target))
+            if dependency.dependency_type == "asset-alias" or name.startswith("asset-alias:")
+        )
+        waiting = select(DagScheduleAssetAliasReference.dag_id, AssetAliasModel.name).join(
+            AssetAliasModel, AssetAliasModel.id == DagScheduleAssetAliasReference.alias_id
+        )
+        return {*names, *((dag_id, name) for dag_id, name in self._rows(waiting))}
+
+
+_ASSET = (AssetModel.id, AssetModel.name, AssetModel.uri, AssetModel.group)

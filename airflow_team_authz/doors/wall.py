@@ -1,0 +1,267 @@
+"""The second wall: in a request, every query of owned rows is narrowed to what the subject may read.
+
+Airflow's routes ask their own questions first, and those give the reasons. This stands behind them, where everything
+passes: SQLAlchemy's session. A route that asks nothing, or about something else than it reads, finds no row of another
+team. A row that is written must have been decided about in the same request; otherwise the policy is asked now.
+
+A query that reads an owned table and cannot be narrowed (Core, or text) is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import cache, wraps
+from inspect import iscoroutinefunction
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from fastapi import HTTPException
+from sqlalchemy import event, select
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Mapper, Session, with_loader_criteria
+from sqlalchemy.sql import visitors
+
+from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.doors.owned_rows import OF_THE_PERSON, OWNED, Named, mapped_classes, owned_tables
+from airflow_team_authz.doors.readable import READS, Readable
+from airflow_team_authz.identities import requests
+from airflow_team_authz.model import EngineError, Evaluations, Resource
+from airflow_team_authz.settings import SettingsError
+
+_NARROWED = "team_authz_narrowed"
+_READ_TABLES = re.compile(r'(?:\bFROM|\bJOIN|,)\s+"?(\w+)"?', re.IGNORECASE)
+_LOADED_AT_ONCE = {"joined", "selectin", "subquery", "immediate", False}
+
+
+class NotNarrowed(RuntimeError):
+    """A query reads rows that teams own, in a way that cannot be narrowed to what the subject may read."""
+
+
+def install() -> None:
+    """Put the wall up in this process. Once: a second call changes nothing."""
+    if not event.contains(Session, "do_orm_execute", _narrow):
+        event.listen(Session, "do_orm_execute", _narrow)
+        event.listen(Session, "before_flush", _check_writes)
+        event.listen(Engine, "before_cursor_execute", _refuse_unnarrowed)
+        for name, look_ups in _OWNER_LOOK_UPS.items():
+            for look_up in look_ups:
+                entity = mapped_classes()[name]
+                if found := getattr(entity, look_up, None):
+                    setattr(entity, look_up, staticmethod(_unfiltered(found)))
+
+
+def _readable(session: Session) -> Readable | None:
+    """What the subject of the present request may read; ``None`` where nothing is to be narrowed."""
+    request = requests.current()
+    if request is None or not request.is_narrowed or requests.is_unfiltered():
+        return None
+    if request.readable is None:
+        request.readable = Readable(request)
+    return request.readable.using(session)  # type: ignore[no-any-return]
+
+
+# Reading
+
+
+def _narrow(state: Any) -> None:
+    """``do_orm_execute``: adds the criteria of each owned class that the statement involves."""
+    if not state.is_orm_statement or (readable := _readable(state.session)) is None:
+        return
+    state.update_execution_options(**{_NARROWED: True})
+    # A column load completes an object that has been found already.
+    if state.is_column_load:
+        return
+    if state.is_insert:
+        _check_insert(state.statement, state.session)
+        return
+    writes = bool(state.is_update or state.is_delete)
+    for entity in _owned_classes(state.statement):
+        criteria = OWNED[entity.__name__].criteria(entity, readable, writes)
+        if criteria is not None:
+            option = with_loader_criteria(entity, criteria, include_aliases=True, propagate_to_loaders=False)
+            state.statement = state.statement.options(option)
+
+
+def _owned_classes(statement: Any) -> set[Any]:
+    """The owned classes that a statement reads: in subqueries and joins, and what it loads along."""
+    tables = owned_tables()
+    found = {entity for name in _tables(statement) for entity in _with_loaded_along(name)}
+    return {tables[name] for name in found if name in tables}
+
+
+def _tables(statement: Any) -> Iterator[str]:
+    """Names of the tables in a statement, those of relationships that it joins or loads included."""
+    elements: Iterator[Any] = visitors.iterate(statement)
+    for element in elements:
+        if element.__visit_name__ == "table":
+            yield element.name
+        for target, *_ in getattr(element, "_setup_joins", ()):
+            mapper = getattr(target, "entity", None) if not hasattr(target, "mapper") else target.mapper
+            if isinstance(mapper, Mapper):
+                yield _table(mapper)
+        for option in getattr(element, "_with_options", ()):
+            for loaded in getattr(option, "context", ()):
+                yield from (_table(step) for step in loaded.path.path if isinstance(step, Mapper))
+
+
+@cache
+def _with_loaded_along(table: str) -> frozenset[str]:
+    """A table, and those of which rows are loaded with each of its own."""
+    entity = _class_of(table)
+    found, waiting = {table}, [] if entity is None else [entity.__mapper__]
+    while waiting:
+        for relationship in waiting.pop().relationships:
+            name = _table(relationship.mapper)
+            if relationship.lazy in _LOADED_AT_ONCE and name not in found:
+                found.add(name)
+                waiting.append(relationship.mapper)
+    return frozenset(found)
+
+
+def _table(mapper: Mapper[Any]) -> str:
+    return str(mapper.local_table.description)
+
+
+@cache
+def _class_of(table: str) -> Any:
+    return next((entity for entity in mapped_classes().values() if entity.__table__.name == table), None)
+
+
+def _refuse_unnarrowed(_: Any, __: Any, statement: str, ___: Any, context: Any, ____: bool) -> None:
+    """``before_cursor_execute``: ``NotNarrowed`` for a SELECT of owned rows that has not come through ``_narrow``."""
+    request = requests.current()
+    if request is None or not request.is_narrowed or requests.is_unfiltered():
+        return
+    narrowed = context is not None and context.execution_options.get(_NARROWED)
+    if not narrowed and (owned := _owned_in(statement)):
+        raise NotNarrowed(
+            f"a query reads {', '.join(sorted(owned))} and cannot be narrowed to what {_who()} may read, so it is not "
+            f"sent: {statement}"
+        )
+
+
+def _who() -> str:
+    subject = requests.remembered()
+    return "nobody" if subject is None else f"{subject.type} {subject.id}"
+
+
+@cache
+def _owned_in(sql: str) -> frozenset[str]:
+    """Owned tables that a SELECT reads."""
+    if not sql.lstrip().upper().startswith(("SELECT", "WITH")):
+        return frozenset()
+    return frozenset(_READ_TABLES.findall(sql)) & owned_tables().keys()
+
+
+# Writing
+
+
+def _check_writes(session: Session, *_: Any) -> None:
+    """``before_flush``: each owned row that is to be written was allowed in this request, or is now."""
+    if _readable(session) is None:
+        return
+    rows = [(row, "create") for row in session.new]
+    rows += [(row, "update") for row in session.dirty if session.is_modified(row)]
+    rows += [(row, "delete") for row in session.deleted]
+    for row, action in rows:
+        name = type(row).__name__
+        if name in OWNED and name not in OF_THE_PERSON:
+            with requests.unfiltered(), session.no_autoflush:
+                resources = OWNED[name].resources(row, session)
+            for resource in resources:
+                if not _was_allowed(resource):
+                    _ask(action, resource)
+
+
+def _was_allowed(resource: Resource) -> bool:
+    """Whether this request may write what belongs to the resource: it was asked, or it is a task's own."""
+    request, subject = requests.current(), requests.remembered()
+    if subject is not None and resource.type == "dag" and subject.dag_id == resource.id:
+        return True
+    return request is not None and any(
+        action not in READS and (about.type, about.id, about.team_id) == (resource.type, resource.id, resource.team_id)
+        for action, about in request.allowed
+    )
+
+
+def _ask(action: str, resource: Resource) -> None:
+    subject = requests.remembered()
+    if subject is None:
+        raise HTTPException(401, "Not authenticated")
+    try:
+        (decision,), _ = decision_point().decide(Evaluations(subject, action, [resource]))
+    except (EngineError, SettingsError) as error:
+        raise HTTPException(503, f"No decision can be had about this request. {error}") from None
+    if decision.allow is not True:
+        raise HTTPException(403, f"Forbidden: {'; '.join(decision.reasons)}")
+    requests.remember_allowed(action, resource)
+
+
+def _check_insert(statement: Any, session: Session) -> None:
+    """An ``INSERT`` of one row, which may replace what is there: Airflow writes variables and states so.
+
+    ``HTTPException`` 409 if another team has the name: only that it is taken can be told.
+    """
+    entity = _class_of(statement.table.name)
+    if entity is None or entity.__name__ not in OWNED or entity.__name__ in OF_THE_PERSON:
+        return
+    owner = OWNED[entity.__name__]
+    values = {column.key: bound.value for column, bound in (statement._values or {}).items()}
+    if not values:
+        raise NotNarrowed(f"rows are inserted into {statement.table.name} in a way that cannot be checked")
+    there = None
+    with requests.unfiltered(), session.no_autoflush:
+        if isinstance(owner, Named):
+            there = session.scalar(select(entity).where(getattr(entity, owner.column) == values[owner.column]))
+        asked = owner.resources(SimpleNamespace(**values) if there is None else there, session)
+    for resource in asked:
+        if not _was_allowed(resource):
+            if there is not None:
+                raise HTTPException(409, f"The {resource.type} {resource.id} already exists")
+            _ask("create", resource)
+
+
+# What finds the owner of what a question is about
+
+
+_OWNER_LOOK_UPS = {
+    "Connection": ("get_team_name", "get_conn_id_to_team_name_mapping"),
+    "DagModel": ("get_team_name", "get_dag_id_to_team_name_mapping"),
+    "DagBundleModel": ("get_team_name", "get_team_names"),
+    "Pool": ("get_team_name", "get_name_to_team_name_mapping"),
+    "Variable": ("get_team_name", "get_key_to_team_name_mapping"),
+}
+
+
+def _unfiltered(function: Callable[..., Any]) -> Callable[..., Any]:
+    if iscoroutinefunction(function):
+
+        @wraps(function)
+        async def asking(*arguments: Any, **named: Any) -> Any:
+            with requests.unfiltered():
+                return await function(*arguments, **named)
+
+        return asking
+
+    @wraps(function)
+    def finding(*arguments: Any, **named: Any) -> Any:
+        with requests.unfiltered():
+            return function(*arguments, **named)
+
+    return finding
+
+
+def guard(module: ModuleType) -> None:
+    """See ``airflow_team_authz.hooks``: the module is that of the questions which Airflow's routes ask."""
+    for name, make in vars(module).copy().items():
+        if name.startswith("requires_access_"):
+            setattr(module, name, _asking_unfiltered(make))
+
+
+def _asking_unfiltered(make: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+    @wraps(make)
+    def made(*arguments: Any, **named: Any) -> Callable[..., Any]:
+        return _unfiltered(make(*arguments, **named))
+
+    return made

@@ -1,0 +1,332 @@
+"""The second wall: what a query of a request finds, however it is written; what it may write; what goes past it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from airflow import settings
+from airflow.models import Connection, DagModel, DagRun, Pool, TaskInstance, Variable
+from airflow.models.dag import DagTag
+from airflow.models.errors import ParseImportError
+from airflow.models.log import Log
+from airflow.models.taskinstance import TaskInstanceNote
+from fastapi import HTTPException
+from sqlalchemy import delete, exists, func, insert, select, text, union_all, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.orm import Session, aliased, joinedload, selectinload
+
+from airflow_team_authz.doors import owned_rows, readable, wall
+from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.engines.in_process import InProcess
+from airflow_team_authz.identities import requests
+from airflow_team_authz.model import Resource, Subject
+
+ANN = Subject("user", "ann", ("alpha",), ("op",))
+BOB = Subject("user", "bob", ("beta",), ("op",))
+VIC = Subject("user", "vic", ("beta",), ("viewer",))
+PAT = Subject("user", "pat", (), ("admin",))
+TASK = Subject("task", "beta_daily.load", ("beta",), dag_id="beta_daily", task_id="load", run_id="first")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def rows(database: None) -> None:  # noqa: ARG001
+    """A run of each Dag with a task instance and its note, audit rows and import errors."""
+    wall.install()
+    about = owned_rows.about
+    with settings.Session() as session:
+        for number, dag_id in enumerate(("alpha_daily", "beta_daily", "daily")):
+            run = {"dag_id": dag_id, "run_id": "first", "run_type": "manual", "state": "running", "clear_number": 0}
+            session.execute(insert(DagRun).values(id=number + 1, run_after=NOW, log_template_id=1, **run))
+            id_ = uuid4()
+            values = {
+                "id": id_, "dag_id": dag_id, "task_id": "load", "run_id": "first", "state": "running", "pool": "pool",
+                "pool_slots": 1, "queue": "q", "priority_weight": 1, "try_number": 1, "max_tries": 0, "map_index": -1,
+                "executor_config": {}, "custom_operator_name": "", "hostname": "h",
+            }  # fmt: skip
+            session.execute(insert(TaskInstance).values(**values))
+            session.execute(insert(TaskInstanceNote).values(ti_id=id_, content=dag_id, created_at=NOW, updated_at=NOW))
+            session.add(Log("of a Dag", dag_id=dag_id, owner="somebody"))
+        for team_id in ("alpha", "beta", None):
+            session.add(Log("about", owner=str(team_id), extra=about("connection", team_id) + ', "method": "POST"}'))
+            session.add(ParseImportError(bundle_name=f"of {team_id}", filename="x.py", stacktrace=str(team_id)))
+        session.add(Log("about", owner="bob", extra="{}"))
+        session.add(Log("about", owner="forger", extra='{"x": ' + about("connection", "beta") + "}}"))
+        session.add(Log("of a Dag", dag_id="gone", owner="somebody"))
+        session.add(ParseImportError(bundle_name="gone", filename="x.py", stacktrace="gone"))
+        session.commit()
+
+
+@pytest.fixture(scope="module")
+def policy(bundles: dict[str, Path]) -> Iterator[DecisionPoint]:
+    engine = InProcess(bundles["baseline"])
+    yield DecisionPoint(engine)
+    engine.close()
+
+
+As = Callable[..., Any]
+
+
+@pytest.fixture
+def by(rows: None, policy: DecisionPoint, monkeypatch: pytest.MonkeyPatch) -> As:  # noqa: ARG001
+    """A session within a request of somebody; nothing that is written in it stays."""
+    monkeypatch.setattr(readable, "decision_point", lambda: policy)
+    monkeypatch.setattr(wall, "decision_point", lambda: policy)
+
+    @contextmanager
+    def by(subject: Subject | None, *allowed: tuple[str, Resource]) -> Iterator[Session]:
+        with requests.request(needs_login=True) as request:
+            if subject is not None:
+                requests.remember(subject)
+            request.allowed.update(allowed)
+            with settings.Session() as session:
+                yield session
+                session.rollback()
+
+    return by
+
+
+COLUMN = DagRun.dag_id
+ALIAS = aliased(DagRun)
+# However a query is written: each asks for the Dags that have runs.
+FORMS: dict[str, Any] = {
+    "a class": lambda session: [run.dag_id for run in session.scalars(select(DagRun))],
+    "a column": lambda session: session.scalars(select(COLUMN)),
+    "an alias": lambda session: session.scalars(select(ALIAS.dag_id)),
+    "a query": lambda session: [run.dag_id for run in session.query(DagRun)],
+    "a query of a column": lambda session: [row[0] for row in session.query(COLUMN)],
+    "a subquery": lambda session: session.scalars(select(select(COLUMN).subquery().c.dag_id)),
+    "a common table expression": lambda session: session.scalars(select(select(COLUMN).cte().c.dag_id)),
+    "a union": lambda session: session.scalars(union_all(select(COLUMN), select(COLUMN).where(COLUMN == "no"))),
+    "in": lambda session: session.scalars(select(DagModel.dag_id).where(DagModel.dag_id.in_(select(COLUMN)))),
+    "exists": lambda session: session.scalars(select(DagModel.dag_id).where(exists().where(DagModel.dag_id == COLUMN))),
+    "a join": lambda session: session.scalars(select(COLUMN).join(TaskInstance, TaskInstance.run_id == DagRun.run_id)),
+    "a join by relationship": lambda session: session.scalars(select(TaskInstance.dag_id).join(TaskInstance.dag_run)),
+    "a join from": lambda session: session.scalars(
+        select(COLUMN).select_from(TaskInstance).join(DagRun, TaskInstance.run_id == DagRun.run_id)
+    ),
+    "loaded at once": lambda session: [
+        run.dag_id for run in session.scalars(select(DagRun).options(joinedload(DagRun.task_instances))).unique()
+    ],
+    "loaded beside": lambda session: [
+        instance.dag_id
+        for run in session.scalars(select(DagRun).options(selectinload(DagRun.task_instances)))
+        for instance in run.task_instances
+    ],
+    "loaded later": lambda session: [
+        instance.dag_id for run in session.scalars(select(DagRun)) for instance in run.task_instances
+    ],
+    "a part that hangs on it": lambda session: session.scalars(select(TaskInstanceNote.content)),
+    "a correlated part": lambda session: session.scalars(
+        select(TaskInstanceNote.content).join(TaskInstance, TaskInstance.id == TaskInstanceNote.ti_id)
+    ),
+    "a scalar": lambda session: [
+        dag_id
+        for dag_id, count in session.execute(
+            select(
+                DagModel.dag_id,
+                select(func.count(DagRun.id)).where(DagModel.dag_id == COLUMN).correlate(DagModel).scalar_subquery(),
+            )
+        )
+        if count
+    ],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_query_finds_what_may_be_read_however_it_is_written(by: As, form: str) -> None:
+    everything = {"alpha_daily", "beta_daily", "daily"}
+    for subject, expected in ((BOB, everything - {"alpha_daily"}), (PAT, everything), (None, set())):
+        with by(subject) as session:
+            assert set(FORMS[form](session)) == expected, subject
+
+
+def test_counts_are_of_what_may_be_read(by: As) -> None:
+    for statement in (
+        select(func.count()).select_from(DagRun),
+        select(func.count(DagRun.id)),
+        select(func.count()).select_from(select(DagRun.id).order_by(DagRun.id).subquery()),
+    ):
+        with by(BOB) as session:
+            assert session.scalar(statement) == 2
+
+
+def test_an_object_is_not_had_by_its_key(by: As) -> None:
+    with by(BOB) as session:
+        assert session.get(DagModel, "alpha_daily") is None
+        assert session.get(DagModel, "beta_daily") is not None
+
+
+@pytest.mark.parametrize(
+    ("model", "column", "mine"),
+    [
+        (Connection, Connection.conn_id, {"beta_db", "db"}),
+        (Variable, Variable.key, {"beta_key", "announcement", "key"}),
+        (Pool, Pool.pool, {"beta_pool", "pool"}),
+        (ParseImportError, ParseImportError.stacktrace, {"beta", "None"}),
+    ],
+)
+def test_rows_with_a_team_are_ones_own_and_common(by: As, model: Any, column: Any, mine: set[str]) -> None:
+    with by(BOB) as session:
+        assert set(session.scalars(select(column))) == mine
+        assert session.scalar(select(func.count()).select_from(model)) == len(mine)
+    with by(PAT) as session:
+        assert set(session.scalars(select(column))) > mine
+
+
+def test_who_may_read_no_connection_sees_none(by: As) -> None:
+    with by(VIC) as session:
+        assert list(session.scalars(select(Connection.conn_id))) == []
+
+
+def test_audit_rows_are_shown_by_what_they_are_about(by: As) -> None:
+    statement = select(func.coalesce(Log.dag_id, Log.owner))
+    with by(BOB) as session:
+        assert set(session.scalars(statement)) == {"beta_daily", "daily", "beta", "None", "bob"}
+    with by(VIC) as session:
+        assert set(session.scalars(statement)) == {"beta_daily", "daily"}
+    with by(PAT) as session:
+        assert len(list(session.scalars(statement))) == 9
+
+
+@pytest.mark.parametrize("query", ["SELECT dag_id FROM dag_run", "select * from slot_pool p, variable v"])
+def test_a_query_that_cannot_be_narrowed_is_not_sent(by: As, query: str) -> None:
+    with by(BOB) as session, pytest.raises(wall.NotNarrowed, match="cannot be narrowed to what user bob may read"):
+        session.execute(text(query))
+    with by(BOB) as session, pytest.raises(wall.NotNarrowed):
+        session.connection().execute(select(DagRun.__table__))
+    with by(BOB) as session, requests.unfiltered():
+        assert session.execute(text(query)).all()
+
+
+def test_outside_of_requests_everything_is_there(rows: None) -> None:  # noqa: ARG001
+    with settings.Session() as session:
+        assert set(session.scalars(select(COLUMN))) == {"alpha_daily", "beta_daily", "daily"}
+
+
+def test_a_task_finds_its_own_dag_and_what_it_was_allowed_by_name(by: As) -> None:
+    with by(TASK) as session:
+        assert set(session.scalars(select(COLUMN))) == {"beta_daily"}
+        assert list(session.scalars(select(Connection.conn_id))) == []
+    allowed = ("read", Resource("dag", "alpha", "alpha_daily", "run")), ("read", Resource("connection", None, "db"))
+    with by(TASK, *allowed) as session:
+        assert set(session.scalars(select(COLUMN))) == {"beta_daily", "alpha_daily"}
+        assert list(session.scalars(select(Connection.conn_id))) == ["db"]
+
+
+def test_what_was_allowed_by_name_is_there(by: As) -> None:
+    """A policy may let somebody change what it does not let be listed."""
+    with by(VIC, ("update", Resource("connection", "alpha", "alpha_db"))) as session:
+        assert list(session.scalars(select(Connection.conn_id))) == ["alpha_db"]
+
+
+# Writing
+
+
+def _change(session: Session, conn_id: str, **values: Any) -> None:
+    """As code does that has found a row by a way of its own."""
+    with requests.unfiltered():
+        found = session.scalars(select(Connection).where(Connection.conn_id == conn_id)).one()
+    for name, value in values.items():
+        setattr(found, name, value)
+    session.flush()
+
+
+def _delete_run(session: Session, dag_id: str) -> None:
+    with requests.unfiltered():
+        session.delete(session.scalars(select(DagRun).where(dag_id == COLUMN)).one())
+    session.flush()
+
+
+def _add_pool(session: Session, team_id: str) -> None:
+    session.add(Pool(pool="x", slots=1, include_deferred=False, team_name=team_id))
+    session.flush()
+
+
+@pytest.mark.parametrize(
+    ("write", "refusal"),
+    [
+        (lambda session: _change(session, "alpha_db", host="bobs.example"), "may not update connection alpha_db"),
+        (
+            lambda session: _change(session, "beta_db", team_name="alpha"),
+            "may not update connection beta_db of team alpha",
+        ),
+        (lambda session: _delete_run(session, "alpha_daily"), "may not delete dag alpha_daily"),
+        (lambda session: _add_pool(session, "alpha"), "may not create pool x of team alpha"),
+        (lambda session: _change(session, "beta_db", host="bobs.example"), None),
+        (lambda session: _add_pool(session, "beta"), None),
+    ],
+)
+def test_a_row_of_others_is_not_written(by: As, write: Callable[[Session], None], refusal: str | None) -> None:
+    with by(BOB) as session:
+        if refusal is None:
+            write(session)
+            return
+        with pytest.raises(HTTPException, match=refusal):
+            write(session)
+
+
+def test_a_row_is_asked_about_under_the_team_that_it_had(by: As) -> None:
+    asked_about_beta = ("update", Resource("connection", "beta", "alpha_db"))
+    with by(BOB, asked_about_beta) as session, pytest.raises(HTTPException, match="of team alpha"):
+        _change(session, "alpha_db", team_name="beta")
+
+
+@pytest.mark.parametrize("statement", [update(DagRun).values(state="failed"), delete(DagRun)], ids=["update", "delete"])
+def test_a_bulk_change_leaves_what_may_not_be_changed(by: As, statement: Any) -> None:
+    with by(BOB) as session:
+        assert session.execute(statement).rowcount == 2
+    with by(VIC) as session:
+        assert session.execute(statement).rowcount == 0
+    with by(VIC, ("trigger", Resource("dag", "alpha", "alpha_daily", "run"))) as session:
+        assert session.execute(statement).rowcount == 1
+
+
+def test_an_insert_does_not_replace_what_others_have(by: As) -> None:
+    def statement(key: str, team_id: str | None) -> Any:
+        values = {"key": key, "val": "bobs", "team_name": team_id, "is_encrypted": False}
+        return upsert(Variable).values(**values).on_conflict_do_update(index_elements=["key"], set_={"val": "bobs"})
+
+    for key, team_id in (("alpha_key", "beta"), ("alpha_key", "alpha"), ("key", "beta"), ("key", None)):
+        with by(BOB) as session, pytest.raises(HTTPException, match=f"The variable {key} already exists"):
+            session.execute(statement(key, team_id))
+    with by(BOB) as session, pytest.raises(HTTPException, match="may not create variable new of team alpha"):
+        session.execute(statement("new", "alpha"))
+    with by(BOB, ("update", Resource("variable", "beta", "beta_key"))) as session:
+        session.execute(statement("beta_key", "beta"))
+        session.execute(statement("new", "beta"))
+
+
+def test_a_row_of_others_is_not_inserted(by: As) -> None:
+    with by(BOB) as session, pytest.raises(HTTPException, match="may not create dag alpha_daily"):
+        session.execute(insert(DagTag).values(dag_id="alpha_daily", name="bobs"))
+    with by(BOB) as session:
+        session.execute(insert(DagTag).values(dag_id="beta_daily", name="bobs"))
+
+
+def test_rows_that_cannot_be_checked_are_not_inserted(by: As) -> None:
+    with by(BOB) as session, pytest.raises(wall.NotNarrowed, match="inserted into dag_tag"):
+        session.execute(insert(DagTag), [{"dag_id": "beta_daily", "name": "bobs"}])
+
+
+# The table
+
+
+def test_each_mapped_class_has_an_owner_or_a_reason() -> None:
+    classes = set(owned_rows.mapped_classes())
+    assert classes - owned_rows.OWNED.keys() - owned_rows.UNOWNED.keys() == set()
+
+
+def test_no_class_with_a_dag_a_team_or_a_bundle_is_unowned_without_a_reason() -> None:
+    named = {
+        name
+        for name, entity in owned_rows.mapped_classes().items()
+        if {"dag_id", "target_dag_id", "ti_id", "dag_run_id", "asset_id"} & {c.key for c in entity.__table__.columns}
+    }
+    assert named - owned_rows.OWNED.keys() == set()
