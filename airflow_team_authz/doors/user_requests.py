@@ -39,7 +39,9 @@ def guard(module: ModuleType) -> None:
 
     def init_guarded_views(app: Any) -> None:
         init_views(app)
-        put_into(app)
+        # `airflow standalone` has another auth manager in force, whatever is configured: then nothing here is ours.
+        if hasattr(app.state.auth_manager, "require"):
+            put_into(app)
 
     views.init_views = init_guarded_views
 

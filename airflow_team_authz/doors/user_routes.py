@@ -365,4 +365,6 @@ def _dependencies(dependant: Any) -> Iterator[Any]:
 
 
 def _closure(call: Any) -> Mapping[str, Any]:
-    return inspect.getclosurevars(call).nonlocals if inspect.isfunction(call) else {}
+    # What Airflow made: the second wall is wrapped around it.
+    made = inspect.unwrap(call)
+    return inspect.getclosurevars(made).nonlocals if inspect.isfunction(made) else {}
