@@ -39,6 +39,12 @@ def guard(module: ModuleType) -> None:
     def init_guarded_views(app: Any) -> None:
         init_views(app)
         put_into(app)
+        from airflow.api_fastapi.auth.managers.base_auth_manager import BaseAuthManager
+
+        if not hasattr(BaseAuthManager, "get_fastapi_middlewares"):
+            # Airflow 3.2 does not ask its auth manager for any.
+            for middleware, options in app.state.auth_manager.get_fastapi_middlewares():
+                app.add_middleware(middleware, **options)
 
     views.init_views = init_guarded_views
 
