@@ -39,12 +39,6 @@ def guard(module: ModuleType) -> None:
     def init_guarded_views(app: Any) -> None:
         init_views(app)
         put_into(app)
-        from airflow.api_fastapi.auth.managers.base_auth_manager import BaseAuthManager
-
-        if not hasattr(BaseAuthManager, "get_fastapi_middlewares"):
-            # Airflow 3.2 does not ask its auth manager for any.
-            for middleware, options in app.state.auth_manager.get_fastapi_middlewares():
-                app.add_middleware(middleware, **options)
 
     views.init_views = init_guarded_views
 
@@ -68,6 +62,17 @@ def put_into(app: Any) -> None:
             "a newer version of airflow-team-authz",
             ", ".join(unknown),
         )
+
+    _put_middlewares_into(app)
+
+
+def _put_middlewares_into(app: Any) -> None:
+    """Airflow 3.2 does not ask its auth manager for any."""
+    from airflow.api_fastapi.auth.managers.base_auth_manager import BaseAuthManager
+
+    if not hasattr(BaseAuthManager, "get_fastapi_middlewares"):
+        for middleware, options in app.state.auth_manager.get_fastapi_middlewares():
+            app.add_middleware(middleware, **options)
 
 
 def _put_into(route: APIRoute) -> None:
@@ -173,7 +178,7 @@ def _misread(route: APIRoute) -> Callable[[Request], Awaitable[None]] | None:
             value, errors = field.validate(written, {}, loc=("path", field.alias))
             if not errors and str(value) != written:
                 raise HTTPException(400, f"{where} takes {field.alias} written as {value}.")
-        for name in in_body & (await _json(request)).keys():
+        for name in in_body and in_body & (await _json(request)).keys():
             raise HTTPException(400, f"{where} does not take {name} in its body: leave it out.")
 
     return refuse
