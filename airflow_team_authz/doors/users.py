@@ -284,8 +284,9 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         except EngineError as error:
             raise _no_decision(error) from None
         _log_denial("; ".join(refused.reasons), refused.layer, revision)
-        # What is created, Airflow does not look for.
-        if told.as_missing and question.action != "create" and requests.conceal(resource):
+        # What is created, Airflow does not look for, but for the Dag of which it becomes a part.
+        is_looked_for = question.action != "create" or resource.entity is not UNSET
+        if told.as_missing and is_looked_for and requests.conceal(resource):
             return True
         remember_refusal(told.reason)
         return False
