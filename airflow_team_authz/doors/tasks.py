@@ -55,9 +55,9 @@ async def decide(scopes: SecurityScopes, request: Request, token: Annotated[TITo
     if _DECIDED not in request.scope:
         route = request.scope.get("route")
         about = (request.method, str(getattr(route, "path", "")))
-        request.scope[_TEAM], decided = await run_in_threadpool(_decide, about, request, token)
-        if decided is not None:
-            requests.begin(*decided)
+        request.scope[_TEAM], allowed = await run_in_threadpool(_decide, about, request, token)
+        if allowed is not None:
+            requests.begin(*allowed)
         request.scope[_DECIDED] = True
     return token
 
@@ -68,22 +68,17 @@ async def team_of_resource(request: Request, _: Annotated[TIToken, Depends(decid
     return team_id
 
 
-class _Decided(NamedTuple):
-    """What a request may do: its queries find what belongs to that, and to the task's own Dag.
-
-    If it is not allowed, they find nothing of it, and the answer is that about what does not exist.
-    """
+class _Allowed(NamedTuple):
+    """What a request may do: its queries find what belongs to that, and to the task's own Dag."""
 
     subject: Subject
-    action: str
-    resource: Resource
-    is_allowed: bool
+    allowed: set[tuple[str, Resource]]
 
 
-def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[str | None, _Decided | None]:
-    """The team to look in for what is asked about, and what was decided, if it took a decision.
+def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[str | None, _Allowed | None]:
+    """The team to look in for what is asked about, and what was allowed, if it took a decision.
 
-    Raises an ``HTTPException`` if it is refused.
+    Raises an ``HTTPException`` unless it is allowed.
     """
     if about not in routes.ROUTES:
         raise _denied(f"the route {' '.join(about)} is unknown to this version of airflow-team-authz")
@@ -114,11 +109,12 @@ def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[s
         if resource is None:
             return None, None
         action = route.action or _create_or_update(asked)
-    decided = _Decided(subject, action, resource, _ask(subject, action, resource, route, asked))
-    if not decided.is_allowed or (action == "read" and resource.team_id is None):
+    is_allowed = _ask(subject, action, resource, route, asked)
+    allowed = _Allowed(subject, {(action, resource)} if is_allowed else set())
+    if not is_allowed or (action == "read" and resource.team_id is None):
         # Not to be found, or common, or only in a secrets backend, which may have one of the team's.
-        return next(iter(subject.team_ids or ()), None), decided
-    return resource.team_id, decided
+        return next(iter(subject.team_ids or ()), None), allowed
+    return resource.team_id, allowed
 
 
 def _refuse_others_task(task_instance_id: UUID, subject: Subject, session: Any) -> None:

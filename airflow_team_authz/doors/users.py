@@ -284,9 +284,10 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         except EngineError as error:
             raise _no_decision(error) from None
         _log_denial("; ".join(refused.reasons), refused.layer, revision)
-        # What is created, Airflow does not look for, but for the Dag of which it becomes a part.
+        # What is created, Airflow does not look for, but for the Dag of which it becomes a part. A handler that asks
+        # does not look either: it has found it already.
         is_looked_for = question.action != "create" or resource.entity is not UNSET
-        if told.as_missing and is_looked_for and requests.conceal(resource):
+        if told.as_missing and is_looked_for and requests.is_before_handler() and requests.conceal(resource):
             return True
         remember_refusal(told.reason)
         return False

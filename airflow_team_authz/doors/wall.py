@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cache, wraps
 from inspect import iscoroutinefunction
 from types import ModuleType, SimpleNamespace
@@ -22,7 +23,6 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Mapper, Session, with_loader_criteria
 from sqlalchemy.sql import visitors
 
-from airflow_team_authz.doors import disclosure
 from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.doors.owned_rows import OF_THE_PERSON, OWNED, Named, mapped_classes, owned_tables
 from airflow_team_authz.doors.readable import READS, Readable
@@ -49,7 +49,7 @@ def install() -> None:
             for look_up in look_ups:
                 entity = mapped_classes()[name]
                 if found := getattr(entity, look_up, None):
-                    setattr(entity, look_up, staticmethod(_unfiltered(found)))
+                    setattr(entity, look_up, staticmethod(_within(requests.unfiltered, found)))
         requests.hide_rows()
 
 
@@ -191,16 +191,13 @@ def _ask(action: str, resource: Resource) -> None:
     subject = requests.remembered()
     if subject is None:
         raise HTTPException(401, "Not authenticated")
-    question = Evaluations(subject, action, [resource])
     try:
-        (decision,), _ = decision_point().decide(question)
-        if decision.allow is True:
-            requests.remember_allowed(action, resource)
-            return
-        told = disclosure.told(decision_point(), question, resource, decision)
+        (decision,), _ = decision_point().decide(Evaluations(subject, action, [resource]))
     except (EngineError, SettingsError) as error:
         raise HTTPException(503, f"No decision can be had about this request. {error}") from None
-    raise HTTPException(403, f"Forbidden: {told.reason}")
+    if decision.allow is not True:
+        raise HTTPException(403, f"Forbidden: {'; '.join(decision.reasons)}")
+    requests.remember_allowed(action, resource)
 
 
 def _check_insert(statement: Any, session: Session) -> None:
@@ -239,34 +236,35 @@ _OWNER_LOOK_UPS = {
 }
 
 
-def _unfiltered(function: Callable[..., Any]) -> Callable[..., Any]:
+def _within(context: Callable[[], AbstractContextManager[None]], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, each call of which runs within a new ``context()``."""
     if iscoroutinefunction(function):
 
         @wraps(function)
-        async def asking(*arguments: Any, **named: Any) -> Any:
-            with requests.unfiltered():
+        async def awaited(*arguments: Any, **named: Any) -> Any:
+            with context():
                 return await function(*arguments, **named)
 
-        return asking
+        return awaited
 
     @wraps(function)
-    def finding(*arguments: Any, **named: Any) -> Any:
-        with requests.unfiltered():
+    def called(*arguments: Any, **named: Any) -> Any:
+        with context():
             return function(*arguments, **named)
 
-    return finding
+    return called
 
 
 def guard(module: ModuleType) -> None:
     """See ``airflow_team_authz.hooks``: the module is that of the questions which Airflow's routes ask."""
     for name, make in vars(module).copy().items():
         if name.startswith("requires_access_"):
-            setattr(module, name, _asking_unfiltered(make))
+            setattr(module, name, _asking_before_handler(make))
 
 
-def _asking_unfiltered(make: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+def _asking_before_handler(make: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
     @wraps(make)
     def made(*arguments: Any, **named: Any) -> Callable[..., Any]:
-        return _unfiltered(make(*arguments, **named))
+        return _within(requests.before_handler, make(*arguments, **named))
 
     return made

@@ -13,6 +13,7 @@ from airflow.models.log import Log
 from sqlalchemy import select
 
 from airflow_team_authz.doors import deciding, wall
+from airflow_team_authz.identities import requests
 from tests.doors.test_user_requests import Site, airflows_routes, opened_site
 
 __all__ = ["opened_site"]
@@ -50,6 +51,11 @@ QUERIES = (
 def site(opened_site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """The app with the second wall, which conceals."""
     wall.install()
+    for route in airflows_routes(opened_site):
+        for part in route.dependant.dependencies:
+            # As the hooks have it, for what is imported after them.
+            if getattr(part.call, "__qualname__", "").startswith("requires_access_"):
+                monkeypatch.setattr(part, "call", wall._within(requests.before_handler, part.call))
     monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", "conceal")
     deciding.forget()
     yield opened_site

@@ -164,27 +164,34 @@ def concealing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     deciding.forget()
 
 
+# What Airflow finds by a name that need not be there; and what it finds only if nobody hides the rows.
+FOUND_BY_NAME = ["read a connection", "read a variable", "delete a variable"]
+FOUND_OR_NOT = ["trigger a Dag", "clear a run", "write an XCom", "delete an XCom"]
+
+
 @pytest.mark.usefixtures("concealing")
 @pytest.mark.parametrize("who", DAGS)
-@pytest.mark.parametrize("scene", [scene for scene in SCENES if scene != "write a variable"])
+@pytest.mark.parametrize("scene", [*FOUND_BY_NAME, *FOUND_OR_NOT])
 def test_anothers_is_answered_like_what_is_not_there(api: Api, scene: str, who: str | None) -> None:
     method, path, ids, more = SCENES[scene]
     before = _everything()
     for owner in {"alpha", "beta"} - {who}:
         there, missing = (api.call(who, method, path.format(id_), **more) for id_ in (ids[owner], "not_there"))
-        assert there.status_code == missing.status_code < 500, owner
+        assert there.status_code == missing.status_code, owner
         assert there.text.replace(ids[owner], "not_there") == missing.text
-        assert there.headers.keys() == missing.headers.keys()
+        assert there.status_code < 500
     assert _everything() == before
 
 
 @pytest.mark.usefixtures("concealing")
-@pytest.mark.parametrize("who", ["alpha", None])
-def test_a_name_that_is_taken_is_refused_without_its_owner(api: Api, who: str | None) -> None:
+@pytest.mark.parametrize("scene", SCENES.keys() - {*FOUND_BY_NAME, *FOUND_OR_NOT})
+def test_what_airflow_would_find_is_refused_without_its_owner(api: Api, scene: str) -> None:
+    method, path, ids, more = SCENES[scene]
     before = _everything()
-    refused = api.call(who, "PUT", "variables/beta_key", json={"val": "2"})
-    assert refused.status_code == 403
-    assert "team beta" not in refused.text
+    for who in ("alpha", None):
+        refused = api.call(who, method, path.format(ids["beta"]), **more)
+        assert refused.status_code == 403
+        assert "team beta" not in refused.text
     assert _everything() == before
 
 
@@ -719,7 +726,7 @@ def test_in_process_the_path_says_who_starts_a_task_that_is_tested(in_process: A
     """`dag.test()` starts and ends tasks itself; only what their code asks for is made on their behalf."""
     body = {"state": "running", "hostname": "h", "unixname": "u", "pid": 1, "start_date": "2026-01-01T00:00:00Z"}
     refused = in_process.client.patch(f"/task-instances/{STRANGERS_POOL}/run", json=body)
-    assert "task alpha_daily.greedy may not use pool beta_pool" in refused.json()["detail"]["message"]
+    assert "may not use pool beta_pool of team beta" in refused.json()["detail"]["message"]
 
 
 class Vault(BaseSecretsBackend):

@@ -35,7 +35,7 @@ PEOPLE = {
 }
 
 # One process for all: a command apiece takes as long as the server needs to start.
-_CREATE = """
+CREATE_PEOPLE = """
 import json, sys
 from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
 from airflow.providers.fab.auth_manager.models import Group
@@ -70,7 +70,7 @@ class FabSite(Site):
     def create_people(self) -> None:
         """All but the admin by FAB's security manager, the admin as an administrator does it."""
         others = {name: person for name, person in PEOPLE.items() if name != "pat"}
-        done = self.airflow.attempt("-c", _CREATE, json.dumps(others), _PASSWORD)
+        done = self.airflow.attempt("-c", CREATE_PEOPLE, json.dumps(others), _PASSWORD)
         if done.returncode != 0:
             raise StartError(f"FAB users cannot be created:\n{done.stdout}{done.stderr}")
         names = ("--username", "pat", "--firstname", "pat", "--lastname", "pat", "--email", "pat@example.org")

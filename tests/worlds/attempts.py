@@ -1,0 +1,75 @@
+"""What everybody tries in both worlds, and what is left of alpha's after that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tests.worlds.catalogue import ALPHA, Call
+from tests.worlds.compare import Comparison, Difference
+from tests.worlds.routes import Route, tasks_routes, users_routes
+from tests.worlds.rows import Changed, Rows, added, changed, names, only_in
+from tests.worlds.site import TASKS, WITH, WITHOUT, Worlds
+
+
+class Outcome(NamedTuple):
+    """How many requests there were, what tells the worlds apart, and what has become of alpha's rows."""
+
+    person: str
+    requests: int
+    differences: list[Difference]
+    rows: list[Changed]
+
+
+def routes_for(person: str, every_version: bool) -> tuple[Route, ...]:
+    """Tasks ask the Execution API, by default its newest version, everybody else the rest."""
+    if person not in TASKS:
+        return users_routes()
+    newest = max(str(route.version) for route in tasks_routes())
+    return tuple(route for route in tasks_routes() if every_version or route.version == newest)
+
+
+def reads(worlds: Worlds, person: str, brief: bool) -> Outcome:
+    """All that only look."""
+    calls = worlds.catalogue().reads(routes_for(person, not brief), brief)
+    with Comparison(worlds, person) as comparison:
+        return Outcome(person, len(calls), comparison.read(calls), [])
+
+
+def writes(worlds: Worlds, person: str, only: str = "") -> Outcome:
+    """All that change something; the worlds are as they were in the beginning when it ends."""
+    calls = [call for call in worlds.catalogue().writes(routes_for(person, False)) if only in str(call.route)]
+    before = worlds.rows(WITH)
+    of_alpha = only_in(before, worlds.rows(WITHOUT))
+    try:
+        with Comparison(worlds, person) as comparison:
+            differences = comparison.write(calls)
+        now = worlds.rows(WITH)
+    finally:
+        worlds.restore()
+    return Outcome(person, len(calls), differences, [*changed(of_alpha, now), *_planted(before, now)])
+
+
+def write_by_write(worlds: Worlds, person: str, only: str) -> Iterator[tuple[Call, list[Changed]]]:
+    """Which request does what to alpha's rows: slow, for finding out."""
+    calls = [call for call in worlds.catalogue().writes(routes_for(person, False)) if only in str(call.route)]
+    of_alpha = only_in(worlds.rows(WITH), worlds.rows(WITHOUT))
+    before = worlds.rows(WITH)
+    try:
+        with Comparison(worlds, person) as comparison:
+            for call in calls:
+                comparison.statuses(WITH, [call])
+                now = worlds.rows(WITH)
+                if found := [
+                    *changed({t: {k: r for k, r in before[t].items() if k in of_alpha[t]} for t in of_alpha}, now),
+                    *_planted(before, now),
+                ]:
+                    yield call, found
+                before = now
+    finally:
+        worlds.restore()
+
+
+def _planted(before: Rows, now: Rows) -> list[Changed]:
+    """New rows that hold alpha's name."""
+    return [row for row in added(before, now) if names(row.after, ALPHA)]

@@ -1,0 +1,176 @@
+"""Sends the same request into both worlds, and says where the answers differ."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import httpx
+
+from tests.worlds.catalogue import ALPHA, Call
+from tests.worlds.routes import VERSION_HEADER
+from tests.worlds.site import WITH, WITHOUT, Worlds
+
+_THREADS = 4
+_SECONDS = 60
+_HEADERS = ("content-type", "location", "allow", "etag", "retry-after", "www-authenticate")
+_STAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:?\d\d)?")
+# How long something has been going on.
+_SINCE = re.compile(r'("\w*duration"):\s?\d{7,}\.\d+')
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+")
+
+
+class Difference(NamedTuple):
+    """What tells the worlds apart: the answers' statuses, and where they differ first."""
+
+    person: str
+    call: Call
+    statuses: tuple[int, int]
+    where: str
+    without: str
+    with_: str
+
+    @property
+    def explained(self) -> bool:
+        """Whether it is only that a refusal names the owner."""
+        return self.statuses[1] == 403 and f"of team {ALPHA}" in self.with_
+
+    def __str__(self) -> str:
+        status = "/".join(map(str, dict.fromkeys(self.statuses)))
+        return f"{self.person} {self.call} [{status}] {self.where}: {self.without[:160]} | {self.with_[:160]}"
+
+
+class Answer(NamedTuple):
+    """What came back, without what is the machine's."""
+
+    status: int
+    headers: dict[str, str]
+    text: str
+
+
+class Comparison:
+    """Both worlds as one person or task."""
+
+    def __init__(self, worlds: Worlds, person: str) -> None:
+        self._worlds, self.person = worlds, person
+        self._begun = datetime.now(UTC)
+        self._clients = {
+            world: httpx.Client(
+                base_url=airflow.url, headers={"Authorization": f"Bearer {worlds.tokens[person]}"}, trust_env=False,
+                timeout=_SECONDS, limits=httpx.Limits(max_connections=_THREADS, keepalive_expiry=2),
+            )
+            for world, airflow in worlds.airflows.items()
+        }  # fmt: skip
+
+    def __enter__(self) -> Comparison:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients.values():
+            client.close()
+
+    def read(self, calls: Iterable[Call]) -> list[Difference]:
+        """What is answered differently; many are asked at a time."""
+        with ThreadPoolExecutor(_THREADS) as threads:
+            found = threads.map(lambda call: self._compared(call, *self._send_both(call)), calls)
+            return [difference for difference in found if difference]
+
+    def write(self, calls: Sequence[Call]) -> list[Difference]:
+        """The same of what changes something: one after the other, in both worlds at the same time."""
+        answers = self._worlds.both(lambda world, _: [self._send(world, call) for call in calls])
+        found = map(self._compared, calls, answers[WITHOUT], answers[WITH])
+        return [difference for difference in found if difference]
+
+    def statuses(self, world: str, calls: Iterable[Call]) -> list[tuple[Call, Answer]]:
+        """What one of the worlds answers."""
+        with ThreadPoolExecutor(_THREADS) as threads:
+            return list(threads.map(lambda call: (call, self._send(world, call)), calls))
+
+    def _send_both(self, call: Call) -> tuple[Answer, Answer]:
+        return self._send(WITHOUT, call), self._send(WITH, call)
+
+    def _compared(self, call: Call, without: Answer, with_: Answer) -> Difference | None:
+        if without == with_:
+            return None
+        where, *values = _first_difference(without, with_)
+        return Difference(self.person, call, (without.status, with_.status), where, *map(str, values))
+
+    def _send(self, world: str, call: Call) -> Answer:
+        more: dict[str, Any] = {} if call.body is None else {"json": call.body}
+        version = call.route.version
+        headers = {} if version is None else {VERSION_HEADER: version}
+        for attempt in (1, 2):
+            try:
+                answer = self._clients[world].request(
+                    call.route.method, call.path, params=list(call.query), headers=headers, **more
+                )
+            except httpx.TransportError as error:
+                # A connection ended by the server, or an answer that breaks off because Airflow fails in the middle.
+                if attempt == 2 or not call.route.reads:
+                    return Answer(0, {}, type(error).__name__)
+            else:
+                break
+        kept = {name: self._plain(world, answer.headers[name]) for name in _HEADERS if name in answer.headers}
+        return Answer(answer.status_code, kept, self._plain(world, answer.text))
+
+    def _plain(self, world: str, text: str) -> str:
+        """Without what is the machine's: times after the worlds began, ports, directories, new tokens."""
+        airflow = self._worlds.airflows[world]
+        for machine, name in ((airflow.url, "<url>"), (str(airflow.port), "<port>"), (str(airflow.home), "<home>")):
+            text = text.replace(machine, name)
+        text = _UUID.sub(self._known, text)
+        return _SINCE.sub(r'\1:"<until now>"', _JWT.sub("<token>", _STAMP.sub(self._time, text)))
+
+    def _known(self, found: re.Match[str]) -> str:
+        return found[0] if found[0].replace("-", "") in self._worlds.ids() else "<new id>"
+
+    def _time(self, found: re.Match[str]) -> str:
+        stamp = datetime.fromisoformat(found[0].replace("Z", "+00:00"))
+        stamp = stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
+        return "<now>" if stamp > self._begun else found[0]
+
+
+def _first_difference(without: Answer, with_: Answer) -> tuple[str, Any, Any]:
+    if without.status != with_.status:
+        return f"status {without.status}/{with_.status}", without.text, with_.text
+    if without.headers != with_.headers:
+        return "headers", without.headers, with_.headers
+    try:
+        bodies = json.loads(without.text), json.loads(with_.text)
+    except json.JSONDecodeError:
+        at = next((i for i, (a, b) in enumerate(zip(without.text, with_.text, strict=False)) if a != b), 0)
+        return f"byte {at}", without.text[at : at + 200], with_.text[at : at + 200]
+    return _inside("", *bodies)
+
+
+def _inside(where: str, a: Any, b: Any) -> tuple[str, Any, Any]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in dict.fromkeys([*a, *b]):
+            if a.get(key, _inside) != b.get(key, _inside):
+                if key in a and key in b:
+                    # A count only follows from what is shown.
+                    if key == "total_entries" and len([name for name in a if a[name] != b.get(name)]) > 1:
+                        continue
+                    return _inside(f"{where}.{key}", a[key], b[key])
+                return f"{where}.{key}", a.get(key, "(absent)"), b.get(key, "(absent)")
+    if isinstance(a, list) and isinstance(b, list):
+        extra = [row for row in b if row not in a] or [row for row in a if row not in b]
+        if len(a) != len(b):
+            return f"{where}[{len(a)}/{len(b)} rows]", "", json.dumps(extra[:1])
+        for index, (left, right) in enumerate(zip(a, b, strict=True)):
+            if left != right:
+                return _inside(f"{where}[{index}]", left, right)
+    return where, a, b
+
+
+def by_route(differences: Sequence[Difference]) -> dict[str, list[Difference]]:
+    """Grouped by the route."""
+    grouped: dict[str, list[Difference]] = {}
+    for difference in differences:
+        grouped.setdefault(str(difference.call.route), []).append(difference)
+    return grouped
