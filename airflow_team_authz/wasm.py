@@ -42,6 +42,7 @@ KEEP_PAGES = 512
 # Processor time for compiling and starting a policy that comes from elsewhere.
 START_SECONDS = 60
 _WAIT_SECONDS = 300
+_ROOT = str(Path(__file__).resolve().parents[1])
 _OUT_OF_TIME = {signal.SIGXCPU, signal.SIGKILL}
 _CODE_SECTION = 10
 
@@ -107,7 +108,8 @@ def trouble_at_start(wasm: bytes, data: bytes, seconds: int = START_SECONDS) -> 
         done = subprocess.run(  # noqa: S603 - our own arguments, no shell
             [sys.executable, "-c", code],
             input=struct.pack("<I", len(wasm)) + wasm + data,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(path for path in [_ROOT, os.environ.get("PYTHONPATH")] if path)},
             cwd="/",
             capture_output=True,
             timeout=_WAIT_SECONDS,

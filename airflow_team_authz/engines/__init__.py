@@ -141,7 +141,7 @@ class DecisionPoint:
                 if late > _MOST_LATE:
                     break
         if useless or len(failing) == len(by_team):
-            self._outages.failed(whole, by_team.keys(), isinstance(whole, PolicyBroken))
+            self._outages.failed(whole, by_team.keys(), isinstance(whole, PolicyBroken) and not _several(question))
             raise whole
         for team_id, why in failing.items():
             if team_id is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Collection
 from typing import NamedTuple
@@ -26,14 +25,13 @@ class _Held(NamedTuple):
 
 
 class LeftOut:
-    """Remembers them in this process. Thread-safe.
+    """Remembers them in this process. Thread-safe without a lock, which a forked child might find held for ever.
 
     A team is asked again, alone, when the policy has changed and when its pause is over, which doubles each time.
     """
 
     def __init__(self) -> None:
         self._held: dict[str, _Held] = {}
-        self._changing = threading.Lock()
 
     def among(self, team_ids: Collection[str | None]) -> set[str]:
         """Those of these teams that lists leave out."""
@@ -41,10 +39,9 @@ class LeftOut:
 
     def hold(self, team_id: str, revision: str, error: EngineError) -> None:
         """Leave a team out from now on, or longer; logged if it is news."""
-        with self._changing:
-            before = self._held.get(team_id)
-            pause = min(2 * before.pause, _LONGEST_PAUSE_SECONDS) if before else _FIRST_PAUSE_SECONDS
-            self._held[team_id] = _Held(str(error), revision, pause, time.monotonic() + pause)
+        before = self._held.get(team_id)
+        pause = min(2 * before.pause, _LONGEST_PAUSE_SECONDS) if before else _FIRST_PAUSE_SECONDS
+        self._held[team_id] = _Held(str(error), revision, pause, time.monotonic() + pause)
         if before is None:
             log.error(
                 "lists leave out what team %s owns, until its package changes or is faster (%s): %s",
@@ -53,24 +50,22 @@ class LeftOut:
 
     def release(self, team_id: str) -> None:
         """Lists ask about a team with the others again."""
-        with self._changing:
-            before = self._held.pop(team_id, None)
-        if before is not None:
+        if self._held.pop(team_id, None) is not None:
             log.warning("lists hold again what team %s owns", team_id)
 
     def to_be_asked(self, team_ids: Collection[str], revision: str) -> str | None:
-        """One of these teams that it is time to ask again; nobody else gets the same one meanwhile."""
+        """One of these teams that it is time to ask again; the next list gets another one."""
         now = time.monotonic()
-        with self._changing:
-            for team_id in sorted(team_ids):
-                held = self._held.get(team_id)
-                if held is not None and (held.until <= now or held.revision != revision):
-                    self._held[team_id] = held._replace(revision=revision, until=now + held.pause)
-                    return team_id
+        for team_id in sorted(team_ids):
+            held = self._held.get(team_id)
+            if held is not None and (held.until <= now or held.revision != revision):
+                self._held[team_id] = held._replace(revision=revision, until=now + held.pause)
+                return team_id
         return None
 
     def told(self) -> str:
         """Who is left out, and why, in a sentence; empty if nobody is."""
         return "; ".join(
-            f"lists leave out what team {team_id} owns: {held.why}" for team_id, held in sorted(self._held.items())
+            f"lists leave out what team {team_id} owns: {held.why}"
+            for team_id, held in sorted(self._held.copy().items())
         )

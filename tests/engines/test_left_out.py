@@ -193,3 +193,18 @@ def test_many_teams_that_all_take_more_than_usual_are_not_left_out(
     assert not asked_at_once()
     eventually(asked_at_once)
     assert point._left_out.told() == ""
+
+
+def test_if_all_teams_fail_it_is_an_error_and_nobody_is_left_out(
+    policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = site({"one": FAILS, "two": FAILS})
+    for team in ("one", "two"):
+        files[f"teams/{team}/x.rego"] += CONFLICT
+    point = DecisionPoint(InProcess(policy(files)))
+    for _ in range(2):
+        with pytest.raises(PolicyBroken):
+            point.allowed(Evaluations(EVE, "read", listed("one", "two")))
+    assert [error.partition(" (")[0] for error in errors(caplog)] == ["no decision can be had from the engine"]
+    assert point._left_out.told() == ""
+    point.close()
