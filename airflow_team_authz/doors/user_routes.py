@@ -365,4 +365,6 @@ def _dependencies(dependant: Any) -> Iterator[Any]:
 
 
 def _closure(call: Any) -> Mapping[str, Any]:
+    # The wall puts its own function around each that asks.
+    call = inspect.unwrap(call)
     return inspect.getclosurevars(call).nonlocals if inspect.isfunction(call) else {}
