@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection
 from typing import NamedTuple
 
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import EngineError
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _FIRST_PAUSE_SECONDS = 30.0
 _LONGEST_PAUSE_SECONDS = 3600.0
