@@ -167,7 +167,7 @@ STARTS = (
     ),
 )  # fmt: skip
 
-# Files of the Dags' folder: taken.py uses the id of a Dag of alpha's in beta's bundle, broken.py fails in alpha's.
+# Files of the Dags' folder: same_id.py uses the id of a Dag of alpha's in beta's bundle, broken.py fails in alpha's.
 LOOKS = (
     Look(
         "Beta's file with the id of alpha's Dag is an import error that says whose it is", "bob", "importErrors",
