@@ -260,6 +260,9 @@ class Readable:
     def _alias_uses(self) -> set[tuple[str, str]]:
         """Dags with the aliases that they wait for or produce; no table but that of whole Dags has the latter."""
         assert self._session is not None  # noqa: S101
+        # To look through all Dags takes a second where there are a thousand.
+        if not self._rows(select(AssetAliasModel.id).limit(1)):
+            return set()
         with requests.unfiltered(), self._session.no_autoflush:
             found = SerializedDagModel.get_dag_dependencies(session=self._session)
         names = (
