@@ -81,7 +81,7 @@ def _narrow(state: Any) -> None:
     for entity in _owned_classes(state.statement):
         criteria = OWNED[entity.__name__].criteria(entity, readable, writes)
         if criteria is not None:
-            option = with_loader_criteria(entity, criteria, include_aliases=True, propagate_to_loaders=False)
+            option = with_loader_criteria(entity, criteria, include_aliases=True, propagate_to_loaders=True)
             state.statement = state.statement.options(option)
 
 
