@@ -75,6 +75,7 @@ class Worlds:
     ) -> None:
         self.home, self.login = home, login
         self._guarded, self._refusals = guarded, refusals
+        self.conceal = refusals == "conceal"
         home.mkdir(parents=True, exist_ok=True)
         self.databases = databases or SqliteFiles(home)
         self._secrets = self._same_secrets()
