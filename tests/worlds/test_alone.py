@@ -1,4 +1,4 @@
-"""What Airflow alone tells and lets happen, with SimpleAuthManager and teams: the same requests without this package."""
+"""What Airflow alone tells and lets happen, with SimpleAuthManager and teams: the same requests."""
 
 from __future__ import annotations
 
