@@ -90,6 +90,12 @@ class Settings(BaseModel):
         description="What an asset event does with Dags of its own team and common Dags while no decision can be had: "
         "hold (they wait for `team-authz assets replay`) or start. Dags of other teams always wait.",
     )
+    refusals: Literal["explain", "conceal"] = Field(
+        "explain",
+        description="What a refusal tells about what another team has: explain (its owner and the role that is "
+        "missing, to those who may see something of that type; others get the same answer as about what does not "
+        "exist) or conceal (everybody who may not read it does).",
+    )
     state: Path | None = Field(
         None,
         description="Directory for the last good signed bundle, and for the Dag processor's last answers about "

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ def main() -> int:
     parser.add_argument("--keycloak", action="store_true", help="compare with people out of a real Keycloak instead")
     parser.add_argument("--doors", action="store_true", help="compare tasks, asset events and parsed Dags instead")
     parser.add_argument("--bundles", action="store_true", help="compare ways and sizes of policy bundles instead")
+    parser.add_argument("--rows", action="store_true", help="compare lists of many rows and the UI's pages instead")
+    parser.add_argument("--postgres", action="store_true", help="with --rows: on PostgreSQL rather than on SQLite")
+    parser.add_argument("--only", default="", help="with --rows: only what holds this text, such as dagRuns or admin")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         os.environ["AIRFLOW_HOME"] = home
@@ -46,6 +50,10 @@ def main() -> int:
             from benchmarks import bundles
 
             rows = list(bundles.comparisons(Path(home)))
+        elif options.rows:
+            from benchmarks import rows as of_rows
+
+            rows = list(of_rows.comparisons(Path(home), options.postgres, options.only))
         elif options.doors:
             from benchmarks import doors
 
@@ -114,22 +122,24 @@ def one_decision(home: Path, rounds: int) -> Iterator[dict[str, Any]]:
             "action": "read",
             "resource": {"type": "connection", "team_id": "team1", "id": "pg"},
         }
-        details = ConnectionDetails(conn_id="pg", team_name="team1")
 
-        def through(manager: Any) -> Callable[[], None]:
-            user = op_of_team1()
+        def through(manager: Any, again: bool = False) -> Callable[[], None]:
+            user, number = op_of_team1(), count()
 
             def ask() -> None:
+                details = ConnectionDetails(conn_id="pg" if again else f"pg{next(number)}", team_name="team1")
                 if manager.is_authorized_connection(method="GET", user=user, details=details) is not True:
                     raise AssertionError("an op may read a connection of the own team")
 
             return ask
 
+        in_process = manager_with(policy=compiled(policies))
         yield from compare(
             "one decision",
             {
                 "OPA by a bare unix socket": bare_socket(address, question),
-                "in process, through the auth manager": through(manager_with(policy=compiled(policies))),
+                "in process, through the auth manager": through(in_process),
+                "the same asked again": through(in_process, again=True),
                 "OPA server, through the auth manager": through(manager_with(opa_url=f"unix://{address}")),
                 "SimpleAuthManager alone": through(simple_manager()),
             },
@@ -145,22 +155,24 @@ def lists(home: Path) -> Iterator[dict[str, Any]]:
     """Which of many Dags over 50 teams may an op of one team read?"""
     policies = write_policies(home / "lists", teams=50)
     bundle = compiled(policies)
-    user = op_of_team1()
+    ops = (op_of_team1(f"bob{number}") for number in count())
     with opa_server(policies) as address:
+        in_process = manager_with(policy=bundle)
         managers = {
-            "in process": manager_with(policy=bundle),
+            "in process": in_process,
             "OPA server": manager_with(opa_url=f"unix://{address}"),
             "SimpleAuthManager alone": simple_manager(),
         }
-        for count, goal in ((1_000, "below 10,000 µs"), (10_000, "below 100,000 µs")):
-            rows = Rows([(f"dag_{number}", f"team{number % 50}") for number in range(count)])
+        for size, goal in ((1_000, "below 10,000 µs"), (10_000, "below 100,000 µs")):
+            rows = Rows([(f"dag_{number}", f"team{number % 50}") for number in range(size)])
 
-            def ask(manager: Any, rows: Rows = rows, expected: int = count // 50) -> None:
-                if len(manager.get_authorized_dag_ids(user=user, session=rows)) != expected:
+            def ask(manager: Any, user: Any = None, rows: Rows = rows, expected: int = size // 50) -> None:
+                if len(manager.get_authorized_dag_ids(user=user or next(ops), session=rows)) != expected:
                     raise AssertionError("an op may read the Dags of the own team only")
 
             contestants = {name: (lambda manager=manager, ask=ask: ask(manager)) for name, manager in managers.items()}
-            yield from compare(f"a list of {count:,} Dags over 50 teams", contestants, 20, {"in process": goal})
+            contestants["in process, asked again"] = lambda ask=ask: ask(in_process, op_of_team1())
+            yield from compare(f"a list of {size:,} Dags over 50 teams", contestants, 20, {"in process": goal})
 
 
 def team_counts(home: Path, rounds: int) -> Iterator[dict[str, Any]]:
@@ -168,20 +180,20 @@ def team_counts(home: Path, rounds: int) -> Iterator[dict[str, Any]]:
     from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails
 
     user = op_of_team1()
-    details = ConnectionDetails(conn_id="pg", team_name="team1")
+    names = (f"pg{number}" for number in count())
     for engine in ("in process", "OPA server"):
         with opa_servers(
-            [write_policies(home / f"{engine}{count}", teams=count) for count in (10, 100, 1_000)]
+            [write_policies(home / f"{engine}{teams}", teams=teams) for teams in (10, 100, 1_000)]
         ) as served:
             contestants = {}
-            for count, (policies, address) in zip((10, 100, 1_000), served, strict=True):
+            for teams, (policies, address) in zip((10, 100, 1_000), served, strict=True):
                 manager = (
                     manager_with(policy=compiled(policies))
                     if engine == "in process"
                     else manager_with(opa_url=f"unix://{address}")
                 )
-                contestants[f"{count:,} teams"] = lambda manager=manager: manager.is_authorized_connection(
-                    method="GET", user=user, details=details
+                contestants[f"{teams:,} teams"] = lambda manager=manager: manager.is_authorized_connection(
+                    method="GET", user=user, details=ConnectionDetails(conn_id=next(names), team_name="team1")
                 )
             yield from compare(
                 f"one decision among many teams, {engine}", contestants, rounds, {"1,000 teams": "1.2 or less"}
@@ -204,10 +216,10 @@ class Rows:
         return iter(self._rows)
 
 
-def op_of_team1() -> Any:
+def op_of_team1(name: str = "bob") -> Any:
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 
-    return SimpleAuthManagerUser(username="bob", role="op", teams=["team1"])
+    return SimpleAuthManagerUser(username=name, role="op", teams=["team1"])
 
 
 def simple_manager() -> Any:

@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,10 +61,12 @@ def events() -> Iterator[dict[str, Any]]:
 
     from airflow_team_authz.doors.datasets import TeamAssetManager
 
-    task = SimpleNamespace(dag_id="common_dag", task_id="work", run_id="r", map_index=-1)
+    runs = count()
 
     def event(manager: Any) -> Callable[[], None]:
         def register() -> None:
+            # Each of another run, as in life: what was asked about the run before is of no use.
+            task = SimpleNamespace(dag_id="common_dag", task_id="work", run_id=f"r{next(runs)}", map_index=-1)
             with _session() as session:
                 asset = session.get(AssetModel, 1)
                 manager.register_asset_change(task_instance=task, asset=asset, session=session)
@@ -150,7 +153,7 @@ class Child:
         self._process.communicate()
 
 
-def live(task_id: str) -> None:
+def live(name: str) -> None:
     """Lives of a task, one for each line of the input: two variables, a connection, an XCom, its end."""
     import airflow.settings  # noqa: F401
     from airflow.api_fastapi.common.dagbag import create_dag_bag
@@ -161,8 +164,8 @@ def live(task_id: str) -> None:
     app = execution_api.create_task_execution_api_app()
     app.state.dag_bag = create_dag_bag()
     with TestClient(app) as client:
-        for _ in sys.stdin:
-            id_ = _new_task(task_id)
+        for number, _ in enumerate(sys.stdin):
+            id_ = _new_task(task_id := f"{name}{number}")
             headers = {"Authorization": f"Bearer {generator.generate({'sub': id_, 'scope': 'execution'})}"}
             for method, path, more in (
                 ("PATCH", f"task-instances/{id_}/run", {"json": BODY}),

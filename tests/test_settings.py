@@ -36,6 +36,7 @@ DEFAULTS = {
     "opa_client_key_file": None,
     "opa_token_file": None,
     "own_dags_without_decision": "hold",
+    "refusals": "explain",
     "state": None,
 }
 FILES = [name for name in DEFAULTS if name.endswith("_file")] + ["policy"]

@@ -72,7 +72,7 @@ class TeamAssetManager(AssetManager):
     def register_asset_change(cls, *, session: Session, **named: Any) -> AssetEvent | None:
         """See ``AssetManager``."""
         change = _Change(bool(named.get("source_is_api")), named.get("api_user_teams") or ())
-        # What an event starts, and which Dags it is offered to, is this door's question.
+        # Whoever makes the event, it is decided here about every Dag that waits for it.
         with _set(_change, change), _set(_consent, None), requests.unfiltered():
             return super().register_asset_change(session=session, **named)
 

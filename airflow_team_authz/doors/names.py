@@ -8,12 +8,14 @@ an asset's watchers are left alone, and a Dag whose file is gone is still known 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from functools import wraps
 from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import exists, insert, or_, select, update
 
 from airflow_team_authz.escaping import logger
+from airflow_team_authz.identities import requests
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -230,10 +232,25 @@ def _guard_bundles(module: Any) -> None:
 
 
 def _guard_cache(module: Any) -> None:
-    """A Dag's team is looked up whenever it is asked for: Airflow keeps, for half a minute, also that there is none."""
+    """A Dag's team is looked up whenever it is asked for: Airflow keeps, for half a minute, also that there is none.
+
+    And whoever asks: a Dag that a person may not see must not seem to be common.
+    """
+    get_team_name, get_many = module.DagModel.get_team_name, module.DagModel.get_dag_id_to_team_name_mapping
     # Airflow 3.2 keeps nothing.
     if hasattr(module, "_team_name_cache"):
-        module.DagModel.get_team_name = staticmethod(module.DagModel.get_team_name.__wrapped__)
+        get_team_name = get_team_name.__wrapped__
+    module.DagModel.get_team_name = staticmethod(_whoever_asks(get_team_name))
+    module.DagModel.get_dag_id_to_team_name_mapping = staticmethod(_whoever_asks(get_many))
+
+
+def _whoever_asks(find: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(find)
+    def found(*arguments: Any, **named: Any) -> Any:
+        with requests.unfiltered():
+            return find(*arguments, **named)
+
+    return found
 
 
 def move(dag_ids: Collection[str], bundle_name: str | None, team_id: str | None) -> list[Moved]:

@@ -19,8 +19,9 @@ from airflow.configuration import AIRFLOW_HOME
 from airflow.models import DagModel, Pool
 from sqlalchemy import select, update
 
+from airflow_team_authz.doors import disclosure
 from airflow_team_authz.doors.deciding import decision_point, settings
-from airflow_team_authz.escaping import logger
+from airflow_team_authz.escaping import escaped, logger
 from airflow_team_authz.files import make_private
 from airflow_team_authz.identities.machines import dag_processor
 from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource, Subject
@@ -115,7 +116,8 @@ def _answered(bundle_name: str, subject: Subject, dags: list[Any], known: _Known
     if not owners:
         return _Answers({}, "", default_pool)
     question = Evaluations(subject, "use", [Resource("pool", team_id, name) for name, team_id in owners.items()])
-    decisions, revision = decision_point().decide(question)
+    answered, revision = decision_point().decide(question)
+    decisions = [_as_told(question, *answer, revision) for answer in zip(question.resources, answered, strict=True)]
     now = _Known(
         default_pool or known.default_pool,
         known.decisions | {_key(*owned): said for owned, said in zip(owners.items(), decisions, strict=True)},
@@ -126,6 +128,17 @@ def _answered(bundle_name: str, subject: Subject, dags: list[Any], known: _Known
     return _Answers(dict(zip(owners, decisions, strict=True)), "", default_pool)
 
 
+def _as_told(question: Evaluations, resource: Resource, decision: Decision, revision: str) -> Decision:
+    """The decision with the reason that goes into the import error, which people read whom nobody asks about pools."""
+    if decision.allow is True:
+        return decision
+    reasons = "; ".join(decision.reasons)
+    log.info("denied (%s, policy revision %s): %s", decision.layer, revision or "unnamed", reasons)
+    told = disclosure.told(decision_point(), question, resource, decision)
+    reason = "it belongs to another team" if told.as_missing else told.reason
+    return msgspec.structs.replace(decision, reasons=(reason,))
+
+
 def _against(dag: Any, answers: _Answers) -> Iterator[str]:
     """Why a Dag cannot be imported; nothing if it can."""
     for pool, tasks in sorted(_pools(dag).items()):
@@ -133,14 +146,14 @@ def _against(dag: Any, answers: _Answers) -> Iterator[str]:
             continue
         shown = ", ".join(tasks[:_SHOWN_TASKS])
         more = f" and {len(tasks) - _SHOWN_TASKS} more tasks" if len(tasks) > _SHOWN_TASKS else ""
-        where = f"Dag {dag.dag_id}, task {shown}{more}: pool {pool}"
+        where = escaped(f"Dag {dag.dag_id}, task {shown}{more}: pool {pool}")
         decision = answers.decisions[pool]
         if decision is not None:
-            yield f"{where} may not be used. {'; '.join(decision.reasons)}"
+            yield f"{where} may not be used: {escaped('; '.join(decision.reasons))}"
         else:
             yield (
-                f"{where} has not been decided about, because no decision can be had ({answers.error}). This Dag stays "
-                "as it was, and the question is asked again whenever this file is parsed"
+                f"{where} has not been decided about, because no decision can be had ({escaped(answers.error)}). This "
+                "Dag stays as it was, and the question is asked again whenever this file is parsed"
             )
 
 

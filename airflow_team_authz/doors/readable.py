@@ -92,7 +92,8 @@ class Readable:
         """These Dags, and those that are in one file with one of them."""
         dags = self._dags()
         files = {dag.file for dag in dags if dag.id in dag_ids and None not in dag.file}
-        return {*dag_ids, *(dag.id for dag in dags if dag.file in files)}
+        # What is answered as if it did not exist must not be found by its neighbours.
+        return {*dag_ids, *(dag.id for dag in dags if dag.file in files and not self._is_concealed("dag", dag.id))}
 
     def named(self, type_: str, writes: bool) -> Scope:
         """Connections, pools or variables that may be read; or with ``writes``, changed."""
@@ -135,6 +136,9 @@ class Readable:
             return Scope(True, ())
         dags = self.all_dags(UNSET).ids
         return Scope(False, {alias for dag_id, alias in self._kept("aliases", self._alias_uses) if dag_id in dags})
+
+    def _is_concealed(self, type_: str, id_: str) -> bool:
+        return (type_, id_) in self._request.concealed
 
     # What is asked
 

@@ -7,15 +7,13 @@ puts it into the answer's ``detail``.
 from __future__ import annotations
 
 import json
-import re
 from contextvars import ContextVar
 from typing import Any
 
 from airflow_team_authz.identities import requests
 
 _refusals: ContextVar[list[str] | None] = ContextVar("team_authz_refusals", default=None)
-# Airflow's own API: what it answers before somebody has logged in shows nothing of any team.
-_NEEDS_LOGIN = re.compile(r"/(api/v2|ui)/")
+_OF_AIRFLOW = ("/api/v2/", "/ui/")
 _SAID_BY_AIRFLOW = b'{"detail":"Forbidden"}'
 
 
@@ -68,7 +66,9 @@ class RefusalReasons:
             await send(message)
 
         try:
-            with requests.request(needs_login=_NEEDS_LOGIN.search(scope["path"]) is not None):
+            # Not applications of plugins, which may show what is in no database.
+            of_airflow = scope["path"].removeprefix(scope.get("root_path", "")).startswith(_OF_AIRFLOW)
+            with requests.request(of_airflow):
                 await self._app(scope, receive, explain)
         finally:
             _refusals.reset(token)

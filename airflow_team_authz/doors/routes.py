@@ -15,9 +15,11 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.models.team import Team
 from airflow.secrets.metastore import MetastoreBackend
 from msgspec import UNSET
+from msgspec.structs import replace
 from sqlalchemy import select
 
 from airflow_team_authz.doors.asset_owners import producing_teams
+from airflow_team_authz.identities import requests
 from airflow_team_authz.identities.machines import teams_of_dags
 from airflow_team_authz.model import Resource, Subject
 
@@ -34,18 +36,56 @@ class Request(NamedTuple):
     session: Session
 
 
+class Missing(Exception):
+    """What is to be changed does not exist, or is to be answered like that."""
+
+
+def _common(_: Request, resource: Resource) -> Resource:
+    return replace(resource, team_id=None)
+
+
+def _nothing(_: Request, __: Resource) -> None:
+    return None
+
+
+def _never(_: Request, __: Resource) -> bool:
+    return False
+
+
 class Route(NamedTuple):
     """The action of a route, and the resource of a request to it; ``None`` for what a task reports of itself.
 
-    Without an action it depends on whether the resource is there: update, or else create.
+    Without an action it depends on whether the resource is there: update, or else create. The others are for
+    ``[team_authz] refusals``: whether Airflow's route will find nothing of a resource that is to be answered as if it
+    were not there (or it raises ``Missing``), and what would be asked about if it were not: ``None`` for nothing.
     """
 
     action: str | None
     resource: Callable[[Request], Resource | None]
+    finds_nothing: Callable[[Request, Resource], bool] = _never
+    missing: Callable[[Request, Resource], Resource | None] = _common
 
 
-class Missing(Exception):
-    """What is to be changed does not exist."""
+def _in_own_team(_: Request, __: Resource) -> bool:
+    # Airflow looks among what is common and what is the task's team's.
+    return True
+
+
+def _of_own_team(request: Request, resource: Resource) -> Resource:
+    return replace(resource, team_id=next(iter(request.subject.team_ids or ()), None))
+
+
+def _hidden(_: Request, __: Resource) -> bool:
+    # A task's request sees what it was allowed, and its own Dag.
+    return requests.rows_are_hidden()
+
+
+def _no_dag(_: Request, resource: Resource) -> bool:
+    raise Missing(f"Dag with dag_id: '{resource.id}' not found")
+
+
+def _no_state(request: Request, _: Resource) -> bool:
+    raise Missing(f"Asset state store key {request.query.get('key')!r} not found")
 
 
 class Unanswered(Exception):
@@ -130,7 +170,7 @@ def _dag(entity: str | None = None, written: bool = False, in_query: bool = Fals
         dag_id = str(request.query.get("dag_id", "") if in_query else request.path["dag_id"])
         # Who only looks gets Airflow's own answer about what is not there: a sensor waits for a Dag to come.
         if written and request.session.scalar(select(DagModel.dag_id).where(DagModel.dag_id == dag_id)) is None:
-            raise Missing(f"Dag with dag_id: '{dag_id}' not found")
+            _no_dag(request, Resource("dag", None, dag_id))
         team_id = teams_of_dags([dag_id], request.session)[dag_id]
         return Resource("dag", team_id, dag_id, UNSET if entity is None else entity)
 
@@ -203,19 +243,19 @@ ROUTES: dict[tuple[str, str], Route | None] = {
     ("GET", "/asset-events/by-asset-alias"): Route("read", _asset_alias("name", "event")),
     ("GET", "/connection-tests/{connection_test_id}/connection"): OWN,
     ("PATCH", "/connection-tests/{connection_test_id}"): OWN,
-    ("GET", "/connections/{connection_id}"): Route("read", _connection),
-    ("GET", "/dag-runs/{dag_id}/previous"): Route("read", _dag("run")),
-    ("GET", "/dag-runs/{dag_id}/{run_id}"): Route("read", _dag("run")),
-    ("POST", "/dag-runs/{dag_id}/{run_id}"): Route("trigger", _dag("run", written=True)),
-    ("POST", "/dag-runs/{dag_id}/{run_id}/clear"): Route("update", _dag("run", written=True)),
-    ("GET", "/dag-runs/{dag_id}/{run_id}/state"): Route("read", _dag("run")),
-    ("GET", "/dag-runs/count"): Route("read", _dag("run", in_query=True)),
-    ("GET", "/dag-runs/previous"): Route("read", _dag("run", in_query=True)),
-    ("GET", "/dags/{dag_id}"): Route("read", _dag()),
-    ("GET", "/task-instances/count"): Route("read", _dag("task_instance", in_query=True)),
-    ("GET", "/task-instances/previous/{dag_id}/{task_id}"): Route("read", _dag("task_instance")),
-    ("GET", "/task-instances/states"): Route("read", _dag("task_instance", in_query=True)),
-    ("GET", "/task-instances/breadcrumbs"): Route("read", _dag("task_instance", in_query=True)),
+    ("GET", "/connections/{connection_id}"): Route("read", _connection, _in_own_team),
+    ("GET", "/dag-runs/{dag_id}/previous"): Route("read", _dag("run"), _hidden),
+    ("GET", "/dag-runs/{dag_id}/{run_id}"): Route("read", _dag("run"), _hidden),
+    ("POST", "/dag-runs/{dag_id}/{run_id}"): Route("trigger", _dag("run", written=True), _no_dag, _nothing),
+    ("POST", "/dag-runs/{dag_id}/{run_id}/clear"): Route("update", _dag("run", written=True), _no_dag, _nothing),
+    ("GET", "/dag-runs/{dag_id}/{run_id}/state"): Route("read", _dag("run"), _hidden),
+    ("GET", "/dag-runs/count"): Route("read", _dag("run", in_query=True), _hidden),
+    ("GET", "/dag-runs/previous"): Route("read", _dag("run", in_query=True), _hidden),
+    ("GET", "/dags/{dag_id}"): Route("read", _dag(), _hidden),
+    ("GET", "/task-instances/count"): Route("read", _dag("task_instance", in_query=True), _hidden),
+    ("GET", "/task-instances/previous/{dag_id}/{task_id}"): Route("read", _dag("task_instance"), _hidden),
+    ("GET", "/task-instances/states"): Route("read", _dag("task_instance", in_query=True), _hidden),
+    ("GET", "/task-instances/breadcrumbs"): Route("read", _dag("task_instance", in_query=True), _hidden),
     # A task that starts takes a slot of its pool, whatever was allowed when its file was parsed.
     ("PATCH", "/task-instances/{task_instance_id}/run"): Route("use", _pool_of_task),
     ("PATCH", "/task-instances/{task_instance_id}/state"): OWN,
@@ -228,15 +268,15 @@ ROUTES: dict[tuple[str, str], Route | None] = {
     ("GET", "/task-reschedules/{task_instance_id}/start_date"): OWN,
     # `doors.tasks` answers this one itself.
     ("GET", "/variables/keys"): OWN,
-    ("GET", "/variables/{variable_key:path}"): Route("read", _variable),
+    ("GET", "/variables/{variable_key:path}"): Route("read", _variable, _in_own_team),
     ("PUT", "/variables/{variable_key:path}"): Route(None, _written_variable),
-    ("DELETE", "/variables/{variable_key:path}"): Route("delete", _written_variable),
-    ("GET", f"{_XCOM}/item/{{offset}}"): Route("read", _dag("xcom")),
-    ("GET", f"{_XCOM}/slice"): Route("read", _dag("xcom")),
-    ("HEAD", _XCOM): Route("read", _dag("xcom")),
-    ("GET", _XCOM): Route("read", _dag("xcom")),
-    ("POST", _XCOM): Route("create", _written_xcom),
-    ("DELETE", _XCOM): Route("delete", _written_xcom),
+    ("DELETE", "/variables/{variable_key:path}"): Route("delete", _written_variable, _in_own_team, _of_own_team),
+    ("GET", f"{_XCOM}/item/{{offset}}"): Route("read", _dag("xcom"), _hidden),
+    ("GET", f"{_XCOM}/slice"): Route("read", _dag("xcom"), _hidden),
+    ("HEAD", _XCOM): Route("read", _dag("xcom"), _hidden),
+    ("GET", _XCOM): Route("read", _dag("xcom"), _hidden),
+    ("POST", _XCOM): Route("create", _written_xcom, _no_dag, _nothing),
+    ("DELETE", _XCOM): Route("delete", _written_xcom, _no_dag, _nothing),
     ("POST", "/hitlDetails/{task_instance_id}"): OWN,
     ("PATCH", "/hitlDetails/{task_instance_id}"): OWN,
     ("GET", "/hitlDetails/{task_instance_id}"): OWN,
@@ -244,11 +284,11 @@ ROUTES: dict[tuple[str, str], Route | None] = {
     ("PUT", "/store/ti/{task_instance_id}/{key:path}"): OWN,
     ("DELETE", "/store/ti/{task_instance_id}/{key:path}"): OWN,
     ("DELETE", "/store/ti/{task_instance_id}"): OWN,
-    ("GET", _STATE.format("name", "value")): Route("read", _asset("name", entity="state")),
+    ("GET", _STATE.format("name", "value")): Route("read", _asset("name", entity="state"), _no_state),
     ("PUT", _STATE.format("name", "value")): Route("update", _asset("name", entity="state")),
     ("DELETE", _STATE.format("name", "value")): Route("delete", _asset("name", entity="state")),
     ("DELETE", _STATE.format("name", "clear")): Route("delete", _asset("name", entity="state")),
-    ("GET", _STATE.format("uri", "value")): Route("read", _asset("uri", entity="state")),
+    ("GET", _STATE.format("uri", "value")): Route("read", _asset("uri", entity="state"), _no_state),
     ("PUT", _STATE.format("uri", "value")): Route("update", _asset("uri", entity="state")),
     ("DELETE", _STATE.format("uri", "value")): Route("delete", _asset("uri", entity="state")),
     ("DELETE", _STATE.format("uri", "clear")): Route("delete", _asset("uri", entity="state")),

@@ -19,7 +19,7 @@ from fastapi.security import SecurityScopes
 from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import select
 
-from airflow_team_authz.doors import routes, wall
+from airflow_team_authz.doors import disclosure, routes, wall
 from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import machines, requests
@@ -72,8 +72,7 @@ class _Allowed(NamedTuple):
     """What a request may do: its queries find what belongs to that, and to the task's own Dag."""
 
     subject: Subject
-    action: str
-    resource: Resource
+    allowed: set[tuple[str, Resource]]
 
 
 def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[str | None, _Allowed | None]:
@@ -110,10 +109,10 @@ def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[s
         if resource is None:
             return None, None
         action = route.action or _create_or_update(asked)
-    _ask(subject, action, resource)
-    allowed = _Allowed(subject, action, resource)
-    if action == "read" and resource.team_id is None:
-        # Common, or only in a secrets backend, which may have one of the team's.
+    is_allowed = _ask(subject, action, resource, route, asked)
+    allowed = _Allowed(subject, {(action, resource)} if is_allowed else set())
+    if not is_allowed or (action == "read" and resource.team_id is None):
+        # Not to be found, or common, or only in a secrets backend, which may have one of the team's.
         return next(iter(subject.team_ids or ()), None), allowed
     return resource.team_id, allowed
 
@@ -132,14 +131,24 @@ def _create_or_update(asked: routes.Request) -> str:
     return "update" if routes.variable_exists(asked.session, str(asked.path["variable_key"])) else "create"
 
 
-def _ask(subject: Subject, action: str, resource: Resource) -> None:
+def _ask(subject: Subject, action: str, resource: Resource, route: routes.Route, asked: routes.Request) -> bool:
+    """Whether it is allowed; if not, Airflow's route will not find it. Raises an ``HTTPException`` for all else."""
+    question = Evaluations(subject, action, [resource])
     try:
-        (decision,), revision = decision_point().decide(Evaluations(subject, action, [resource]))
+        (decision,), revision = decision_point().decide(question)
+        if decision.allow is True:
+            return True
+        told = disclosure.told(decision_point(), question, resource, decision, route.missing(asked, resource))
     except (EngineError, SettingsError) as error:
         raise _no_decision(error) from None
-    if decision.allow is not True:
-        log.info("denied (%s, policy revision %s): %s", decision.layer, revision or "unnamed", decision.reasons)
-        raise _denied("; ".join(decision.reasons))
+    reasons = "; ".join(decision.reasons)
+    log.info("denied (%s, policy revision %s): %s", decision.layer, revision or "unnamed", reasons)
+    try:
+        if told.as_missing and route.finds_nothing(asked, resource):
+            return False
+    except routes.Missing as missing:
+        raise _not_found(missing) from None
+    raise _denied(told.reason)
 
 
 class _Page(BaseModel):

@@ -20,14 +20,14 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy import select
 
 from airflow_team_authz import questions
-from airflow_team_authz.doors import wall
+from airflow_team_authz.doors import disclosure, wall
 from airflow_team_authz.doors.bodies import TeamChanges, team_change
 from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import Identity, identity_for, requests
-from airflow_team_authz.model import Context, EngineError, Evaluations, Resource, Subject
+from airflow_team_authz.model import Context, Decision, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError, read_settings
 
 if TYPE_CHECKING:
@@ -267,12 +267,29 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
             decisions, revision = self._policy.decide(question)
         except EngineError as error:
             raise _no_decision(error) from None
-        for decision in decisions:
-            if decision.allow is not True:
-                return self._refuse("; ".join(decision.reasons), decision.layer, revision)
-        for resource in resources:
+        allowed = []
+        for resource, decision in zip(resources, decisions, strict=True):
+            if decision.allow is True:
+                allowed.append(resource)
+            elif not self._goes_on(question, resource, decision, revision):
+                return False
+        for resource in allowed:
             requests.remember_allowed(action, resource)
         return True
+
+    def _goes_on(self, question: Evaluations, resource: Resource, refused: Decision, revision: str) -> bool:
+        """Whether Airflow is to look for a refused resource, and find nothing; if not, the reason is kept."""
+        try:
+            told = disclosure.told(self._policy, question, resource, refused)
+        except EngineError as error:
+            raise _no_decision(error) from None
+        _log_denial("; ".join(refused.reasons), refused.layer, revision)
+        # What is created, Airflow does not look for. And a handler that asks does not look: it has found it already.
+        looks_for_it = requests.is_before_handler() and question.action != "create"
+        if told.as_missing and looks_for_it and requests.conceal(resource):
+            return True
+        remember_refusal(told.reason)
+        return False
 
     def _filter(self, type_: str, owned: Iterable[tuple[str, str | None]], user: Any, method: Any) -> set[str]:
         """Ids of those that are allowed, each as if it had been asked for alone."""
@@ -292,9 +309,9 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         except EngineError as error:
             raise _no_decision(error) from None
 
-    def _refuse(self, reason: str, layer: str = "default", revision: str = "") -> bool:
+    def _refuse(self, reason: str) -> bool:
         remember_refusal(reason)
-        log.info("denied (%s, policy revision %s): %s", layer, revision or "unnamed", reason)
+        _log_denial(reason, "default", "")
         return False
 
 
@@ -399,6 +416,10 @@ def _where_it_is(resource: Resource) -> Resource:
 def _rows(session: Session, statement: Any) -> Iterable[tuple[str, str | None]]:
     with requests.unfiltered():
         return [(id_, team) for id_, team in session.execute(statement)]
+
+
+def _log_denial(reason: str, layer: str, revision: str) -> None:
+    log.info("denied (%s, policy revision %s): %s", layer, revision or "unnamed", reason)
 
 
 def _no_decision(error: EngineError) -> HTTPException:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cache, wraps
 from inspect import iscoroutinefunction
 from types import ModuleType, SimpleNamespace
@@ -48,7 +49,8 @@ def install() -> None:
             for look_up in look_ups:
                 entity = mapped_classes()[name]
                 if found := getattr(entity, look_up, None):
-                    setattr(entity, look_up, staticmethod(_unfiltered(found)))
+                    setattr(entity, look_up, staticmethod(_within(requests.unfiltered, found)))
+        requests.hide_rows()
 
 
 def _readable(session: Session) -> Readable | None:
@@ -234,34 +236,35 @@ _OWNER_LOOK_UPS = {
 }
 
 
-def _unfiltered(function: Callable[..., Any]) -> Callable[..., Any]:
+def _within(context: Callable[[], AbstractContextManager[None]], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, each call of which runs within a new ``context()``."""
     if iscoroutinefunction(function):
 
         @wraps(function)
-        async def asking(*arguments: Any, **named: Any) -> Any:
-            with requests.unfiltered():
+        async def awaited(*arguments: Any, **named: Any) -> Any:
+            with context():
                 return await function(*arguments, **named)
 
-        return asking
+        return awaited
 
     @wraps(function)
-    def finding(*arguments: Any, **named: Any) -> Any:
-        with requests.unfiltered():
+    def called(*arguments: Any, **named: Any) -> Any:
+        with context():
             return function(*arguments, **named)
 
-    return finding
+    return called
 
 
 def guard(module: ModuleType) -> None:
     """See ``airflow_team_authz.hooks``: the module is that of the questions which Airflow's routes ask."""
     for name, make in vars(module).copy().items():
         if name.startswith("requires_access_"):
-            setattr(module, name, _asking_unfiltered(make))
+            setattr(module, name, _asking_before_handler(make))
 
 
-def _asking_unfiltered(make: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+def _asking_before_handler(make: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
     @wraps(make)
     def made(*arguments: Any, **named: Any) -> Callable[..., Any]:
-        return _unfiltered(make(*arguments, **named))
+        return _within(requests.before_handler, make(*arguments, **named))
 
     return made

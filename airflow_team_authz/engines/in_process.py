@@ -10,11 +10,12 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_team_authz.bundles.archive import MAX_BYTES, BundleRefused, unpack
 from airflow_team_authz.compile import CompileError, compile_directory, fingerprint
 from airflow_team_authz.engines import Reply
+from airflow_team_authz.engines.kept import Kept
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import PolicyBroken
 from airflow_team_authz.wasm import (
@@ -39,6 +40,13 @@ POLL_SECONDS = 0.2
 _AGAIN_SECONDS = 2.0
 
 
+class _InForce(NamedTuple):
+    """A policy and what it has answered: one is never replaced without the other."""
+
+    policy: Policy
+    kept: Kept
+
+
 class InProcess:
     """An ``Engine`` over a bundle file or a directory of Rego, which is watched for changes.
 
@@ -59,11 +67,15 @@ class InProcess:
         self._closed = False
         self._wake = threading.Event()
         self._seen = self._fingerprint()
-        self._policy = self._load()
+        self._in_force = _InForce(self._load(), Kept())
         self._starting = threading.Lock()
         self._watcher: threading.Thread | None = None
         forget = weakref.WeakMethod(self._after_fork)
         os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
+
+    @property
+    def _policy(self) -> Policy:
+        return self._in_force.policy
 
     @property
     def revision(self) -> str:
@@ -78,7 +90,10 @@ class InProcess:
     def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1) -> Reply:
         """See ``Engine``. The machine of a failed evaluation is thrown away, whatever state it is in."""
         self._watch()
-        policy = self._policy
+        policy, kept = self._in_force
+        key = kept.key(entrypoint, question)
+        if (known := kept.get(key)) is not None:
+            return Reply(known, policy.revision)
         machine: Machine | None = getattr(self._local, "machine", None)
         if machine is None or machine.policy is not policy:
             machine = start(policy)
@@ -86,6 +101,7 @@ class InProcess:
         value = machine.evaluate(entrypoint, question, FUEL_BASE + size * FUEL_PER_RESOURCE + teams * FUEL_PER_TEAM)
         if machine.pages <= KEEP_PAGES:
             self._local.machine = machine
+        kept.keep(key, value)
         return Reply(value, policy.revision)
 
     def close(self) -> None:
@@ -102,6 +118,8 @@ class InProcess:
         self._watcher = None
         # The parent's machine is still good, but its memory would be copied page by page.
         self._local = threading.local()
+        # Another thread of the parent may have held its lock.
+        self._in_force = _InForce(self._policy, Kept())
 
     def _fingerprint(self) -> str:
         try:
@@ -128,7 +146,7 @@ class InProcess:
         # Who has stolen a key may have signed any serial.
         if policy.serial < self._policy.serial and self._is_trusted():
             raise PolicyBroken(f"the bundle {self._source} is older, {policy.serial}, than {self._policy.serial}")
-        self._policy = policy
+        self._in_force = _InForce(policy, Kept())
 
     def _is_trusted(self) -> bool:
         return self._trust is None or self._trust.counts(self._policy.key_id)

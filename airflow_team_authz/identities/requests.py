@@ -16,29 +16,31 @@ class Request:
     """What the process knows of a request while it serves it.
 
     ``find_subject`` makes the subject of the person who has logged in, when somebody needs it: it may raise what an
-    auth manager raises. ``allowed`` holds each action with the resource that the policy has allowed it on here.
-    ``needs_login`` says that nobody sees anything before there is a subject. ``readable`` is kept by ``doors.wall``.
+    auth manager raises. ``allowed`` holds each action with the resource that the policy has allowed it on here,
+    ``concealed`` types and ids of what is answered as if it did not exist. A route ``of_airflow`` shows rows of its
+    database and nothing else, and none before there is a subject. ``readable`` is kept by ``doors.wall``.
     """
 
     subject: Subject | None = None
     find_subject: Callable[[], Subject] | None = None
     allowed: set[tuple[str, Resource]] = field(default_factory=set)
-    needs_login: bool = False
+    concealed: set[tuple[str, str]] = field(default_factory=set)
+    of_airflow: bool = False
     readable: Any = None
 
     @property
     def is_narrowed(self) -> bool:
         """Whether its queries see only what somebody may read; not in pages of plugins that need no login."""
-        return self.needs_login or self.subject is not None or self.find_subject is not None
+        return self.of_airflow or self.subject is not None or self.find_subject is not None
 
 
 _request: ContextVar[Request | None] = ContextVar("team_authz_request", default=None)
 
 
 @contextmanager
-def request(needs_login: bool = False) -> Iterator[Request]:
+def request(of_airflow: bool = False) -> Iterator[Request]:
     """A request begins and ends: Airflow's threads that serve it see the same ``Request``."""
-    begun = Request(needs_login=needs_login)
+    begun = Request(of_airflow=of_airflow)
     token = _request.set(begun)
     try:
         yield begun
@@ -46,9 +48,9 @@ def request(needs_login: bool = False) -> Iterator[Request]:
         _request.reset(token)
 
 
-def begin(subject: Subject, action: str, resource: Resource) -> None:
-    """The rest of this context, which serves one request only, is one that ``subject`` was allowed ``action`` in."""
-    _request.set(Request(subject, allowed={(action, resource)}))
+def begin(subject: Subject, allowed: set[tuple[str, Resource]]) -> None:
+    """The rest of this context, which serves one request only, is that of a task which was ``allowed`` this."""
+    _request.set(Request(subject, allowed=allowed))
 
 
 def current() -> Request | None:
@@ -74,6 +76,29 @@ def remember_allowed(action: str, resource: Resource) -> None:
         running.allowed.add((action, resource))
 
 
+def hide_rows() -> None:
+    """Say that requests of this process see only rows that their subjects may read: from now on ``conceal`` works."""
+    global _rows_are_hidden  # noqa: PLW0603 - once, when the process starts
+    _rows_are_hidden = True
+
+
+_rows_are_hidden = False
+
+
+def rows_are_hidden() -> bool:
+    """Whether requests of this process see only rows that their subjects may read."""
+    return _rows_are_hidden
+
+
+def conceal(resource: Resource) -> bool:
+    """Have the rest of the request see nothing of a resource; whether it will see nothing, which must be looked at."""
+    running = _request.get()
+    if running is None or not (running.of_airflow and _rows_are_hidden):
+        return False
+    running.concealed.add((resource.type, str(resource.id)))
+    return True
+
+
 def remembered() -> Subject | None:
     """Who makes the request that runs in this context, as far as anybody has logged in."""
     running = _request.get()
@@ -82,6 +107,25 @@ def remembered() -> Subject | None:
     if running.subject is None and running.find_subject is not None:
         running.subject = running.find_subject()
     return running.subject
+
+
+_before_handler: ContextVar[bool] = ContextVar("team_authz_before_handler", default=False)
+
+
+@contextmanager
+def before_handler() -> Iterator[None]:
+    """In here Airflow asks about a request, before its handler runs: queries see whose something really is."""
+    token = _before_handler.set(True)
+    try:
+        with unfiltered():
+            yield
+    finally:
+        _before_handler.reset(token)
+
+
+def is_before_handler() -> bool:
+    """Whether what is asked in this context is asked before the handler of the request runs."""
+    return _before_handler.get()
 
 
 _unfiltered: ContextVar[bool] = ContextVar("team_authz_unfiltered", default=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from airflow_team_authz.bundles.archive import BundleRefused
 from airflow_team_authz.bundles.findings import sarif
 from airflow_team_authz.compile import CompileError
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import KeyUnfit
 from airflow_team_authz.server.access import Access, NotKnown, Oidc
 from airflow_team_authz.server.bodies import Bodies
@@ -27,7 +27,7 @@ from airflow_team_authz.server.routes import ServerParts, router
 from airflow_team_authz.server.served import Served
 from airflow_team_authz.server.turns import Turns
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 # How often the server looks for bundles whose signature is old.
 _SIGN_SECONDS = 60

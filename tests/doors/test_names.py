@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -22,12 +23,14 @@ from airflow.models.trigger import Trigger
 from airflow.sdk import DAG, Asset, AssetWatcher, BaseOperator
 from airflow.serialization.serialized_objects import LazyDeserializedDAG
 from airflow.triggers.base import BaseEventTrigger
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, event, false, select, update
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, with_loader_criteria
 from typer.testing import CliRunner, Result
 
 from airflow_team_authz.cli import app
 from airflow_team_authz.doors import names, routes
+from airflow_team_authz.identities import requests
 from tests.doors.test_pools import made, runs, write
 
 try:
@@ -334,7 +337,7 @@ def test_a_bundle_that_is_gone_and_has_no_dags_holds_no_team_back(sync: Callable
 
 
 def test_the_team_of_a_dag_is_looked_up_whenever_it_is_asked_for(parsing: None) -> None:  # noqa: ARG001
-    get_team_name = vars(dag_module.DagModel)["get_team_name"]
+    before = {name: vars(dag_module.DagModel)[name] for name in ("get_team_name", "get_dag_id_to_team_name_mapping")}
     names.guard(dag_module)
     try:
         assert dag_module.DagModel.get_team_name("to_come") is None
@@ -342,8 +345,31 @@ def test_the_team_of_a_dag_is_looked_up_whenever_it_is_asked_for(parsing: None) 
         assert dag_module.DagModel.get_team_name("to_come") == "alpha"
         names.move(["to_come"], BETA, None)
         assert dag_module.DagModel.get_team_name("to_come") == "beta"
+        assert dag_module.DagModel.get_dag_id_to_team_name_mapping(["to_come", "unknown"]) == {"to_come": "beta"}
+        # Whoever asks: not even what narrows a person's queries hides whose it is.
+        with narrowed():
+            assert dag_module.DagModel.get_team_name("to_come") == "beta"
+            assert dag_module.DagModel.get_dag_id_to_team_name_mapping(["to_come"]) == {"to_come": "beta"}
     finally:
-        dag_module.DagModel.get_team_name = get_team_name
+        for name, function in before.items():
+            setattr(dag_module.DagModel, name, function)
+
+
+@contextmanager
+def narrowed() -> Iterator[None]:
+    """A person's request, in which queries see no Dag."""
+
+    def narrow(state: Any) -> None:
+        if state.is_select and not requests.is_unfiltered():
+            state.statement = state.statement.options(with_loader_criteria(DagModel, false()))
+
+    event.listen(Session, "do_orm_execute", narrow)
+    try:
+        with _session() as session:
+            assert session.scalars(select(DagModel.dag_id)).all() == []
+        yield
+    finally:
+        event.remove(Session, "do_orm_execute", narrow)
 
 
 def move(*arguments: str) -> Result:

@@ -132,14 +132,36 @@ def test_own_and_common_pools_pass(parsing: Recording, used: list[str | None]) -
 
 def test_another_teams_pool_is_an_import_error(parsing: Recording) -> None:  # noqa: ARG001
     errors = write(made("greedy", "alpha_pool", "beta_pool"), made("other", "alpha_pool", file="other.py"))
-    assert errors == {
-        "dags.py": "Dag greedy, task t1: pool beta_pool may not be used. dag_processor of alpha may not use pool "
-        "beta_pool of team beta: that takes a dag_processor of team beta"
-    }
+    assert errors == {"dags.py": "Dag greedy, task t1: pool beta_pool may not be used: it belongs to another team"}
     assert not runs("greedy")
     assert runs("other")
     assert write(made("greedy", "alpha_pool")) == {}
     assert runs("greedy")
+
+
+def test_the_import_error_names_no_owner_and_the_log_does(
+    parsing: Recording, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture  # noqa: ARG001
+) -> None:  # fmt: skip
+    for refusals in ("explain", "conceal"):
+        monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", refusals)
+        deciding.forget()
+        with caplog.at_level("INFO"):
+            (error,) = write(made("greedy", "beta_pool")).values()
+        assert "team beta" not in error
+        assert "may not use pool beta_pool of team beta: that takes a dag_processor of team beta" in caplog.text
+        caplog.clear()
+    assert write(made("greedy", "alpha_pool")) == {}
+
+
+def test_what_a_dags_author_writes_makes_no_line_of_its_own(parsing: Recording) -> None:  # noqa: ARG001
+    odd = "beta\n\x1b[32mall is well\u202e"
+    assert settings.Session is not None
+    with settings.Session() as session:
+        session.add(Pool(pool=odd, team_name="beta", slots=1, include_deferred=False))
+        session.commit()
+    (error,) = write(made("odd", odd)).values()
+    assert error.isprintable()
+    assert "pool beta\\n\\x1b[32mall is well\\u202e may not be used" in error
 
 
 def test_a_mapped_tasks_pool_counts(parsing: Recording) -> None:  # noqa: ARG001

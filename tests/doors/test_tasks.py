@@ -34,7 +34,7 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from sqlalchemy import delete, insert, select
 
-from airflow_team_authz.doors import routes, tasks
+from airflow_team_authz.doors import deciding, routes, tasks
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import machines
 from airflow_team_authz.model import Unreachable
@@ -147,11 +147,73 @@ def test_a_task_reaches_its_own_and_not_anothers(api: Api, scene: str) -> None:
         assert "task alpha_daily.work may not" in refused.json()["detail"]["message"]
         assert "of team beta" in refused.json()["detail"]["message"]
     assert _everything() == before
-    assert len(api.engine.asked) == 1
+    # What follows is whether the reason may be told.
+    assert [entrypoint for entrypoint, _ in api.engine.asked].count("decisions") == 1
 
+    api.engine.asked.clear()
     mine = api.call("alpha", method, path.format(ids["alpha"]), **more)
     assert mine.status_code not in {401, 403, 503}
-    assert len(api.engine.asked) == 2
+    assert len(api.engine.asked) == 1
+
+
+@pytest.fixture
+def concealing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", "conceal")
+    deciding.forget()
+    yield
+    deciding.forget()
+
+
+# What Airflow finds by a name that need not be there; and what it finds only if nobody hides the rows.
+FOUND_BY_NAME = ["read a connection", "read a variable", "delete a variable"]
+FOUND_OR_NOT = ["trigger a Dag", "clear a run", "write an XCom", "delete an XCom"]
+
+
+@pytest.mark.usefixtures("concealing")
+@pytest.mark.parametrize("who", DAGS)
+@pytest.mark.parametrize("scene", [*FOUND_BY_NAME, *FOUND_OR_NOT])
+def test_anothers_is_answered_like_what_is_not_there(api: Api, scene: str, who: str | None) -> None:
+    method, path, ids, more = SCENES[scene]
+    before = _everything()
+    for owner in {"alpha", "beta"} - {who}:
+        there, missing = (api.call(who, method, path.format(id_), **more) for id_ in (ids[owner], "not_there"))
+        assert there.status_code == missing.status_code, owner
+        assert there.text.replace(ids[owner], "not_there") == missing.text
+        assert there.status_code < 500
+    assert _everything() == before
+
+
+@pytest.mark.usefixtures("concealing")
+@pytest.mark.parametrize("scene", SCENES.keys() - {*FOUND_BY_NAME, *FOUND_OR_NOT})
+def test_what_airflow_would_find_is_refused_without_its_owner(api: Api, scene: str) -> None:
+    method, path, ids, more = SCENES[scene]
+    before = _everything()
+    for who in ("alpha", None):
+        refused = api.call(who, method, path.format(ids["beta"]), **more)
+        assert refused.status_code == 403
+        assert "team beta" not in refused.text
+    assert _everything() == before
+
+
+@needs_state
+@pytest.mark.usefixtures("concealing")
+def test_anothers_state_of_an_asset_is_answered_like_none(api: Api) -> None:
+    for by, value in (("name", "1"), ("uri", "s3://1")):
+        about = {by: value, "key": "place"}
+        path = f"store/asset/by-{by}/value"
+        assert api.call("alpha", "PUT", path, params=about, json={"value": "here"}).status_code == 204
+        there = api.call("beta", "GET", path, params=about)
+        none = api.call("beta", "GET", path, params=about | {"key": "nothing"})
+        assert there.status_code == none.status_code == 404
+        assert there.text.replace("place", "nothing") == none.text
+        # As Airflow has it.
+        assert none.text == api.call("alpha", "GET", path, params=about | {"key": "nothing"}).text
+        # By this name something is there, so it cannot be made.
+        refused = api.call("beta", "PUT", path, params=about, json={"value": "there"})
+        assert refused.status_code == 403
+        assert "team alpha" not in refused.text
+        assert api.call("alpha", "GET", path, params=about).json() == {"value": "here"}
+        assert api.call("alpha", "DELETE", path, params=about).status_code == 204
 
 
 def _everything() -> list[Any]:
@@ -255,7 +317,8 @@ def test_a_pool_is_asked_about_when_the_task_starts(api: Api) -> None:
     body = {"state": "running", "hostname": "h", "unixname": "u", "pid": 1, "start_date": "2026-01-01T00:00:00Z"}
     refused = api.call(STRANGERS_POOL, "PATCH", f"task-instances/{STRANGERS_POOL}/run", json=body)
     assert refused.status_code == 403
-    assert "may not use pool beta_pool of team beta" in refused.json()["detail"]["message"]
+    # A task sees no pools, so it is not told whose this one is.
+    assert refused.json()["detail"]["message"] == "task alpha_daily.greedy may not use pool beta_pool"
     own = INSTANCES["alpha"]
     api.call(own, "PATCH", f"task-instances/{own}/run", json=body)
     asked = api.engine.asked[-1][1]

@@ -81,7 +81,7 @@ def by(rows: None, policy: DecisionPoint, monkeypatch: pytest.MonkeyPatch) -> As
 
     @contextmanager
     def by(subject: Subject | None, *allowed: tuple[str, Resource]) -> Iterator[Session]:
-        with requests.request(needs_login=True) as request:
+        with requests.request(of_airflow=True) as request:
             if subject is not None:
                 requests.remember(subject)
             request.allowed.update(allowed)

@@ -88,6 +88,40 @@ def test_a_users_event_starts_what_the_user_may_start(site: RunningSite) -> None
     assert site.runs("beta_closed_to_orders") == before["beta_closed_to_orders"]
 
 
+_TAKEN = """
+from airflow.sdk import DAG, Asset, task
+
+for dag_id in ("alpha_daily", "beta_describes_inbox"):
+    with DAG(dag_id, schedule=[Asset("inbox")], tags=["beta"], is_paused_upon_creation=False):
+
+        @task
+        def work():
+            return "beta's"
+
+        work()
+"""
+
+
+def test_another_teams_file_takes_no_dag_over(site: RunningSite) -> None:
+    ann, bob, details = site.client("ann"), site.client("bob"), "/api/v2/dags/alpha_daily/details"
+    # Apart from when the file was parsed.
+    before = {name: value for name, value in ann.get(details).json().items() if "pars" not in name}
+    file = site.home / "bundles" / "beta-dags" / "taken.py"
+    file.write_text(_TAKEN)
+    try:
+        error = site.wait_for(lambda: site.import_errors().get(("beta-dags", "taken.py")), "beta's file to be refused")
+        assert error.startswith("Dag alpha_daily belongs to team alpha (bundle alpha-dags), which declared it first")
+        assert {name: value for name, value in ann.get(details).json().items() if "pars" not in name} == before
+        assert bob.get(details).status_code == 403
+        # The file's other Dag describes alpha's asset without its watcher, and has not taken that away.
+        runs = site.runs("alpha_takes_inbox")
+        site.make_event("watcher")
+        site.wait_for(lambda: site.runs("alpha_takes_inbox") > runs, "alpha's watcher to start its Dag")
+    finally:
+        file.unlink()
+    site.wait_for(lambda: ("beta-dags", "taken.py") not in site.import_errors(), "the import error to be gone")
+
+
 def test_one_line_of_the_owner_changes_each(site: RunningSite) -> None:
     """Without a restart; the last test of this file, as it turns the site's policy round."""
     edits = defaultdict(list)

@@ -1,0 +1,75 @@
+"""What a refusal may tell: whose something is, and whether it is there at all. ``[team_authz] refusals`` says how much.
+
+Who may see nothing of a type gets the same answer about what another team has as about what does not exist. With
+``conceal`` so does everybody who may not read the very thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
+from airflow_team_authz.doors.deciding import settings
+from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.model import Decision, Evaluations, Resource
+
+
+class Told(NamedTuple):
+    """What whoever asks may know of a refusal. With ``as_missing`` the answer is that about what does not exist.
+
+    A door that cannot answer like that tells the reason.
+    """
+
+    reason: str
+    as_missing: bool = False
+
+
+def told(
+    policy: DecisionPoint,
+    question: Evaluations,
+    resource: Resource,
+    refused: Decision,
+    missing: Resource | UnsetType | None = UNSET,
+) -> Told:
+    """What to tell about one refused resource of the question. Raises ``EngineError`` and ``SettingsError``.
+
+    ``missing`` is what would be asked about if the resource did not exist, ``None`` if nothing would be; as a rule,
+    something common of that name.
+    """
+    # A team is known by its name alone, so a question about one does not tell whether it is there.
+    if resource.team_id is None or resource.type == "team" or _may_know(policy, question, resource):
+        return Told("; ".join(refused.reasons))
+    if resource.id is UNSET:
+        # Who asks has named the team; its rules have nothing to tell.
+        return Told("; ".join(refused.reasons) if refused.layer == "default" else _without_reason(question, resource))
+    if missing is None:
+        return Told(_without_reason(question, resource), as_missing=True)
+    asked = replace(resource, team_id=None) if missing is UNSET else missing
+    (said,), _ = policy.decide(replace(question, resources=[asked]))
+    if said.allow is True:
+        return Told(_without_reason(question, resource), as_missing=True)
+    return Told("; ".join(said.reasons))
+
+
+def _may_know(policy: DecisionPoint, question: Evaluations, resource: Resource) -> bool:
+    return any(
+        policy.allowed(replace(question, action=action, resources=resources)) for action, resources in _signs(resource)
+    )
+
+
+def _signs(resource: Resource) -> Iterator[tuple[str, list[Resource]]]:
+    """Questions of which one allowed resource is enough for knowing about this one."""
+    itself = [resource, replace(resource, entity=UNSET)]
+    if settings().refusals == "conceal":
+        yield "read", itself
+    else:
+        yield "read", [*itself, replace(resource, team_id=None)]
+        yield "list", [Resource(resource.type, None, entity=resource.entity)]
+
+
+def _without_reason(question: Evaluations, resource: Resource) -> str:
+    names = (str(part) for part in (resource.id, resource.entity) if part is not UNSET)
+    return " ".join((question.subject.type, question.subject.id, "may not", question.action, resource.type, *names))
