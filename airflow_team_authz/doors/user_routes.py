@@ -365,4 +365,6 @@ def _dependencies(dependant: Any) -> Iterator[Any]:
 
 
 def _closure(call: Any) -> Mapping[str, Any]:
-    return inspect.getclosurevars(call).nonlocals if inspect.isfunction(call) else {}
+    # `doors.wall` may have put its own function around it.
+    asks = inspect.unwrap(call)
+    return inspect.getclosurevars(asks).nonlocals if inspect.isfunction(asks) else {}
