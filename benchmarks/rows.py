@@ -178,13 +178,16 @@ def _compared(home: Path, url: str, only: str) -> Iterator[dict[str, Any]]:
         "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
         "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR",
+    }
+    guarding = {
+        "AIRFLOW__CORE__AUTH_MANAGER": TEAM_AUTHZ,
         "AIRFLOW__TEAM_AUTHZ__POLICY": str(policy),
         "AIRFLOW__TEAM_AUTHZ__DEADLINE_MS": "10000",
     }
     filled = environment(AIRFLOW_HOME=str(home / "filling"), PYTHONPATH=os.pathsep.join(sys.path), **settings)
     subprocess.run([sys.executable, "-c", "from benchmarks.rows import fill\nfill()"], env=filled, check=True)
     alone = Server(home / "alone", settings | {"AIRFLOW__CORE__AUTH_MANAGER": SIMPLE})
-    ours = Server(home / "ours", settings | {"AIRFLOW__CORE__AUTH_MANAGER": TEAM_AUTHZ})
+    ours = Server(home / "ours", settings | guarding)
     kinds = {"lists": {what: [path] for what, path in _lists()}, "pages": dict(_pages())}
     asked = [
         (who, f"{kind}, {who}, {OURS} on {url.partition('+')[0].partition(':')[0]}, beside {ALONE}", what, paths)

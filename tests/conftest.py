@@ -31,9 +31,12 @@ os.environ["AIRFLOW_HOME"] = os.environ.get("AIRFLOW_HOME", _AIRFLOW_HOME)
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 # Guarded as in a process that has the package installed and configured, before anything imports the routes.
-from airflow.api_fastapi.core_api import app as users_app  # noqa: E402
+from airflow.api_fastapi.core_api import security as users_security  # noqa: E402
 
-from airflow_team_authz.doors import user_requests  # noqa: E402
+from airflow_team_authz.doors import user_requests, wall  # noqa: E402
+
+wall.guard(users_security)
+from airflow.api_fastapi.core_api import app as users_app  # noqa: E402
 
 user_requests.guard(users_app)
 from airflow.api_fastapi.execution_api import security  # noqa: E402

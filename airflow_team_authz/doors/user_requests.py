@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from json import JSONDecodeError
 from types import ModuleType
 from typing import Any
 
@@ -39,7 +38,9 @@ def guard(module: ModuleType) -> None:
 
     def init_guarded_views(app: Any) -> None:
         init_views(app)
-        put_into(app)
+        # `airflow standalone` has another auth manager in force, whatever is configured: then nothing here is ours.
+        if hasattr(app.state.auth_manager, "require"):
+            put_into(app)
 
     views.init_views = init_guarded_views
 
@@ -63,6 +64,17 @@ def put_into(app: Any) -> None:
             "a newer version of airflow-team-authz",
             ", ".join(unknown),
         )
+
+    _put_middlewares_into(app)
+
+
+def _put_middlewares_into(app: Any) -> None:
+    """Airflow 3.2 does not ask its auth manager for any."""
+    from airflow.api_fastapi.auth.managers.base_auth_manager import BaseAuthManager
+
+    if not hasattr(BaseAuthManager, "get_fastapi_middlewares"):
+        for middleware, options in app.state.auth_manager.get_fastapi_middlewares():
+            app.add_middleware(middleware, **options)
 
 
 def _put_into(route: APIRoute) -> None:
@@ -130,12 +142,17 @@ async def _body(request: Request, route: APIRoute) -> Any:
     """The body as the handler gets it; ``None`` if it is not as it should be, which Airflow answers with 422."""
     if len(route.dependant.body_params) != 1:
         return None
+    value, errors = route.dependant.body_params[0].validate(await _json(request), {}, loc=("body",))
+    return None if errors else value
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    """What the body says; nothing, if it is no object."""
     try:
         document = await request.json()
-    except (JSONDecodeError, UnicodeDecodeError):
-        return None
-    value, errors = route.dependant.body_params[0].validate(document, {}, loc=("body",))
-    return None if errors else value
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _misread(route: APIRoute) -> Callable[[Request], Awaitable[None]] | None:
@@ -163,8 +180,8 @@ def _misread(route: APIRoute) -> Callable[[Request], Awaitable[None]] | None:
             value, errors = field.validate(written, {}, loc=("path", field.alias))
             if not errors and str(value) != written:
                 raise HTTPException(400, f"{where} takes {field.alias} written as {value}.")
-        if in_body and await request.body():
-            raise HTTPException(400, f"{where} takes no body: leave it out.")
+        for name in in_body and in_body & (await _json(request)).keys():
+            raise HTTPException(400, f"{where} does not take {name} in its body: leave it out.")
 
     return refuse
 

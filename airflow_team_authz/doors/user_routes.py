@@ -76,11 +76,6 @@ def _waiting_dags(request: Request) -> Iterator[Question]:
     return (("update", Resource("dag", teams[dag_id], dag_id)) for dag_id in dag_ids)
 
 
-def _common_connections(_: Request) -> Iterator[Question]:
-    """They are common, whatever team the body names."""
-    yield "create", Resource("connection")
-
-
 def _tested_connection(request: Request) -> Iterator[Question]:
     """A test that succeeds may write the connection, which comes or goes until then: asked are both, before that."""
     body = request.body
@@ -165,7 +160,7 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", A + "/connections/enqueue-test"): Route(
         "login, handler connection", "writes the connection later: doors.connection_tests", _tested_connection
     ),
-    ("POST", A + "/connections/defaults"): Route("POST connection", "common connections", _common_connections),
+    ("POST", A + "/connections/defaults"): Route("POST connection", "common connections: its body may name no team"),
     ("GET", "/ui/connections/hook_meta"): Route("GET connection"),
     ("GET", A + "/pools"): Route("GET pool, GET pool rows", "how much of each is taken"),
     ("POST", A + "/pools"): Route("POST pool"),
@@ -365,6 +360,6 @@ def _dependencies(dependant: Any) -> Iterator[Any]:
 
 
 def _closure(call: Any) -> Mapping[str, Any]:
-    # `doors.wall` may have put its own function around it.
-    asks = inspect.unwrap(call)
-    return inspect.getclosurevars(asks).nonlocals if inspect.isfunction(asks) else {}
+    # What Airflow made: the second wall is wrapped around it.
+    made = inspect.unwrap(call)
+    return inspect.getclosurevars(made).nonlocals if inspect.isfunction(made) else {}

@@ -284,9 +284,10 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         except EngineError as error:
             raise _no_decision(error) from None
         _log_denial("; ".join(refused.reasons), refused.layer, revision)
-        # What is created, Airflow does not look for. And a handler that asks does not look: it has found it already.
-        looks_for_it = requests.is_before_handler() and question.action != "create"
-        if told.as_missing and looks_for_it and requests.conceal(resource):
+        # What is created, Airflow does not look for, but for the Dag of which it becomes a part. A handler that asks
+        # does not look either: it has found it already.
+        is_looked_for = question.action != "create" or resource.entity is not UNSET
+        if told.as_missing and is_looked_for and requests.is_before_handler() and requests.conceal(resource):
             return True
         remember_refusal(told.reason)
         return False

@@ -1,0 +1,123 @@
+"""With ``refusals = conceal`` Airflow answers about another team's things like about what is not there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from airflow import settings
+from airflow.models import Connection, DagModel, DagRun, Pool, Variable
+from airflow.models.log import Log
+from sqlalchemy import select
+
+from airflow_team_authz.doors import deciding, wall
+from airflow_team_authz.identities import requests
+from tests.doors.test_user_requests import Site, airflows_routes, opened_site
+
+__all__ = ["opened_site"]
+
+ALPHAS = {"dag_id": "alpha_daily", "connection_id": "alpha_db", "pool_name": "alpha_pool", "variable_key": "alpha_key"}
+MISSING = "not_there"
+OTHERS = {
+    "asset_id": "1", "backfill_id": "1", "dag_run_id": "first", "dag_version_id": "1", "map_index": "-1",
+    "task_id": "work", "try_number": "1", "version_number": "1", "xcom_key": "x", "run_id": "first",
+}  # fmt: skip
+BODIES: dict[tuple[str, str], Any] = {
+    ("PATCH", "connections"): lambda id_: {"connection_id": id_, "conn_type": "http"},
+    ("PATCH", "variables"): lambda id_: {"key": id_, "value": "2"},
+    ("PATCH", "pools"): lambda id_: {"name": id_, "slots": 3, "include_deferred": False},
+    ("PATCH", "dags"): lambda _: {"is_paused": True},
+    ("POST", "dagRuns"): lambda _: {"logical_date": None},
+    ("PATCH", "{dag_run_id}"): lambda _: {"state": "failed"},
+    ("POST", "clear"): lambda _: {"dry_run": False},
+    ("POST", "clearTaskInstances"): lambda _: {"dry_run": False},
+    ("POST", "clearDagRuns"): lambda _: {"dag_runs": [{"dag_run_id": "first"}], "dry_run": False},
+    ("POST", "xcomEntries"): lambda _: {"key": "x", "value": 1},
+    ("PATCH", "{xcom_key:path}"): lambda _: {"value": 1},
+    ("PATCH", "{task_id}"): lambda _: {"new_state": "failed"},
+}
+# Beside those of a path: what a query names.
+QUERIES = (
+    "/ui/structure/structure_data?dag_id={dag_id}",
+    "/ui/backfills?dag_id={dag_id}",
+    "/api/v2/backfills?dag_id={dag_id}",
+    "/api/v2/eventLogs?dag_id={dag_id}",
+)
+
+
+@pytest.fixture
+def site(opened_site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """The app with the second wall, which conceals."""
+    wall.install()
+    for route in airflows_routes(opened_site):
+        for part in route.dependant.dependencies:
+            # As the hooks have it, for what is imported after them.
+            if getattr(part.call, "__qualname__", "").startswith("requires_access_"):
+                monkeypatch.setattr(part, "call", wall._within(requests.before_handler, part.call))
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", "conceal")
+    deciding.forget()
+    yield opened_site
+    deciding.forget()
+
+
+def _named(site: Site) -> list[tuple[str, str]]:
+    """Methods and paths of all routes that name something which a team owns."""
+    found = [("GET", path) for path in QUERIES]
+    for route in airflows_routes(site):
+        if any(f"{{{name}" in route.path for name in ALPHAS):
+            found += [(method, route.path) for method in sorted(route.methods)]
+    return found
+
+
+def _filled(template: str, named: dict[str, str]) -> str:
+    values = OTHERS | named
+    return re.sub(r"\{(\w+)(:path)?\}", lambda match: values.get(match[1], "1"), template)
+
+
+def _asked(site: Site, who: str, method: str, template: str, named: dict[str, str]) -> tuple[int, str]:
+    """Status and text, with the same word for whatever was named."""
+    parts = template.split("/")
+    body = BODIES.get((method, parts[-1])) or BODIES.get((method, parts[-2]), lambda _: {})
+    (id_,) = {value for name, value in named.items() if f"{{{name}" in template} or {""}
+    answer = site.ask(who, method, _filled(template, named), json=body(id_))
+    return answer.status_code, answer.text.replace(id_, MISSING) if id_ else answer.text
+
+
+def _rows() -> list[Any]:
+    with settings.Session() as session:
+        return [
+            sorted(session.execute(select(*columns)).all(), key=str)
+            for columns in (
+                (Connection.conn_id, Connection.conn_type, Connection.team_name),
+                (Variable.key, Variable._val, Variable.team_name),
+                (Pool.pool, Pool.slots, Pool.team_name),
+                (DagModel.dag_id, DagModel.is_paused),
+                (DagRun.dag_id, DagRun.run_id, DagRun.state),
+            )
+        ]
+
+
+@pytest.mark.parametrize("who", ["bob", "vic"])
+def test_no_route_tells_another_teams_things_from_what_is_not_there(site: Site, who: str) -> None:
+    before = _rows()
+    missing = dict.fromkeys(ALPHAS, MISSING)
+    statuses: dict[int, int] = {}
+    differing = []
+    for method, template in _named(site):
+        there, gone = (_asked(site, who, method, template, named) for named in (ALPHAS, missing))
+        statuses[there[0]] = statuses.get(there[0], 0) + 1
+        if there != gone:
+            differing.append((method, template, there, gone))
+    assert differing == []
+    assert statuses[404] > 20, statuses
+    assert max(statuses) < 500, statuses
+    assert _rows() == before
+
+
+def test_the_audit_log_holds_no_row_about_what_was_concealed_as_if_it_had_happened(site: Site) -> None:
+    assert site.status("bob", "PATCH", "/api/v2/dags/alpha_daily", json={"is_paused": True}) == 404
+    with settings.Session() as session:
+        rows = session.scalars(select(Log.event).where(Log.dag_id == "alpha_daily", Log.owner == "bob")).all()
+    assert rows == []
