@@ -280,6 +280,19 @@ def move(dag_ids: Collection[str], bundle_name: str | None, team_id: str | None)
     return moved
 
 
+def dags_of(bundle_name: str) -> list[str]:
+    """All Dags of a bundle, which need not be configured any more. ``NotMoved`` if it has none."""
+    from airflow.models import DagModel
+    from airflow.utils.session import create_session
+
+    with create_session(scoped=False) as session:
+        of_bundle = select(DagModel.dag_id).where(DagModel.bundle_name == bundle_name).order_by(DagModel.dag_id)
+        dag_ids = list(session.scalars(of_bundle))
+    if not dag_ids:
+        raise NotMoved(f"Bundle {bundle_name} has no Dags: check its name. Nothing has been moved")
+    return dag_ids
+
+
 def _bundle(name: str, session: Session) -> Home:
     if name not in (configured := _bundles(session)):
         raise NotMoved(f"No bundle {name} is configured. These are: {', '.join(configured) or 'none'}")

@@ -408,11 +408,23 @@ def test_a_dag_of_a_bundle_that_is_gone_is_moved(sync: Callable[..., None]) -> N
     assert write(rich("left", "theirs"), bundle=BETA) == {}
 
 
+def test_all_dags_of_a_bundle_are_moved(parsing: None) -> None:  # noqa: ARG001
+    _put("of old", None, active=False)
+    assert write(rich("old_one", "mine"), rich("old_two", "mine", file="two.py"), bundle="of old") == {}
+    done = move("--from", "of old", "--to", BETA, "--output", "json")
+    assert done.exit_code == 0, done.output
+    assert [row["dag_id"] for row in json.loads(done.stdout)] == ["old_one", "old_two"]
+    assert everything("old_two")["bundle_name"] == BETA
+
+
 CANNOT: dict[str, tuple[list[str], str]] = {
     "a Dag that is not there": (["known", "unknown", "--to", BETA], "no Dag unknown"),
     "a bundle that is not there": (["known", "--to", "nowhere"], "No bundle nowhere is configured"),
     "a team that is not there": (["known", "--to-team", "nobody"], "Team nobody has no bundle"),
     "a team with several bundles": (["known", "--to-team", "beta"], "several bundles"),
+    "no Dag": (["--to", BETA], "either their ids or --from BUNDLE"),
+    "a Dag and a bundle": (["known", "--from", ALPHA, "--to", BETA], "either their ids or --from BUNDLE"),
+    "a bundle without Dags": (["--from", "nowhere", "--to", BETA], "Bundle nowhere has no Dags"),
     "nowhere": (["known"], "either --to BUNDLE or --to-team TEAM"),
     "both": (["known", "--to", BETA, "--to-team", "beta"], "either --to BUNDLE or --to-team TEAM"),
 }

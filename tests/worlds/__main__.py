@@ -8,19 +8,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.worlds.attempts import Outcome, reads, write_by_write, writes
+from tests.worlds.attempts import Outcome, losses, reads, write_by_write, writes
+from tests.worlds.catalogue import OWN
 from tests.worlds.compare import by_route
 from tests.worlds.databases import PostgresDatabases
 from tests.worlds.rows import Changed
-from tests.worlds.site import STRANGERS, Worlds
+from tests.worlds.site import PEOPLE, STRANGERS, TASKS, Worlds
 
 
 def main() -> int:
     """The program."""
     parser = argparse.ArgumentParser(prog="python -m tests.worlds", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("reads", "writes", "each-write"), default="reads")
+    parser.add_argument("what", nargs="?", choices=("reads", "writes", "each-write", "losses"), default="reads")
     parser.add_argument("--home", type=Path, required=True, help="where the worlds are kept between calls")
-    parser.add_argument("--person", action="append", choices=STRANGERS, help="one or several; else everybody")
+    parser.add_argument("--person", action="append", choices=(*PEOPLE, *TASKS), help="one or several; else everybody")
     parser.add_argument("--only", default="", help="writes of routes that hold this text, such as `POST /api`")
     parser.add_argument("--brief", action="store_true", help="each route with each kind of id, without parameters")
     parser.add_argument("--alone", action="store_true", help="Airflow without this package")
@@ -43,7 +44,7 @@ def main() -> int:
                 for call, rows in write_by_write(worlds, person, told.only):
                     print(f"{person} {call}\n{_shown(rows)}", flush=True)
                 continue
-            outcome = reads(worlds, person, told.brief) if told.what == "reads" else writes(worlds, person, told.only)
+            outcome = _asked(worlds, person, told)
             shown = [one for one in outcome.differences if told.explained or not one.explained]
             left_out = len(outcome.differences) - len(shown)
             print(
@@ -55,6 +56,12 @@ def main() -> int:
     finally:
         worlds.stop()
     return _report(outcomes, told.all)
+
+
+def _asked(worlds: Worlds, person: str, told: argparse.Namespace) -> Outcome:
+    if told.what == "losses":
+        return losses(worlds, person, PEOPLE[person].team or OWN)
+    return reads(worlds, person, told.brief) if told.what == "reads" else writes(worlds, person, told.only)
 
 
 def _report(outcomes: Sequence[Outcome], everything: bool) -> int:

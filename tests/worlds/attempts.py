@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tests.worlds.catalogue import ALPHA, Call
-from tests.worlds.compare import Comparison, Difference
+from tests.worlds.compare import Comparison, Difference, difference
 from tests.worlds.routes import Route, tasks_routes, users_routes
 from tests.worlds.rows import Changed, Rows, added, changed, names, only_in
 from tests.worlds.site import TASKS, WITH, WITHOUT, Worlds
@@ -50,6 +50,23 @@ def writes(worlds: Worlds, person: str, only: str = "") -> Outcome:
     return Outcome(person, len(calls), differences, [*changed(of_alpha, now), *_planted(before, now)])
 
 
+def losses(worlds: Worlds, person: str, owner: str) -> Outcome:
+    """What somebody does not see of the owner's things, or of the common ones, that the platform's admin would.
+
+    The admin is asked in the world without alpha's things, unless these are what is looked at.
+    """
+    calls = worlds.catalogue().own_reads(users_routes(), owner)
+    with Comparison(worlds, "pat") as admin, Comparison(worlds, person) as comparison:
+        expected = admin.answers(WITH if owner == ALPHA else WITHOUT, calls)
+        found = [
+            difference(person, call, wanted, seen)
+            for call, wanted, seen in zip(calls, expected, comparison.answers(WITH, calls), strict=True)
+            if wanted.status < 300
+        ]
+        seen_by_all = sum(answer.status < 300 for answer in expected)
+    return Outcome(person, seen_by_all, [one for one in found if one], [])
+
+
 def write_by_write(worlds: Worlds, person: str, only: str) -> Iterator[tuple[Call, list[Changed]]]:
     """Which request does what to alpha's rows: slow, for finding out."""
     calls = [call for call in worlds.catalogue().writes(routes_for(person, False)) if only in str(call.route)]
@@ -58,7 +75,7 @@ def write_by_write(worlds: Worlds, person: str, only: str) -> Iterator[tuple[Cal
     try:
         with Comparison(worlds, person) as comparison:
             for call in calls:
-                comparison.statuses(WITH, [call])
+                comparison.answers(WITH, [call])
                 now = worlds.rows(WITH)
                 if found := [
                     *changed({t: {k: r for k, r in before[t].items() if k in of_alpha[t]} for t in of_alpha}, now),

@@ -311,7 +311,6 @@ class Builder:
         """Favourites, warnings, a request to parse, deadlines, jobs, callbacks."""
         from airflow.jobs.job import Job
         from airflow.models.callback import Callback
-        from airflow.models.dag import DagModel
         from airflow.models.dag_favorite import DagFavorite
         from airflow.models.dagbag import DagPriorityParsingRequest
         from airflow.models.dagrun import DagRun
@@ -319,12 +318,11 @@ class Builder:
         from airflow.models.deadline import Deadline
         from airflow.models.deadline_alert import DeadlineAlert
 
-        dag = self.session.scalars(select(DagModel).where(DagModel.dag_id == self.daily)).one()
         for person in ("ann", "bob", "vic", "pat"):
             # A favourite of somebody who may no longer see the Dag is still there.
             self.add(DagFavorite, user_id=person, dag_id=self.daily)
         self.add(DagWarning, dag_id=self.daily, warning_type="non-existent pool", message=f"a pool of {self.owner}")
-        request = DagPriorityParsingRequest(bundle_name=f"{self.owner}-dags", relative_fileloc=dag.relative_fileloc)
+        request = DagPriorityParsingRequest(bundle_name=f"{self.owner}-dags", relative_fileloc=f"{self.owner}_all.py")
         self.session.add(request)
         alert = self.session.scalar(
             select(DeadlineAlert.id).where(DeadlineAlert.serialized_dag_id == self._serialized[self.daily])
@@ -498,8 +496,8 @@ def main(bundles: Path, owners: list[str]) -> None:
     from airflow.models import import_all_models
     from airflow.utils.session import create_session
 
-    import_all_models()
-    DagBundlesManager().sync_bundles_to_db()
+    import_all_models()  # type: ignore[no-untyped-call]
+    DagBundlesManager().sync_bundles_to_db()  # type: ignore[no-untyped-call]
     for owner in owners:
         with _numbers_of(owner), create_session() as session:
             Builder(session, owner).build(bundles / f"{owner}-dags")

@@ -100,7 +100,7 @@ NUMBERED = {
     "import_error_id": "import_error",
 }
 # Parameters without which a route only complains.
-_NEEDED = {
+_NEEDED: dict[str, tuple[str, ...]] = {
     "GET /api/v2/backfills": ("dag_id",),
     "GET /ui/structure/structure_data": ("dag_id",),
     "GET /ui/dashboard/historical_metrics_data": ("start_date",),
@@ -137,6 +137,19 @@ class Catalogue:
         """All that only look; ``brief``: each route with each kind of id, and with another owner's things beside."""
         found = (call for route in routes if route.reads for call in self._of(route, brief))
         return _once(found)
+
+    def own_reads(self, routes: Iterable[Route], owner: str) -> list[Call]:
+        """What looks at the owner's things, and lists."""
+        calls = []
+        for route in routes:
+            if not route.reads:
+                continue
+            for owners in [owner, COMMON] if route.placeholders else [owner]:
+                filled = {name: self.value(name, owners) for name in route.placeholders}
+                body = {} if route.template.endswith("/list") else next(iter(self.bodies(route, owners, owners)))
+                calls.append(Call(route, _path(route, filled), self._needed(route, owners), body))
+            calls.append(Call(route, _path(route, self._every(route)), self._needed(route, owner), body))
+        return _once(calls)
 
     def writes(self, routes: Iterable[Route]) -> list[Call]:
         """All that change something, in an order in which each still finds what it changes.
@@ -287,7 +300,7 @@ class Catalogue:
 
     def _needed(self, route: Route, owner: str) -> tuple[tuple[str, str], ...]:
         """The parameters without which a route only complains."""
-        names = _NEEDED.get(str(route), ())
+        names: tuple[str, ...] = _NEEDED.get(str(route), ())
         if route.template.startswith("/execution/"):
             names = tuple(name for name in route.query if name in _VALUES or name in {"logical_dates", "logical_date"})
         return tuple((name, str(self.value(name, owner))) for name in names)

@@ -78,27 +78,24 @@ class Comparison:
         """What is answered differently; many are asked at a time."""
         with ThreadPoolExecutor(_THREADS) as threads:
             found = threads.map(lambda call: self._compared(call, *self._send_both(call)), calls)
-            return [difference for difference in found if difference]
+            return [one for one in found if one]
 
     def write(self, calls: Sequence[Call]) -> list[Difference]:
         """The same of what changes something: one after the other, in both worlds at the same time."""
         answers = self._worlds.both(lambda world, _: [self._send(world, call) for call in calls])
         found = map(self._compared, calls, answers[WITHOUT], answers[WITH])
-        return [difference for difference in found if difference]
+        return [one for one in found if one]
 
-    def statuses(self, world: str, calls: Iterable[Call]) -> list[tuple[Call, Answer]]:
-        """What one of the worlds answers."""
+    def answers(self, world: str, calls: Iterable[Call]) -> list[Answer]:
+        """What one of the worlds answers; many are asked at a time."""
         with ThreadPoolExecutor(_THREADS) as threads:
-            return list(threads.map(lambda call: (call, self._send(world, call)), calls))
+            return list(threads.map(lambda call: self._send(world, call), calls))
 
     def _send_both(self, call: Call) -> tuple[Answer, Answer]:
         return self._send(WITHOUT, call), self._send(WITH, call)
 
     def _compared(self, call: Call, without: Answer, with_: Answer) -> Difference | None:
-        if without == with_:
-            return None
-        where, *values = _first_difference(without, with_)
-        return Difference(self.person, call, (without.status, with_.status), where, *map(str, values))
+        return difference(self.person, call, without, with_)
 
     def _send(self, world: str, call: Call) -> Answer:
         more: dict[str, Any] = {} if call.body is None else {"json": call.body}
@@ -133,6 +130,14 @@ class Comparison:
         stamp = datetime.fromisoformat(found[0].replace("Z", "+00:00"))
         stamp = stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
         return "<now>" if stamp > self._begun else found[0]
+
+
+def difference(person: str, call: Call, without: Answer, with_: Answer) -> Difference | None:
+    """Where two answers to a request differ first."""
+    if without == with_:
+        return None
+    where, *values = _first_difference(without, with_)
+    return Difference(person, call, (without.status, with_.status), where, *map(str, values))
 
 
 def _first_difference(without: Answer, with_: Answer) -> tuple[str, Any, Any]:

@@ -75,6 +75,7 @@ class Worlds:
     ) -> None:
         self.home, self.login = home, login
         self._guarded, self._refusals = guarded, refusals
+        self.conceal = refusals == "conceal"
         home.mkdir(parents=True, exist_ok=True)
         self.databases = databases or SqliteFiles(home)
         self._secrets = self._same_secrets()
@@ -98,8 +99,10 @@ class Worlds:
         for part in parts:
             ignored = shutil.ignore_patterns("*_test.rego")
             shutil.copytree(shipped_policies() / part, policy / part, ignore=ignored, dirs_exist_ok=True)
-        groups = {name: [_entry(person)] for name, person in PEOPLE.items()}
-        (policy / "airflow/directory/data.json").write_text(json.dumps({"groups": groups, "roles": {}}))
+        # FAB's people have groups, SimpleAuthManager's a role of their own: `admin` would be the platform's.
+        entries = {f"{name}s": [_entry(person)] for name, person in PEOPLE.items()}
+        directory = {"groups": entries, "roles": entries}
+        (policy / "airflow/directory/data.json").write_text(json.dumps(directory))
         return policy
 
     def _settings(self, world: str) -> Settings:
@@ -126,7 +129,9 @@ class Worlds:
         passwords.write_text(json.dumps(dict.fromkeys(PEOPLE, self._secrets["password"])))
         passwords.chmod(0o600)
         users = ",".join(
-            f"{name}:{who.role or 'none'}" + (f":{who.team}" if who.team else "") for name, who in PEOPLE.items()
+            f"{name}:{f'{name}s' if who.role == 'admin' and who.team else who.role or 'none'}"
+            + (f":{who.team}" if who.team else "")
+            for name, who in PEOPLE.items()
         )
         simple = {"simple_auth_manager_users": users, "simple_auth_manager_passwords_file": str(passwords)}
         return {"core": simple} if self.login == "simple" else {}
@@ -181,7 +186,7 @@ class Worlds:
             raise StartError(f"The database cannot be filled with what is of {owners}:\n{done.stdout}{done.stderr}")
 
     def _create_people(self, airflow: Airflow) -> None:
-        people = json.dumps({name: ((), (name,)) for name in PEOPLE})
+        people = json.dumps({name: ((), (f"{name}s",)) for name in PEOPLE})
         done = airflow.attempt("-c", CREATE_PEOPLE, people, self._secrets["password"])
         if done.returncode != 0:
             raise StartError(f"FAB's users cannot be created:\n{done.stdout}{done.stderr}")

@@ -1,0 +1,81 @@
+"""Whoever has no business with alpha cannot tell whether alpha has anything, and changes nothing of alpha's."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.worlds import exceptions
+from tests.worlds.attempts import losses, reads, writes
+from tests.worlds.catalogue import ALPHA, OWN
+from tests.worlds.exceptions import Exemption, Table
+from tests.worlds.site import PEOPLE, STRANGERS, TASKS, Worlds
+
+pytestmark = pytest.mark.timeout(900)
+
+# Whom the quick form asks. Bob is asked everything; the others each route with each kind of id.
+_THOROUGH = "bob"
+_SOME = ("bob", "vic", "nil", *TASKS)
+_SOME_WHO_WRITE = ("bob", "a task of beta")
+_WHO_MAY_READ = tuple(name for name, person in PEOPLE.items() if person.role in {"op", "admin"})
+
+
+def no_leaks(worlds: Worlds, table: Table, person: str, brief: bool) -> None:
+    outcome = reads(worlds, person, brief)
+    assert outcome.requests > 500
+    assert table.leaks(outcome.differences, exceptions.READS, worlds.conceal) == []
+
+
+def no_effects(worlds: Worlds, table: Table, person: str) -> None:
+    outcome = writes(worlds, person)
+    assert outcome.requests > 500
+    assert list(map(str, outcome.rows)) == []
+    assert table.leaks(outcome.differences, exceptions.WRITES, worlds.conceal) == []
+
+
+def nothing_lost(worlds: Worlds, person: str) -> None:
+    owner = ALPHA if PEOPLE[person].team == "alpha" else OWN
+    outcome = losses(worlds, person, owner)
+    assert outcome.requests > 100
+    assert exceptions.lost(outcome.differences) == []
+
+
+@pytest.mark.parametrize("person", _SOME)
+def test_who_looks_cannot_tell(worlds: Worlds, table: Table, person: str) -> None:
+    no_leaks(worlds, table, person, brief=person != _THOROUGH)
+
+
+@pytest.mark.parametrize("person", _SOME_WHO_WRITE)
+def test_who_writes_changes_nothing_of_alphas(worlds: Worlds, table: Table, person: str) -> None:
+    no_effects(worlds, table, person)
+
+
+@pytest.mark.parametrize("person", _WHO_MAY_READ)
+def test_nobody_loses_what_is_their_teams_or_common(worlds: Worlds, person: str) -> None:
+    nothing_lost(worlds, person)
+
+
+def test_each_exemption_is_needed(worlds: Worlds, table: Table) -> None:  # noqa: ARG001 - after the tests before
+    assert table.unneeded() == []
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("person", STRANGERS)
+class TestEverybodyAsksEverything:
+    """Both login managers; PostgreSQL and an OPA server; and, as above, SQLite with the policy in process."""
+
+    def test_on_sqlite(self, worlds: Worlds, table: Table, person: str) -> None:
+        no_leaks(worlds, table, person, brief=False)
+        no_effects(worlds, table, person)
+
+    def test_on_postgres_with_an_opa_server(self, large_worlds: Worlds, table: Table, person: str) -> None:
+        no_leaks(large_worlds, table, person, brief=False)
+        no_effects(large_worlds, table, person)
+        if person in _WHO_MAY_READ:
+            nothing_lost(large_worlds, person)
+
+
+def test_an_exemption_that_nothing_needs_is_told() -> None:
+    table = Table((Exemption("GET /nowhere", "because"),))
+    assert table.leaks([], ()) == []
+    assert table.unneeded() == ["because"]
