@@ -1,6 +1,9 @@
-"""In team alpha's bundle: a file that cannot be imported, and whose error tells of alpha's."""
+"""In team alpha's bundle: a Dag file that cannot be imported, and whose error tells of alpha's."""
 
 from pathlib import Path
 
+from airflow.sdk import DAG
+
 if Path(__file__).parent.name == "alpha-dags":
-    raise ConnectionError("warehouse.alpha.example does not answer")
+    with DAG("alpha_broken"):
+        raise ConnectionError("warehouse.alpha.example does not answer")
