@@ -10,6 +10,7 @@ import json
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from airflow.models import import_all_models
 from airflow.models.base import Base
 from msgspec import UNSET, UnsetType
 from sqlalchemy import ColumnElement, and_, exists, false, func, inspect, or_, select
@@ -281,7 +282,8 @@ def about(type_: str, team_id: str | None) -> str:
 
 @cache
 def mapped_classes() -> dict[str, Any]:
-    """Airflow's mapped classes by name."""
+    """Airflow's mapped classes by name: all of them, whatever has been imported so far."""
+    import_all_models()  # type: ignore[no-untyped-call]
     return {mapper.class_.__name__: mapper.class_ for mapper in Base.registry.mappers}
 
 
