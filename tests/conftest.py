@@ -61,7 +61,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 # What takes longest, so that it does not come last while the other process has nothing to do.
-_LONG = ("running", "keycloak", "properties", "server", "integration", "gate")
+_LONG = ("running", "keycloak", "worlds", "properties", "server", "integration", "gate")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

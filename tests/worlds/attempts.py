@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from tests.worlds.build import FIRST_NUMBERS, NUMBERS_APART
 from tests.worlds.catalogue import ALPHA, Call
 from tests.worlds.compare import Comparison, Difference, difference
 from tests.worlds.routes import Route, tasks_routes, users_routes
-from tests.worlds.rows import Changed, Rows, added, changed, names, only_in
+from tests.worlds.rows import Changed, Rows, added, changed, in_the_name_of, only_in
 from tests.worlds.site import TASKS, WITH, WITHOUT, Worlds
 
 
@@ -42,7 +43,7 @@ def writes(worlds: Worlds, person: str, only: str = "") -> Outcome:
     before = worlds.rows(WITH)
     of_alpha = only_in(before, worlds.rows(WITHOUT))
     try:
-        with Comparison(worlds, person) as comparison:
+        with Comparison(worlds, person, keep_alive=False) as comparison:
             differences = comparison.write(calls)
         now = worlds.rows(WITH)
     finally:
@@ -88,5 +89,7 @@ def write_by_write(worlds: Worlds, person: str, only: str) -> Iterator[tuple[Cal
 
 
 def _planted(before: Rows, now: Rows) -> list[Changed]:
-    """New rows that hold alpha's name."""
-    return [row for row in added(before, now) if names(row.after, ALPHA)]
+    """New rows about what is alpha's."""
+    first = FIRST_NUMBERS[ALPHA]
+    numbers = range(first, first + NUMBERS_APART)
+    return [row for row in added(before, now) if row.after and in_the_name_of(ALPHA, numbers, row.after)]

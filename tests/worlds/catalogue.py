@@ -225,10 +225,10 @@ class Catalogue:
         """What is found by a name or address in the query: both of somebody's, one of them, one of nobody's."""
         if not route.template.startswith(("/execution/store", "/execution/asset")):
             return
-        for one, two in itertools.product(OWNERS, OWNERS):
+        for one, two in itertools.product((OWN, ALPHA, NOBODY), repeat=2):
             named = {"name": self.value("name", one), "uri": self.value("uri", two)}
             rest = {name: self.value(name, one) for name in ("key", "alias_name") if name in route.query}
-            for names in (("name", "uri"), ("uri", "name"), ("name",), ("uri",)):
+            for names in (("name", "uri"), ("name",), ("uri",)):
                 query = [(name, str(named[name])) for name in names]
                 for key in dict.fromkeys([rest.get("key"), f"{ALPHA}_state"]):
                     more = rest | ({"key": key} if "key" in rest else {})

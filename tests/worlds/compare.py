@@ -22,6 +22,8 @@ _STAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:?
 # How long something has been going on.
 _SINCE = re.compile(r'("\w*duration"):\s?\d{7,}\.\d+')
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+# What Airflow draws anew for each error, and for each test of a connection.
+_DRAWN = re.compile(r'look for ID \w+|"token":\s?"[\w-]{40,}"')
 _JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+")
 
 
@@ -56,13 +58,16 @@ class Answer(NamedTuple):
 class Comparison:
     """Both worlds as one person or task."""
 
-    def __init__(self, worlds: Worlds, person: str) -> None:
+    def __init__(self, worlds: Worlds, person: str, keep_alive: bool = True) -> None:
         self._worlds, self.person = worlds, person
         self._begun = datetime.now(UTC)
+        # After an error in the middle the server ends the connection: what is not to be sent twice gets a new one.
+        kept = _THREADS if keep_alive else 0
+        limits = httpx.Limits(max_connections=_THREADS, max_keepalive_connections=kept, keepalive_expiry=2)
         self._clients = {
             world: httpx.Client(
                 base_url=airflow.url, headers={"Authorization": f"Bearer {worlds.tokens[person]}"}, trust_env=False,
-                timeout=_SECONDS, limits=httpx.Limits(max_connections=_THREADS, keepalive_expiry=2),
+                timeout=_SECONDS, limits=limits,
             )
             for world, airflow in worlds.airflows.items()
         }  # fmt: skip
@@ -120,7 +125,7 @@ class Comparison:
         airflow = self._worlds.airflows[world]
         for machine, name in ((airflow.url, "<url>"), (str(airflow.port), "<port>"), (str(airflow.home), "<home>")):
             text = text.replace(machine, name)
-        text = _UUID.sub(self._known, text)
+        text = _DRAWN.sub("<drawn>", _UUID.sub(self._known, text))
         return _SINCE.sub(r'\1:"<until now>"', _JWT.sub("<token>", _STAMP.sub(self._time, text)))
 
     def _known(self, found: re.Match[str]) -> str:

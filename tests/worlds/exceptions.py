@@ -19,6 +19,8 @@ _ABOUT = re.compile(rf"may not \w+ (\w+) .*of team {ALPHA}")
 
 def names_the_owner(difference: Difference) -> bool:
     """Whether it is only that a refusal says whose a thing is, to who may see something of that type."""
+    if difference.call.route.method == "HEAD":
+        return difference.statuses[1] == 403
     about = _ABOUT.search(difference.with_)
     if difference.person not in PEOPLE:
         # A task may read what is its team's of each type.

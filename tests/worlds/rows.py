@@ -7,20 +7,40 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import MetaData, create_engine
 
+Key = tuple[Any, ...]
+Row = Mapping[str, Any]
 # Table → primary key → the whole row.
-Rows = Mapping[str, Mapping[tuple[Any, ...], tuple[Any, ...]]]
+Rows = Mapping[str, Mapping[Key, Row]]
+
+# What says whose a row is.
+_OWNERS = ("dag_id", "target_dag_id", "source_dag_id", "last_updated_by_dag_id", "team_name", "bundle_name")
+_NUMBERS = (
+    "asset_id",
+    "alias_id",
+    "dag_run_id",
+    "dagrun_id",
+    "backfill_id",
+    "event_id",
+    "asset_event_id",
+    "trigger_id",
+)
 
 
 class Changed(NamedTuple):
     """A row that is not as it was."""
 
     table: str
-    key: tuple[Any, ...]
-    before: tuple[Any, ...] | None
-    after: tuple[Any, ...] | None
+    key: Key
+    before: Row | None
+    after: Row | None
 
     def __str__(self) -> str:
-        return f"{self.table} {self.key}: {self.before} -> {self.after}"
+        if self.before is None or self.after is None:
+            return f"{self.table} {self.key}: {self.before or 'nothing'} -> {self.after or 'nothing'}"
+        different = {
+            name: (value, self.after[name]) for name, value in self.before.items() if value != self.after[name]
+        }
+        return f"{self.table} {self.key}: {different}"
 
 
 def rows(url: str) -> Rows:
@@ -28,13 +48,14 @@ def rows(url: str) -> Rows:
     engine = create_engine(url)
     tables = MetaData()
     tables.reflect(engine)
-    found: dict[str, dict[tuple[Any, ...], tuple[Any, ...]]] = {}
+    found: dict[str, dict[Key, Row]] = {}
     with engine.connect() as connection:
         for name, table in tables.tables.items():
             columns = [column.name for column in table.primary_key] or [column.name for column in table.columns]
             everything = connection.exec_driver_sql(f'SELECT * FROM "{name}"').mappings()  # noqa: S608
             found[name] = {
-                tuple(row[column] for column in columns): tuple(map(_plain, row.values())) for row in everything
+                tuple(row[column] for column in columns): {name: _plain(value) for name, value in row.items()}
+                for row in everything
             }
     engine.dispose()
     return found
@@ -44,7 +65,7 @@ def _plain(value: Any) -> Any:
     return bytes(value) if isinstance(value, memoryview) else str(value) if isinstance(value, dict | list) else value
 
 
-def only_in(rows: Rows, other: Rows) -> dict[str, dict[tuple[Any, ...], tuple[Any, ...]]]:
+def only_in(rows: Rows, other: Rows) -> dict[str, dict[Key, Row]]:
     """Rows that the other one has not, or has with another content."""
     different = {
         table: {key: row for key, row in of_table.items() if other.get(table, {}).get(key) != row}
@@ -73,6 +94,10 @@ def added(before: Rows, now: Rows) -> list[Changed]:
     ]
 
 
-def names(row: tuple[Any, ...] | None, name: str) -> bool:
-    """Whether a row holds a name anywhere."""
-    return any(name in str(value) for value in row or ())
+def in_the_name_of(owner: str, numbers: range, row: Row) -> bool:
+    """Whether a row says that it is about what is the owner's, whose rows have these numbers."""
+    return (
+        any(str(row.get(column) or "").startswith(owner) for column in _OWNERS)
+        or any(row.get(column) in numbers for column in _NUMBERS)
+        or f'"team_id": "{owner}"' in str(row.get("extra"))
+    )

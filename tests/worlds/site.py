@@ -203,7 +203,7 @@ class Worlds:
     @cache  # noqa: B019 - as below
     def ids(self) -> frozenset[str]:
         """The ids, without hyphens, of what was there in the beginning."""
-        values = (value for of_table in self.rows(WITH).values() for row in of_table.values() for value in row)
+        values = (value for of_table in self.rows(WITH).values() for row in of_table.values() for value in row.values())
         return frozenset(str(value).replace("-", "") for value in values if len(str(value)) in {32, 36})
 
     @cache  # noqa: B019 - there are few of these, and they live as long as the tests
