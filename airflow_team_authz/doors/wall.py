@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from inspect import iscoroutinefunction
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -262,9 +262,15 @@ def guard(module: ModuleType) -> None:
             setattr(module, name, _asking_before_handler(make))
 
 
+# A row of these is found by a number, which tells nobody anything: whoever may not see the row finds none.
+_BY_NUMBER = {"requires_access_backfill", "requires_access_event_log"}
+
+
 def _asking_before_handler(make: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+    context = partial(requests.before_handler, sees_everything=make.__name__ not in _BY_NUMBER)
+
     @wraps(make)
     def made(*arguments: Any, **named: Any) -> Callable[..., Any]:
-        return _within(requests.before_handler, make(*arguments, **named))
+        return _within(context, make(*arguments, **named))
 
     return made
