@@ -29,6 +29,10 @@ class CompileError(Exception):
     """The policy directory cannot be compiled; the message says which file and why."""
 
 
+class StartError(CompileError):
+    """What it compiles to cannot be started by an engine: too much data, too much code, or a trap."""
+
+
 def shipped_policies() -> Path:
     """The directory of the policy that comes with the package: in the wheel, or the repository's."""
     here = Path(__file__).resolve().parent

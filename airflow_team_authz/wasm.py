@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import resource
+import signal
 import struct
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -22,11 +28,23 @@ FUEL_PER_RESOURCE = 500_000
 # Each question compiles its patterns anew, and each team has its own: one of `regex.match` takes 650,000, and 8,000
 # when it is used again; one of `glob.match` 140,000 and 8,000.
 FUEL_PER_TEAM = 10_000_000
+# What a list usually takes, with some to spare: 50,000 to 60,000 for each resource.
+USUAL_BASE = 5_000_000
+USUAL_PER_RESOURCE = 75_000
 _PAGE = 64 * 1024
 _MIN_PAGES = 16
 _MAX_PAGES = 4096
-# Linear memory never shrinks: a store that a long list has blown up is given back.
+# What an instance may take before it is asked anything: the policy and the data of the platform and of all teams. Each
+# thread has one, and the rest of its memory is for questions.
+MAX_START_PAGES = 2048
+# Linear memory never shrinks: a store that a long list has blown up by more than this is given back.
 KEEP_PAGES = 512
+# Processor time for compiling and starting a policy that comes from elsewhere.
+START_SECONDS = 60
+_WAIT_SECONDS = 300
+_ROOT = str(Path(__file__).resolve().parents[1])
+_OUT_OF_TIME = {signal.SIGXCPU, signal.SIGKILL}
+_CODE_SECTION = 10
 
 # One call without arguments instead of one with seven: converting an argument costs as much as a rule.
 # The slot holds entrypoint, length of the input, and afterwards the address of the result.
@@ -79,6 +97,72 @@ def trouble_with(wasm: bytes) -> str:
     return f"it lacks the entrypoint {lacking[0]}" if lacking else ""
 
 
+def trouble_at_start(wasm: bytes, data: bytes, seconds: int = START_SECONDS) -> str:
+    """What keeps an engine from compiling and starting it within so many seconds of a processor; empty if nothing does.
+
+    It is compiled and started in a process of its own, which alone can be stopped.
+    """
+    if trouble := trouble_with(wasm):
+        return trouble
+    code = f"from airflow_team_authz.wasm import _start_for_parent; _start_for_parent({seconds:d})"
+    try:
+        done = subprocess.run(  # noqa: S603 - our own arguments, no shell
+            [sys.executable, "-c", code],
+            input=struct.pack("<I", len(wasm)) + wasm + data,
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(path for path in [_ROOT, os.environ.get("PYTHONPATH")] if path)},
+            cwd="/",
+            capture_output=True,
+            timeout=_WAIT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it does not compile and start within {_WAIT_SECONDS} seconds"
+    told = done.stdout.decode(errors="replace").strip()
+    if done.returncode == 0:
+        return told
+    if -done.returncode in _OUT_OF_TIME:
+        return f"it does not compile and start within {seconds} seconds of a processor"
+    return (
+        f"the process that tries it fails (exit code {done.returncode}): {done.stderr.decode(errors='replace')[-200:]}"
+    )
+
+
+def _start_for_parent(seconds: int) -> None:
+    """Print what keeps the policy on the standard input from being started."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    given = sys.stdin.buffer.read()
+    end = 4 + struct.unpack_from("<I", given)[0]
+    try:
+        compiled(given[4:end], given[end:], quick=True)
+    except PolicyBroken as error:
+        sys.stdout.write(" ".join(str(error).split())[:500])
+
+
+def code_bytes(wasm: bytes) -> int:
+    """How much machine-independent code a module has: what compiling it takes grows with it."""
+    at, found = 8, 0
+    while at < len(wasm):
+        section = wasm[at]
+        size, at = _number(wasm, at + 1)
+        found += size if section == _CODE_SECTION else 0
+        at += size
+    return found
+
+
+def _number(wasm: bytes, at: int) -> tuple[int, int]:
+    """An unsigned LEB128 number, in which the highest bit says that more follows; and where it ends."""
+    value = shift = 0
+    while True:
+        byte = wasm[at]
+        at += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value, at
+
+
 def compiled(
     wasm: bytes, data: bytes = b"{}", revision: str = "", serial: int = 0, key_id: str = "", quick: bool = False
 ) -> Policy:
@@ -97,8 +181,18 @@ def compiled(
         policy = Policy(engine, wasmtime.Module(engine, wasm), data, revision, serial, key_id)
     except wasmtime.WasmtimeError as error:
         raise PolicyBroken(str(error)) from None
-    start(policy)
+    machine = start(policy)
+    if machine.pages > MAX_START_PAGES:
+        raise PolicyBroken(
+            f"the policy and its data take {mebibytes(machine.pages)} MiB before the first question, "
+            f"and {mebibytes(MAX_START_PAGES)} may be"
+        )
     return policy
+
+
+def mebibytes(pages: int) -> int:
+    """Memory in MiB."""
+    return pages * _PAGE >> 20
 
 
 def start(policy: Policy) -> Machine:
@@ -132,6 +226,7 @@ class Machine:
         if builtins := self._json("builtins"):
             raise PolicyBroken(f"the policy calls {', '.join(builtins)}, which the in-process engine does not have")
         slot = self._call("opa_malloc", 12)
+        before = self._call("opa_heap_ptr_get")
         address = self._call("opa_malloc", len(policy.data))
         self._reserve(address + len(policy.data))
         memory.write(store, policy.data, address)
@@ -140,6 +235,9 @@ class Machine:
             raise PolicyBroken("the bundle's data.json does not parse")
         self._slot = slot
         self._heap = self._call("opa_heap_ptr_get")
+        # What the data takes, with its text.
+        self.data_bytes = self._heap - before
+        self._pages_at_start = self.pages
         trampoline = _TRAMPOLINE.format(entrypoint=slot, length=slot + 4, result=slot + 8, data=data, heap=self._heap)
         linker = wasmtime.Linker(policy.engine)
         linker.define(store, "opa", "memory", memory)
@@ -153,6 +251,11 @@ class Machine:
     def pages(self) -> int:
         """Size of the linear memory in pages of 64 KiB."""
         return self._memory.size(self._store)
+
+    @property
+    def grown(self) -> int:
+        """By how many pages its questions have made it grow."""
+        return self.pages - self._pages_at_start
 
     @property
     def fuel_used(self) -> int:

@@ -1,4 +1,4 @@
-"""Plays the scenes that take a running Airflow: what tasks try, and which Dags asset events start."""
+"""Plays the scenes that take a running Airflow: what tasks try, which Dags events start, and what people then see."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from demo.running import RunningSite
-from demo.running_scenes import ATTEMPTS, STARTS, Attempt, Start
+from demo.running_scenes import ATTEMPTS, LOOKS, STARTS, Attempt, Look, Start
 
 
 class Seen(NamedTuple):
@@ -32,6 +32,9 @@ def play_running(site: RunningSite) -> Iterator[Seen]:
     started = start_all(site, STARTS)
     for start in STARTS:
         yield Seen(start.words, start.done, started[start.words], start.alone)
+    seen = look_at_all(site, LOOKS)
+    for look in LOOKS:
+        yield Seen(look.words, look.done, seen[look.words], look.alone)
 
 
 class Result(NamedTuple):
@@ -67,3 +70,16 @@ def start_all(site: RunningSite, scenes: Sequence[Start]) -> dict[str, bool]:
         lambda: all(site.runs(scene.dag_id) > before[scene.dag_id] for scene in expected), "Dags to start by events"
     )
     return {scene.words: site.runs(scene.dag_id) > before[scene.dag_id] for scene in scenes}
+
+
+def look_at_all(site: RunningSite, scenes: Sequence[Look]) -> dict[str, bool]:
+    """Whether each person sees what the scene names, by the scene's words."""
+    # When what is to be seen has been there, its file was read, and so were the others.
+    expected = [scene for scene in scenes if scene.done]
+    found = {scene.words: site.wait_for(lambda scene=scene: _sees(site, scene), scene.words) for scene in expected}  # type: ignore[misc]
+    return {scene.words: found.get(scene.words) or _sees(site, scene) for scene in scenes}
+
+
+def _sees(site: RunningSite, scene: Look) -> bool:
+    answer = site.client(scene.who).get(f"/api/v2/{scene.path}")
+    return answer.is_success and scene.words_there in answer.text

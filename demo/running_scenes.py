@@ -1,4 +1,7 @@
-"""What tasks, asset events and pools are for: scenes that take a running Airflow, and what it does with each alone."""
+"""What tasks, asset events, Dag files and what they leave are for: scenes that take a running Airflow.
+
+Each says what it does with the scene alone, too.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,17 @@ class Start(NamedTuple):
     alone: bool
     owner: str
     rule: str
+
+
+class Look(NamedTuple):
+    """Whether what ``who`` gets of the REST API's ``path`` holds these ``words_there``; the rest as in ``Attempt``."""
+
+    words: str
+    who: str
+    path: str
+    words_there: str
+    done: bool
+    alone: bool
 
 
 def _by_task(action: str, type_: str, id_: str) -> str:
@@ -151,4 +165,19 @@ STARTS = (
         "Alpha's watcher does not start beta's Dag", "watcher", "beta_takes_inbox", False, True,
         "beta", _allow(_starts("beta_takes_inbox")),
     ),
+)  # fmt: skip
+
+# Files of the Dags' folder: same_id.py uses the id of a Dag of alpha's in beta's bundle, broken.py fails in alpha's.
+LOOKS = (
+    Look(
+        "Beta's file with the id of alpha's Dag is an import error that says whose it is", "bob", "importErrors",
+        "Dag alpha_report belongs to team alpha", True, False,
+    ),
+    Look(
+        "Bob does not get alpha's Dag by that file", "bob", "dags/alpha_report", "alpha_report", False, True,
+    ),
+    Look("Ann reads why alpha's file is broken", "ann", "importErrors", "warehouse.alpha.example", True, True),
+    Look("Bob does not read that", "bob", "importErrors", "warehouse.alpha.example", False, True),
+    Look("Ann reads who has made alpha's connection", "ann", "eventLogs?event=post_connection", "alpha_db", True, True),
+    Look("Bob does not read that, either", "bob", "eventLogs?event=post_connection", "alpha_db", False, True),
 )  # fmt: skip

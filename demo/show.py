@@ -67,9 +67,9 @@ class Show:
         return shown
 
     def running(self, seen: Iterable[Seen], import_errors: Mapping[tuple[str, str], str]) -> list[Seen]:
-        """Print what tasks, events and pools came to; returns the scenes."""
+        """Print what tasks, events and Dag files came to, and who sees it; returns the scenes."""
         shown = list(seen)
-        self._out.print("\n[bold]Tasks and asset events[/], and what Airflow alone would do\n")
+        self._out.print("\n[bold]Tasks, asset events, names and what they leave[/], and what Airflow alone would do\n")
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
         for name, width in {"scene": 62, "expected": 9, "actual": 9, "alone": 9, "": 4}.items():
             table.add_column(name, width=width, overflow="fold")
@@ -77,9 +77,11 @@ class Show:
             words = [escape(scene.words), *(_yes(value) for value in (scene.expected, scene.done, scene.alone))]
             table.add_row(*words, "[green]OK[/]" if scene.ok else "[bold red]FAIL[/]")
         self._out.print(table)
-        self._out.print("\n[bold]Pools[/]: Dag files that were not imported\n")
+        self._out.print("\n[bold]Dag files that were not imported[/], as the platform's admin sees them\n")
         for (bundle, file), error in sorted(import_errors.items()):
-            self._out.print(f"  {bundle}/{file}: {escape(error)}", highlight=False, soft_wrap=True)
+            # Of a stack trace the end.
+            told = error.strip().splitlines()[-1]
+            self._out.print(f"  {bundle}/{file}: {escape(told)}", highlight=False, soft_wrap=True)
         return shown
 
     def verdict(self, outcomes: list[Outcome], seen: list[Seen], seconds: float) -> bool:

@@ -33,9 +33,10 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 # Guarded as in a process that has the package installed and configured, before anything imports the routes.
 from airflow.api_fastapi.core_api import security as users_security  # noqa: E402
 
-from airflow_team_authz.doors import user_requests, wall  # noqa: E402
+from airflow_team_authz.doors import names, user_requests, wall  # noqa: E402
 
 wall.guard(users_security)
+names.guard(sys.modules["airflow.models.dag"])
 from airflow.api_fastapi.core_api import app as users_app  # noqa: E402
 
 user_requests.guard(users_app)
@@ -49,6 +50,7 @@ from airflow.api_fastapi.execution_api.routes import xcoms  # noqa: E402
 
 tasks.guard(xcoms)
 tasks.guard(app)
+wall.install()
 
 from airflow_team_authz.compile import ENTRYPOINTS, compile_directory, find_opa, shipped_policies  # noqa: E402
 from airflow_team_authz.engines import DecisionPoint  # noqa: E402

@@ -17,6 +17,7 @@ from airflow_team_authz.bundles.artifact import Artifact, digest
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 from airflow_team_authz.compile import (
     CompileError,
+    StartError,
     check_ownership,
     compile_bundle,
     find_opa,
@@ -24,12 +25,14 @@ from airflow_team_authz.compile import (
     opa_version,
     shipped_policies,
 )
-from airflow_team_authz.wasm import trouble_with
+from airflow_team_authz.wasm import START_SECONDS, trouble_at_start
 
 REVISIONS = "airflow/revisions/data.json"
 WASM = "policy.wasm"
 # A bundle that stays the same is signed again after this time, so that engines can tell it from an old one.
 SIGN_AGAIN_HOURS = 6
+# Processor time for compiling and starting it; engines, which may be slower, have three times as much.
+_START_SECONDS = START_SECONDS // 3
 
 
 def scope(name: str) -> str:
@@ -67,7 +70,8 @@ def build(
 
     ``serial`` is an integer that rises with each build; engines of ours refuse a lower one than they have. ``only``
     names the teams that have changed since
-    the last build: only their own bundles are made. Raises ``CompileError`` if the whole does not compile.
+    the last build: only their own bundles are made. Raises ``CompileError`` if the whole does not compile, and
+    ``StartError`` if no engine can start what it compiles to.
     """
     part = _Part(platform, serial, key)
     everything = part.files(teams.values())
@@ -153,8 +157,8 @@ def _compiled(files: Mapping[str, bytes], changed: Mapping[str, bytes], opa: str
             check_ownership(fresh, find_opa(opa))
             compiling.result()
         built = unpack(out.read_bytes())
-    if trouble := trouble_with(built.get(WASM, b"")):
-        # Such as a function with too many variables, which OPA's compiler does not mind.
-        raise CompileError(f"what it compiles to cannot be run: {trouble}")
+    # OPA's compiler minds neither a function with too many variables nor how much memory data takes.
+    if trouble := trouble_at_start(built.get(WASM, b""), built.get("data.json", b"{}"), _START_SECONDS):
+        raise StartError(f"no engine can start what it compiles to: {trouble}")
     # Without the source: an engine needs none, and what it does not get it cannot show.
     return {name: built[name] for name in (WASM, "data.json") if name in built}

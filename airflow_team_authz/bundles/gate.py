@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from airflow_team_authz.bundles.archive import unpack
+from airflow_team_authz.bundles.artifact import digest
 from airflow_team_authz.bundles.findings import Finding
 from airflow_team_authz.bundles.layout import TEAM_ID, Data, layout_findings, read_package
+from airflow_team_authz.bundles.measures import code_findings, data_findings
 from airflow_team_authz.bundles.operands import operand_findings
 from airflow_team_authz.bundles.patterns import pattern_findings
 from airflow_team_authz.bundles.rules import MAX_PATTERNS, Module, all_patterns, module_findings, too_deep
@@ -38,6 +40,10 @@ _TOLD = re.compile(
 )
 # What OPA runs parameterized tests by, beside what policies may call.
 _FOR_TESTS = ("internal.test_case", "internal.print", "print", "trace")
+
+
+# Of the last platform's part and other teams.
+_WITHOUT: dict[str, bytes] = {}
 
 
 class Done(NamedTuple):
@@ -113,6 +119,7 @@ class _Check:
                 self._stage(modules, keys)
                 steps: list[Callable[[], Iterable[Finding]]] = [self._format, self._merged]
                 steps += [lambda: self._typed(modules), lambda: self._tests(modules), lambda: self._patterns(modules)]
+                steps.append(lambda: data_findings(self._data.file, self._data.value, self._opa))
                 if self._platform_tests():
                     steps.append(self._platform_still_passes)
                 later = [finding for found in pool.map(lambda step: list(step()), steps) for finding in found]
@@ -254,19 +261,33 @@ class _Check:
 
     def _merged(self) -> Iterator[Finding]:
         """Together with the platform and other teams, for both engines."""
-        entrypoints = [argument for entrypoint in ENTRYPOINTS for argument in ("--entrypoint", entrypoint)]
-        capabilities = ["--capabilities", str(self._shipped / "capabilities.json")]
-        shared = [*capabilities, "--bundle", "."]
-        out = str(self._place / "wasm.tar.gz")
-        done = self._run("merged", "build", "--target", "wasm", *shared, *entrypoints, "--output", out)
+        done, wasm = self._as_wasm("merged")
         if done.code != 0:
             help_ = "a package may not change what others are made of"
             yield from self._told("merged", done, help_, self._root)
-            return
-        if trouble := trouble_with(unpack(Path(out).read_bytes())["policy.wasm"]):
+        elif trouble := trouble_with(wasm):
             yield Finding(
                 "merged", self._root, 1, f"no engine can run it as Wasm: {trouble[:200]}", "split large rules"
             )
+        else:
+            yield from code_findings(self._root, self._without(), wasm)
+
+    def _as_wasm(self, place: str) -> tuple[Done, bytes]:
+        entrypoints = [argument for entrypoint in ENTRYPOINTS for argument in ("--entrypoint", entrypoint)]
+        shared = ["--capabilities", str(self._shipped / "capabilities.json"), "--bundle", "."]
+        out = self._place / f"{place}.tar.gz"
+        done = self._run(place, "build", "--target", "wasm", *shared, *entrypoints, "--output", str(out))
+        return done, unpack(out.read_bytes())["policy.wasm"] if done.code == 0 else b""
+
+    def _without(self) -> bytes:
+        """The Wasm of all others, the same for all packages that are checked beside them."""
+        named = digest(self._others)
+        if named not in _WITHOUT:
+            _write(self._place / "without", self._others)
+            _, wasm = self._as_wasm("without")
+            _WITHOUT.clear()
+            _WITHOUT[named] = wasm
+        return _WITHOUT[named]
 
     def _platform_tests(self) -> dict[str, bytes]:
         return {

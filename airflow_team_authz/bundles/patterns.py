@@ -140,7 +140,7 @@ def _answer(told: str) -> list[Any]:
 
 
 def _in_wasm(question: str, opa: str) -> tuple[list[Any], int]:
-    machine = start(_tried(opa))
+    machine = start(trying_policy(opa))
     try:
         return list(json.loads(bytes(machine.evaluate("decisions", question.encode(), _ALL)))), machine.fuel_used
     except EngineError:
@@ -148,7 +148,7 @@ def _in_wasm(question: str, opa: str) -> tuple[list[Any], int]:
 
 
 @cache
-def _tried(opa: str) -> Policy:
+def trying_policy(opa: str) -> Policy:
     """The policy that tries patterns, compiled once in a process: it takes half a second."""
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "try.rego").write_text(_TRY)

@@ -30,6 +30,8 @@ MAX_DEPTH = 192
 # Compiling takes the square of a rule's terms, and a template of a template of … fills a server's memory.
 MAX_TERMS = 2_000
 MAX_TEXT = 1_000
+# What each binds is a loop in the other's, of which compiling takes the cube.
+MAX_VARIABLES = 50
 MAX_TEMPLATES = 24
 MAX_PATTERNS = 20
 # Of the directory only what it says of the subject: whose groups and roles are in it is each team's own business.
@@ -189,15 +191,21 @@ class Module:
 
     def _size(self, rule: Node) -> Iterator[Finding]:
         terms = templates = 0
+        variables = set[str]()
         todo: list[Any] = [rule]
         while todo:
             node = todo.pop()
             terms += isinstance(node, dict) and "type" in node
+            if isinstance(node, dict) and node.get("type") == "var":
+                variables.add(str(node.get("value")))
             if isinstance(node, dict) and node.get("type") == "templatestring":
                 templates += sum("terms" in part for part in node["value"]["parts"])
             todo += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
         if terms > MAX_TERMS:
             yield self._found("too-large", f"the rule has {terms:,} terms", f"{MAX_TERMS:,} may be; lists are data")
+        if len(variables) > MAX_VARIABLES:
+            told = f"the rule has {len(variables)} variables"
+            yield self._found("too-large", told, f"{MAX_VARIABLES} may be: split it into several rules")
         reason = rule["head"].get("key") or {}
         own = sum("terms" in part for part in reason["value"]["parts"]) if reason.get("type") == "templatestring" else 0
         if own > 8:

@@ -25,7 +25,12 @@ def _group() -> None:
 
 @app.command("move")
 def move(
-    dag_ids: Annotated[list[str], typer.Argument(metavar="DAG_ID...", help="The Dags to move.", show_default=False)],
+    dag_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[DAG_ID]...", help="The Dags to move.", show_default=False)
+    ] = None,
+    of_bundle: Annotated[
+        str | None, typer.Option("--from", metavar="BUNDLE", help="All Dags of this bundle, also one that is gone.")
+    ] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="BUNDLE", help="The bundle that gets the Dags.")] = None,
     to_team: Annotated[
         str | None, typer.Option("--to-team", metavar="TEAM", help="The team that gets them, in its only bundle.")
@@ -41,11 +46,13 @@ def move(
     """
     if (to is None) == (to_team is None):
         raise UserError("say where the Dags go: either --to BUNDLE or --to-team TEAM")
+    if bool(dag_ids) == (of_bundle is not None):
+        raise UserError("say which Dags: either their ids or --from BUNDLE")
     with talking_to_stderr():
         from airflow_team_authz.doors import names
 
         try:
-            moved = names.move(dag_ids, to, to_team)
+            moved = names.move(dag_ids or names.dags_of(str(of_bundle)), to, to_team)
         except names.NotMoved as error:
             raise UserError(str(error)) from None
     if output is Output.JSON:

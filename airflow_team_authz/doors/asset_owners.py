@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
+from airflow.models import DagModel
 from airflow.models.asset import (
     AssetWatcherModel,
     DagScheduleAssetReference,
     TaskInletAssetReference,
     TaskOutletAssetReference,
 )
+from airflow.models.team import dag_bundle_team_association_table
 from airflow.models.trigger import Trigger
-from sqlalchemy import select
-
-from airflow_team_authz.identities.machines import teams_of_dags
+from sqlalchemy import func, select
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -49,12 +49,17 @@ def using_teams(session: Session) -> dict[int, str | None]:
 
 
 def _of_dags(reference: Any, session: Session, asset_ids: Collection[int] | None) -> list[_Claim]:
-    statement = select(reference.created_at, reference.asset_id, reference.dag_id)
+    team = dag_bundle_team_association_table.c
+    statement = (
+        select(func.min(reference.created_at), reference.asset_id, team.team_name)
+        # A Dag that is gone was once common, as far as anybody can tell.
+        .outerjoin(DagModel, DagModel.dag_id == reference.dag_id)
+        .outerjoin(dag_bundle_team_association_table, team.dag_bundle_name == DagModel.bundle_name)
+        .group_by(reference.asset_id, team.team_name)
+    )
     if asset_ids is not None:
         statement = statement.where(reference.asset_id.in_(asset_ids))
-    found = session.execute(statement).all()
-    teams = teams_of_dags(list({row.dag_id for row in found}), session)
-    return [(row.created_at, row.asset_id, teams[row.dag_id]) for row in found]
+    return [(since, asset_id, team_id) for since, asset_id, team_id in session.execute(statement)]
 
 
 def _first(claims: Iterable[_Claim]) -> dict[int, str | None]:

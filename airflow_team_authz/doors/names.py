@@ -16,6 +16,7 @@ from sqlalchemy import exists, insert, or_, select, update
 
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import requests
+from airflow_team_authz.texts import fitting
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -88,7 +89,7 @@ def _guard_parsing(module: Any) -> None:
             if dag.dag_id in others:
                 file = (bundle_name, str(dag.relative_fileloc))
                 told = _refusal(dag.dag_id, others[dag.dag_id], bundle_name)
-                import_errors[file] = "\n".join(filter(None, (import_errors.get(file), told)))
+                import_errors[file] = fitting("\n".join(filter(None, (import_errors.get(file), told))))
         own = [dag for dag in dags if dag.dag_id not in others]
         own_warnings = {warning for warning in warnings if warning.dag_id not in others}
         try:
@@ -277,6 +278,19 @@ def move(dag_ids: Collection[str], bundle_name: str | None, team_id: str | None)
             session.execute(update(DagModel).where(DagModel.dag_id == one.dag_id).values(**values))
             session.add(Log(MOVED, dag_id=one.dag_id, owner=getuser(), extra=f"from {one.old} to {new}"))
     return moved
+
+
+def dags_of(bundle_name: str) -> list[str]:
+    """All Dags of a bundle, which need not be configured any more. ``NotMoved`` if it has none."""
+    from airflow.models import DagModel
+    from airflow.utils.session import create_session
+
+    with create_session(scoped=False) as session:
+        of_bundle = select(DagModel.dag_id).where(DagModel.bundle_name == bundle_name).order_by(DagModel.dag_id)
+        dag_ids = list(session.scalars(of_bundle))
+    if not dag_ids:
+        raise NotMoved(f"Bundle {bundle_name} has no Dags: check its name. Nothing has been moved")
+    return dag_ids
 
 
 def _bundle(name: str, session: Session) -> Home:

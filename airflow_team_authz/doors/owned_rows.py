@@ -282,8 +282,11 @@ def about(type_: str, team_id: str | None) -> str:
 
 @cache
 def mapped_classes() -> dict[str, Any]:
-    """Airflow's mapped classes by name: all of them, whatever has been imported so far."""
+    """Airflow's mapped classes by name: all of them, also those that nothing in this process has imported yet."""
     import_all_models()  # type: ignore[no-untyped-call]
+    # Airflow's function leaves out this one.
+    import airflow.jobs.job  # noqa: F401
+
     return {mapper.class_.__name__: mapper.class_ for mapper in Base.registry.mappers}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import json
+import zlib
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.models import Connection, DagModel, Pool, Variable
@@ -134,8 +136,7 @@ class Readable:
             return Scope(False, opened)
         if self.platform("rows_without_owner"):
             return Scope(True, ())
-        dags = self.all_dags(UNSET).ids
-        return Scope(False, {alias for dag_id, alias in self._kept("aliases", self._alias_uses) if dag_id in dags})
+        return Scope(False, self._kept("aliases", self._used_aliases))
 
     def _is_concealed(self, type_: str, id_: str) -> bool:
         return (type_, id_) in self._request.concealed
@@ -196,8 +197,7 @@ class Readable:
         ]
         ids = {int(str(resource.id)) for resource in self._allowed("update" if writes else "read", resources)}
         if entity is UNSET and not writes:
-            dags = self._listed_dags(UNSET, writes=False).ids
-            ids |= {asset_id for asset_id, dag_id in self._kept("uses", self._asset_uses) if dag_id in dags}
+            ids |= self._assets_used_by(self.all_dags(UNSET).ids)
         return Scope(not writes and len(ids) == len(assets), ids)
 
     def _assets_of_task(self, entity: str | UnsetType, writes: bool) -> Scope:
@@ -211,8 +211,7 @@ class Readable:
             and (not writes or action not in READS)
         }
         if entity is UNSET and not writes:
-            own = self._listed_dags(UNSET, writes=False).ids
-            ids |= {asset_id for asset_id, dag_id in self._kept("uses", self._asset_uses) if dag_id in own}
+            ids |= self._assets_used_by(self._listed_dags(UNSET, writes=False).ids)
         return Scope(False, ids)
 
     # What is there
@@ -242,13 +241,12 @@ class Readable:
         )
         return self._kept("bundles", lambda: dict(self._rows(statement)))  # type: ignore[no-any-return]
 
-    def _asset_uses(self) -> Iterable[tuple[int, str]]:
-        references = (DagScheduleAssetReference, TaskInletAssetReference, TaskOutletAssetReference)
-        return [
-            (asset_id, dag_id)
-            for reference in references
-            for asset_id, dag_id in self._rows(select(reference.asset_id, reference.dag_id).distinct())
-        ]
+    def _assets_used_by(self, dag_ids: Collection[str]) -> set[int]:
+        return {
+            asset_id
+            for reference in (DagScheduleAssetReference, TaskInletAssetReference, TaskOutletAssetReference)
+            for (asset_id,) in self._rows(select(reference.asset_id).where(reference.dag_id.in_(dag_ids)).distinct())
+        }
 
     def _asset_owners(self, entity: str | UnsetType) -> dict[int, str | None]:
         """Who produces an asset; whose the asset itself is that nobody produces, is said by who uses it."""
@@ -257,22 +255,26 @@ class Readable:
             producing = producing_teams(self._session)
             return producing if entity is not UNSET else using_teams(self._session) | producing
 
-    def _alias_uses(self) -> set[tuple[str, str]]:
-        """Dags with the aliases that they wait for or produce; no table but that of whole Dags has the latter."""
-        assert self._session is not None  # noqa: S101
-        with requests.unfiltered(), self._session.no_autoflush:
-            found = SerializedDagModel.get_dag_dependencies(session=self._session)
-        names = (
-            (dag_id, name.removeprefix("asset-alias:"))
-            for dag_id, dependencies in found.items()
-            for dependency in dependencies
-            for name in filter(None, (dependency.dependency_id, dependency.source, dependency.target))
-            if dependency.dependency_type == "asset-alias" or name.startswith("asset-alias:")
+    def _used_aliases(self) -> set[str]:
+        """Names of aliases that readable Dags wait for or produce; no table but that of whole Dags has the latter."""
+        dag_ids = self.all_dags(UNSET).ids
+        whole = select(SerializedDagModel._data["dag"]["dag_dependencies"], SerializedDagModel._data_compressed)
+        found = self._rows(whole.where(SerializedDagModel.dag_id.in_(dag_ids)))
+        waiting = select(AssetAliasModel.name).join(
+            DagScheduleAssetAliasReference, AssetAliasModel.id == DagScheduleAssetAliasReference.alias_id
         )
-        waiting = select(DagScheduleAssetAliasReference.dag_id, AssetAliasModel.name).join(
-            AssetAliasModel, AssetAliasModel.id == DagScheduleAssetAliasReference.alias_id
-        )
-        return {*names, *((dag_id, name) for dag_id, name in self._rows(waiting))}
+        names = self._rows(waiting.where(DagScheduleAssetAliasReference.dag_id.in_(dag_ids)))
+        return {name for (name,) in names} | {
+            dependency["dependency_id"]
+            for dependencies, compressed in found
+            for dependency in dependencies or _dependencies(compressed)
+            if dependency["dependency_type"] == "asset-alias"
+        }
+
+
+def _dependencies(compressed: bytes | None) -> Sequence[dict[str, Any]]:
+    """Those of a whole Dag that is kept compressed (``[core] compress_serialized_dags``)."""
+    return json.loads(zlib.decompress(compressed))["dag"]["dag_dependencies"] if compressed else ()
 
 
 _ASSET = (AssetModel.id, AssetModel.name, AssetModel.uri, AssetModel.group)

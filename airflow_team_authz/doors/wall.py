@@ -81,7 +81,7 @@ def _narrow(state: Any) -> None:
     for entity in _owned_classes(state.statement):
         criteria = OWNED[entity.__name__].criteria(entity, readable, writes)
         if criteria is not None:
-            option = with_loader_criteria(entity, criteria, include_aliases=True, propagate_to_loaders=False)
+            option = with_loader_criteria(entity, criteria, include_aliases=True, propagate_to_loaders=True)
             state.statement = state.statement.options(option)
 
 
@@ -227,9 +227,9 @@ def _check_insert(statement: Any, session: Session) -> None:
 # What finds the owner of what a question is about
 
 
+# Those of Dags are the names' door's, which keeps no team that Airflow would keep.
 _OWNER_LOOK_UPS = {
     "Connection": ("get_team_name", "get_conn_id_to_team_name_mapping"),
-    "DagModel": ("get_team_name", "get_dag_id_to_team_name_mapping"),
     "DagBundleModel": ("get_team_name", "get_team_names"),
     "Pool": ("get_team_name", "get_name_to_team_name_mapping"),
     "Variable": ("get_team_name", "get_key_to_team_name_mapping"),

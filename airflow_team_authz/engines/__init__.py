@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from airflow_team_authz.engines.left_out import LeftOut
 from airflow_team_authz.engines.outages import Outages
 from airflow_team_authz.model import (
     DeadlineExceeded,
@@ -23,6 +24,10 @@ from airflow_team_authz.model import (
 
 # Above this a list is asked in parts: it bounds the memory of a question in process, and its size on the wire.
 CHUNK = 5_000
+# What a team's part of a list may take when it is asked alone, as a multiple of what is usual.
+_SHARE = 3.0
+# How many teams may be late, each for as long as a question may take, before a list is given up.
+_MOST_LATE = 2
 # What reading a text as JSON of an agreed form may raise.
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -40,9 +45,10 @@ class Reply(NamedTuple):
 class Engine(Protocol):
     """Something that evaluates the policy. Thread-safe; usable in a forked child."""
 
-    def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1) -> Reply:
+    def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1, pace: float | None = None) -> Reply:
         """Value of ``data.airflow.authz.<entrypoint>`` for a JSON input about ``size`` resources of so many owners.
 
+        It may take ``pace`` times what is usual for so many, where the engine can tell; else as much as one may at all.
         Raises an ``EngineError``, and nothing else, if there is none.
         """
 
@@ -68,6 +74,10 @@ class DecisionPoint:
         self._decode_indices = msgspec.json.Decoder(list[int], strict=True).decode
         self._decode_standing = msgspec.json.Decoder(Standing, strict=True).decode
         self._outages = Outages()
+        self._left_out = LeftOut()
+        self._pace = 1.0
+        if (report := getattr(engine, "report_left_out", None)) is not None:
+            report(self._left_out.told)
 
     def whoami(self, subject: Subject) -> tuple[Standing, str]:
         """Who the subject is to the policy, and the policy's revision. For people who ask, not for decisions."""
@@ -85,65 +95,115 @@ class DecisionPoint:
     def allowed(self, question: Evaluations) -> list[Resource]:
         """The resources that are allowed, in order, without reasons: for lists.
 
-        A team whose rules fail, or take too long, does not take the others' lists along: its resources are left out
-        and the failure is logged. If nothing else can be decided, or more are late, the ``EngineError`` is raised.
+        A team whose rules fail, or take more than its share of a list, does not take the others' lists along: what it
+        owns is left out, of later lists without asking, until its package changes or it answers in time again. If
+        nothing else can be decided, the ``EngineError`` is raised.
         """
         return [resource for part in _chunks(question) for resource in self._allowed(part)]
 
     def _allowed(self, question: Evaluations) -> list[Resource]:
-        try:
-            return self._ask_allowed(question)
-        except (PolicyBroken, DeadlineExceeded) as error:
-            return self._allowed_of_others(question, error)
+        held = self._left_out.among(_owners(question))
+        rest = [resource for resource in question.resources if resource.team_id not in held]
+        if not held or not rest:
+            # A question about those alone costs nobody else.
+            return self._allowed_together(question)[0]
+        others, revision = self._allowed_together(msgspec.structs.replace(question, resources=rest))
+        allowed = {*others, *self._allowed_again(question, held, revision)}
+        return [resource for resource in question.resources if resource in allowed]
 
-    def _allowed_of_others(self, question: Evaluations, whole: EngineError) -> list[Resource]:
+    def _allowed_together(self, question: Evaluations) -> tuple[list[Resource], str]:
+        try:
+            return self._ask("allowed", self._read_allowed, question, self._pace if _several(question) else None)
+        except (PolicyBroken, DeadlineExceeded) as error:
+            return self._allowed_alone(question, error)
+
+    def _allowed_alone(self, question: Evaluations, whole: EngineError) -> tuple[list[Resource], str]:
         """Asks about each team on its own, and raises the error about the whole if that is of no use."""
         by_team: dict[str | None, list[Resource]] = defaultdict(list)
         for resource in question.resources:
             by_team[resource.team_id].append(resource)
         allowed: set[Resource] = set()
-        broken = 0
-        late: dict[str | None, EngineError] = {}
-        for team_id, resources in by_team.items() if len(by_team) > 1 else ():
+        failing: dict[str | None, EngineError] = {}
+        late, revision = 0, ""
+        # It is the engine that is slow, or all of the policy: asking about each team would take the time of each.
+        useless = not _several(question) or not self._answers(question)
+        for team_id, resources in by_team.items() if not useless else ():
+            part = msgspec.structs.replace(question, resources=resources)
             try:
-                allowed.update(self._ask_allowed(msgspec.structs.replace(question, resources=resources)))
-            except PolicyBroken:
-                broken += 1
-            except DeadlineExceeded as error:
-                late[team_id] = error
-                if len(late) > 1:
-                    # It is the engine that is slow, and asking about each team would take the time of each.
+                answer, revision = self._ask("allowed", self._read_allowed, part, _SHARE)
+                allowed.update(answer)
+            except (PolicyBroken, DeadlineExceeded) as error:
+                late += isinstance(error, DeadlineExceeded)
+                if isinstance(error, DeadlineExceeded) and not self._answers(question):
+                    useless = True
                     break
-        if len(by_team) == 1 or len(late) > 1 or broken + len(late) == len(by_team):
-            if late or isinstance(whole, DeadlineExceeded):
-                self._outages.failed(whole, by_team.keys())
+                failing[team_id] = error
+                if late > _MOST_LATE:
+                    break
+        if useless or len(failing) == len(by_team):
+            self._outages.failed(whole, by_team.keys(), isinstance(whole, PolicyBroken) and not _several(question))
             raise whole
-        for team_id, slow in late.items():
-            self._outages.failed(slow, {team_id}, of_rules=True)
-        return [resource for resource in question.resources if resource in allowed]
+        for team_id, why in failing.items():
+            if team_id is None:
+                self._outages.failed(why, {None}, of_rules=True)
+            else:
+                self._left_out.hold(team_id, revision, why)
+        if late > _MOST_LATE:
+            # The next list is spared these.
+            raise whole
+        if not failing:
+            # All of them are within their shares: there are many, or the platform's own rules take more than usual.
+            self._pace *= 2
+        return [resource for resource in question.resources if resource in allowed], revision
 
-    def _ask_allowed(self, question: Evaluations) -> list[Resource]:
-        return self._ask("allowed", self._read_allowed, question)[0]
+    def _allowed_again(self, question: Evaluations, held: set[str], revision: str) -> list[Resource]:
+        """What is allowed of one team that lists have left out, if it is time to ask again."""
+        team_id = self._left_out.to_be_asked(held, revision)
+        if team_id is None:
+            return []
+        own = [resource for resource in question.resources if resource.team_id == team_id]
+        part = msgspec.structs.replace(question, resources=own)
+        try:
+            allowed, _ = self._ask("allowed", self._read_allowed, part, _SHARE)
+        except (PolicyBroken, DeadlineExceeded) as error:
+            self._left_out.hold(team_id, revision, error)
+            return []
+        self._left_out.release(team_id)
+        return allowed
 
-    def _ask(self, entrypoint: str, read: Callable[[Value, Evaluations], T], question: Evaluations) -> tuple[T, str]:
+    def _answers(self, question: Evaluations) -> bool:
+        """Whether the engine answers such a question in time if it is about nobody's resources."""
+        try:
+            self._ask("allowed", self._read_allowed, msgspec.structs.replace(question, resources=[]))
+        except EngineError:
+            return False
+        return True
+
+    def _ask(
+        self,
+        entrypoint: str,
+        read: Callable[[Value, Evaluations], T],
+        question: Evaluations,
+        pace: float | None = None,
+    ) -> tuple[T, str]:
         try:
             encoded = self._encode(question)
         except UnicodeEncodeError:
             # Half a surrogate pair: no JSON can hold it. Not the engine's fault, so no outage.
             raise Malformed("the question holds text that is not Unicode") from None
         try:
-            reply = self._engine.query(entrypoint, encoded, len(question.resources), len(_owners(question)))
+            reply = self._engine.query(entrypoint, encoded, len(question.resources), len(_owners(question)), pace)
             answer = read(reply.value, question)
         except EngineError as error:
             # Whether a team's rules are slow or the engine is, is not known before each is asked about.
-            if not (entrypoint == "allowed" and isinstance(error, DeadlineExceeded)):
+            if not (entrypoint == "allowed" and isinstance(error, DeadlineExceeded | PolicyBroken)):
                 self._outages.failed(error, _owners(question), isinstance(error, PolicyBroken))
             raise
         except NOT_JSON as error:
             malformed = Malformed(f"the engine's answer is not of the agreed form: {error}")
             self._outages.failed(malformed, _owners(question))
             raise malformed from None
-        if self._outages:
+        if self._outages and question.resources:
             self._outages.answered(_owners(question))
         return answer, reply.revision
 
@@ -166,6 +226,10 @@ class DecisionPoint:
 
 def _owners(question: Evaluations) -> set[str | None]:
     return {resource.team_id for resource in question.resources}
+
+
+def _several(question: Evaluations) -> bool:
+    return len(_owners(question)) > 1
 
 
 def _chunks(question: Evaluations) -> Iterator[Evaluations]:

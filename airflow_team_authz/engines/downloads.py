@@ -31,7 +31,7 @@ from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.files import make_private, read_token
 from airflow_team_authz.model import PolicyBroken
-from airflow_team_authz.wasm import trouble_with
+from airflow_team_authz.wasm import trouble_at_start
 
 if TYPE_CHECKING:
     import httpx
@@ -89,6 +89,7 @@ class Downloaded:
         self._leads = False
         self._trouble = ""
         self._tag = ""
+        self._left_out: Callable[[], str] = str
         try:
             make_private(place)
         except OSError as error:
@@ -116,13 +117,17 @@ class Downloaded:
         """Revision of the policy in force."""
         return self._engine.revision
 
-    def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1) -> Reply:
+    def report_left_out(self, told: Callable[[], str]) -> None:
+        """Tell the bundle server too which teams' resources lists leave out."""
+        self._left_out = told
+
+    def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1, pace: float | None = None) -> Reply:
         """See ``Engine``."""
         thread = self._thread
         # The thread of a parent looks alive in its forked child.
         if thread is None or self._pid != os.getpid() or not thread.is_alive():
             self._start()
-        return self._engine.query(entrypoint, question, size, teams)
+        return self._engine.query(entrypoint, question, size, teams, pace)
 
     def close(self) -> None:
         """Stop downloading and watching."""
@@ -196,8 +201,8 @@ class Downloaded:
         opened = self._trust.open(content)
         if opened.serial < present:
             raise BundleRefused(f"it is older, {opened.serial}, than what was there before, {present}")
-        # Else there would be no policy at all after a restart. Short, for all are waiting: each compiles it anyway.
-        if trouble := trouble_with(opened.files.get(WASM, b"")):
+        # Else there would be no policy at all after a restart.
+        if trouble := trouble_at_start(opened.files.get(WASM, b""), opened.files.get("data.json", b"{}")):
             raise BundleRefused(f"its {WASM} cannot be run: {trouble}")
         self._write(content)
         return True
@@ -238,7 +243,7 @@ class Downloaded:
         told, failing = "", False
         waited = STATUS_SECONDS
         while not self._stop.is_set():
-            state = f"{self.revision} {self._trouble or self._engine.trouble}"
+            state = f"{self.revision} {self._told_trouble()}"
             if self._leads and (state != told or waited >= STATUS_SECONDS):
                 try:
                     assert self._report is not None  # noqa: S101 - for the type checker
@@ -252,10 +257,13 @@ class Downloaded:
             self._stop.wait(0.5)
             waited += 0.5
 
+    def _told_trouble(self) -> str:
+        return self._trouble or self._engine.trouble or self._left_out()
+
     def _status(self) -> dict[str, Any]:
         """As OPA's status plugin has it (https://www.openpolicyagent.org/docs/management-status)."""
         now = datetime.now(UTC).isoformat()
-        trouble = self._trouble or self._engine.trouble
+        trouble = self._told_trouble()
         bundle = {
             "name": self._trust.name,
             "active_revision": self.revision,

@@ -23,9 +23,12 @@ from airflow_team_authz.wasm import (
     FUEL_PER_RESOURCE,
     FUEL_PER_TEAM,
     KEEP_PAGES,
+    USUAL_BASE,
+    USUAL_PER_RESOURCE,
     Machine,
     Policy,
     compiled,
+    mebibytes,
     start,
 )
 
@@ -87,7 +90,7 @@ class InProcess:
         """Why what is in force is not what it should be; empty if all is well."""
         return self._refused or self._distrusted
 
-    def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1) -> Reply:
+    def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1, pace: float | None = None) -> Reply:
         """See ``Engine``. The machine of a failed evaluation is thrown away, whatever state it is in."""
         self._watch()
         policy, kept = self._in_force
@@ -98,9 +101,14 @@ class InProcess:
         if machine is None or machine.policy is not policy:
             machine = start(policy)
         self._local.machine = None
-        value = machine.evaluate(entrypoint, question, FUEL_BASE + size * FUEL_PER_RESOURCE + teams * FUEL_PER_TEAM)
-        if machine.pages <= KEEP_PAGES:
+        fuel = FUEL_BASE + size * FUEL_PER_RESOURCE + teams * FUEL_PER_TEAM
+        if pace is not None:
+            fuel = min(fuel, int(pace * (USUAL_BASE + size * USUAL_PER_RESOURCE)))
+        value = machine.evaluate(entrypoint, question, fuel)
+        if machine.grown <= KEEP_PAGES:
             self._local.machine = machine
+        elif pace is not None and machine.grown > pace * KEEP_PAGES:
+            raise PolicyBroken(f"a rule takes {mebibytes(machine.grown)} MiB of memory, and a new instance each time")
         kept.keep(key, value)
         return Reply(value, policy.revision)
 

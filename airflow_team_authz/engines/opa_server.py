@@ -100,7 +100,14 @@ class OpaServer:
             if client_cert_file is not None:
                 self._tls.load_cert_chain(client_cert_file, client_key_file)
 
-    def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1) -> Reply:  # noqa: ARG002 - it keeps compiled patterns
+    def query(
+        self,
+        entrypoint: str,
+        question: bytes,
+        size: int,
+        teams: int = 1,  # noqa: ARG002 - it keeps compiled patterns
+        pace: float | None = None,  # noqa: ARG002 - how busy it is tells more than a rule does
+    ) -> Reply:
         """See ``Engine``. Answers only from HTTP 200 with a ``result``."""
         allowance = self._deadline + (size - 1) * _SECONDS_PER_RESOURCE
         answer = self._ask(entrypoint, question, allowance)

@@ -1,4 +1,4 @@
-"""The bundles of an environment, also while a package that was good once does not compile.
+"""The bundles of an environment, also while packages that were good once do not compile, or take too much of an engine.
 
 Such as with a newer OPA, or a newer shipped policy.
 """
@@ -11,11 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from airflow_team_authz.bundles.aggregate import build
-from airflow_team_authz.bundles.artifact import Artifact, root
+from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, root
 from airflow_team_authz.bundles.platform_check import failing_tests
 from airflow_team_authz.bundles.signing import SigningKey
-from airflow_team_authz.compile import CompileError
+from airflow_team_authz.compile import CompileError, StartError
 
+# What one item more takes in an engine.
+_PART_BYTES = 100
+_TOO_MUCH = "it takes more of an engine than any other package"
 _PLACE = re.compile(r"teams/([\w-]+)/[^\s:]*:\d+: ")
 
 
@@ -52,8 +55,9 @@ class Builder(NamedTuple):
         fresh: str | None,
         earlier: Callable[[str], Iterable[Artifact]],
     ) -> Whole:
-        """As ``aggregate.build``, but a team that does not even compile alone holds nobody up: the newest of its
-        ``earlier`` packages that compiles takes its place. ``fresh`` is who publishes: nothing takes the place of that.
+        """As ``aggregate.build``, but a team that does not even compile alone, or takes more of an engine than there
+        is, holds nobody up: the newest of its ``earlier`` packages that is better takes its place. ``fresh`` is who
+        publishes: nothing takes the place of that.
         """
         used, withheld = dict(teams), dict[str, Withheld]()
         while True:
@@ -63,15 +67,46 @@ class Builder(NamedTuple):
                     testing = pool.submit(self._failing, platform, list(used.values()))
                     bundles = build(environment, platform, used, serial, self.key, changed, self.opa)
                     return Whole(bundles, list(withheld.values()), testing.result())
+            except StartError as error:
+                broken = self._heaviest(platform, used, fresh, withheld.keys(), error)
+                if not broken:
+                    raise
             except CompileError as error:
                 suspects = set(_PLACE.findall(str(error))) & used.keys() - withheld.keys() - {fresh}
                 broken = {team_id: why for team_id in suspects if (why := self._trouble(used[team_id]))}
                 if not broken:
                     raise
             for team_id, why in broken.items():
-                good = (artifact for artifact in earlier(team_id) if not self._trouble(artifact))
-                used[team_id] = next(good, _denies_all(team_id))
+                present = weight(used[team_id])
+                lighter = (one for one in earlier(team_id) if not why.startswith(_TOO_MUCH) or weight(one) < present)
+                good = (artifact for artifact in lighter if not self._trouble(artifact))
+                used[team_id] = next(good, _denies_all(team_id, why))
                 withheld[team_id] = Withheld(team_id, teams[team_id].version, used[team_id].version, why)
+
+    def _heaviest(
+        self,
+        platform: Artifact | None,
+        used: Mapping[str, Artifact],
+        fresh: str | None,
+        withheld: Collection[str],
+        error: StartError,
+    ) -> dict[str, str]:
+        """The team whose package takes most, if an engine cannot start without what is published either."""
+        others = {team_id: artifact for team_id, artifact in used.items() if team_id != fresh}
+        if fresh is not None and self._starts(None if fresh == PLATFORM else platform, others):
+            return {}
+        rest = {team_id: weight(artifact) for team_id, artifact in others.items() if team_id not in withheld}
+        return {max(rest, key=lambda team_id: rest[team_id]): f"{_TOO_MUCH}: {error}"[:500]} if rest else {}
+
+    def _starts(self, platform: Artifact | None, teams: Mapping[str, Artifact]) -> bool:
+        try:
+            build("others", platform, teams, 1, self.key, (), self.opa)
+        except StartError:
+            return False
+        except CompileError:
+            # Not of this kind: told when all is built.
+            return True
+        return True
 
     def _failing(self, platform: Artifact | None, teams: list[Artifact]) -> str:
         files = {name: text for artifact in teams for name, text in artifact.files.items()}
@@ -86,8 +121,18 @@ class Builder(NamedTuple):
         return ""
 
 
-def _denies_all(team_id: str) -> Artifact:
+def weight(artifact: Artifact) -> int:
+    """About how much of an engine's memory a package takes: for each part of its data, and for each letter."""
+    data = artifact.files.get(f"{root(artifact.owner)}/data.json", b"")
+    parts = sum(data.count(mark) for mark in (b",", b"[", b"{"))
+    return _PART_BYTES * parts + sum(
+        len(text) for name, text in artifact.files.items() if not name.endswith("_test.rego")
+    )
+
+
+def _denies_all(team_id: str, why: str) -> Artifact:
     """Left out, its own `deny` would be gone without a word."""
-    reason = f"the package of {team_id} no longer compiles: publish a new one"
+    what = "takes too much of an engine" if why.startswith(_TOO_MUCH) else "no longer compiles"
+    reason = f"the package of {team_id} {what}: publish a new one"
     rule = f'package teams["{team_id}"]\n\ndeny contains "{reason}"\n'
     return Artifact(team_id, 0, {f"{root(team_id)}/withheld.rego": rule.encode()})

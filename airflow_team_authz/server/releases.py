@@ -23,7 +23,7 @@ from airflow_team_authz.bundles.findings import Finding
 from airflow_team_authz.bundles.gate import check_package
 from airflow_team_authz.bundles.platform_check import check_platform
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
-from airflow_team_authz.compile import CompileError, merged
+from airflow_team_authz.compile import CompileError, StartError, merged
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.server.building import Builder, Whole
 from airflow_team_authz.server.database import (
@@ -321,6 +321,8 @@ class Releases:
             if change is None:
                 raise
             told, help_ = " ".join(str(error).split())[:500], "see which rule it is; what is in force stays"
+            if isinstance(error, StartError):
+                help_ = "have less data or fewer rules, or ask the platform team: all packages together take too much"
             finding = Finding("merged", root(change.artifact.owner), 1, told, help_)
             raise NotPublishable([finding], change.artifact.files) from None
         # Going back is not held up: it may be what repairs them.

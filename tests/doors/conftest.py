@@ -67,13 +67,13 @@ class Recording:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.close = self._engine.close
 
-    def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1) -> Reply:
+    def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1, pace: float | None = None) -> Reply:
         asked = json.loads(question)
         self.asked.append((entrypoint, asked))
         shared = {name: part for name, part in asked.items() if name != "resources"}
         for resource in asked["resources"]:
             self._schema.validate(shared | {"resource": resource})
-        return self._engine.query(entrypoint, question, size, teams)
+        return self._engine.query(entrypoint, question, size, teams, pace)
 
 
 class World(NamedTuple):

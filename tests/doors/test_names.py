@@ -29,7 +29,8 @@ from sqlalchemy.orm import Session, with_loader_criteria
 from typer.testing import CliRunner, Result
 
 from airflow_team_authz.cli import app
-from airflow_team_authz.doors import names, routes
+from airflow_team_authz.doors import names
+from airflow_team_authz.doors.asset_owners import producing_teams
 from airflow_team_authz.identities import requests
 from tests.doors.test_pools import made, runs, write
 
@@ -258,7 +259,7 @@ def producing(dag_id: str, asset: str) -> LazyDeserializedDAG:
 def state_owner(asset: str) -> str | None:
     with _session() as session:
         asset_id = session.scalars(select(AssetModel.id).where(AssetModel.name == asset)).one()
-        return routes._state_owner(asset_id, session)
+        return producing_teams(session, [asset_id]).get(asset_id)
 
 
 @pytest.mark.skipif(not WITH_STATE, reason="this Airflow keeps no state with assets")
@@ -408,11 +409,23 @@ def test_a_dag_of_a_bundle_that_is_gone_is_moved(sync: Callable[..., None]) -> N
     assert write(rich("left", "theirs"), bundle=BETA) == {}
 
 
+def test_all_dags_of_a_bundle_are_moved(parsing: None) -> None:  # noqa: ARG001
+    _put("of old", None, active=False)
+    assert write(rich("old_one", "mine"), rich("old_two", "mine", file="two.py"), bundle="of old") == {}
+    done = move("--from", "of old", "--to", BETA, "--output", "json")
+    assert done.exit_code == 0, done.output
+    assert [row["dag_id"] for row in json.loads(done.stdout)] == ["old_one", "old_two"]
+    assert everything("old_two")["bundle_name"] == BETA
+
+
 CANNOT: dict[str, tuple[list[str], str]] = {
     "a Dag that is not there": (["known", "unknown", "--to", BETA], "no Dag unknown"),
     "a bundle that is not there": (["known", "--to", "nowhere"], "No bundle nowhere is configured"),
     "a team that is not there": (["known", "--to-team", "nobody"], "Team nobody has no bundle"),
     "a team with several bundles": (["known", "--to-team", "beta"], "several bundles"),
+    "no Dag": (["--to", BETA], "either their ids or --from BUNDLE"),
+    "a Dag and a bundle": (["known", "--from", ALPHA, "--to", BETA], "either their ids or --from BUNDLE"),
+    "a bundle without Dags": (["--from", "nowhere", "--to", BETA], "Bundle nowhere has no Dags"),
     "nowhere": (["known"], "either --to BUNDLE or --to-team TEAM"),
     "both": (["known", "--to", BETA, "--to-team", "beta"], "either --to BUNDLE or --to-team TEAM"),
 }

@@ -36,7 +36,7 @@ from sqlalchemy import delete, insert, select
 
 from airflow_team_authz.doors import deciding, routes, tasks
 from airflow_team_authz.engines import DecisionPoint
-from airflow_team_authz.identities import machines
+from airflow_team_authz.identities import machines, requests
 from airflow_team_authz.model import Unreachable
 from tests.doors.conftest import Recording
 
@@ -171,7 +171,7 @@ FOUND_OR_NOT = ["trigger a Dag", "clear a run", "write an XCom", "delete an XCom
 
 @pytest.mark.usefixtures("concealing")
 @pytest.mark.parametrize("who", DAGS)
-@pytest.mark.parametrize("scene", [*FOUND_BY_NAME, *FOUND_OR_NOT])
+@pytest.mark.parametrize("scene", SCENES.keys() - {"write a variable"})
 def test_anothers_is_answered_like_what_is_not_there(api: Api, scene: str, who: str | None) -> None:
     method, path, ids, more = SCENES[scene]
     before = _everything()
@@ -185,7 +185,10 @@ def test_anothers_is_answered_like_what_is_not_there(api: Api, scene: str, who: 
 
 @pytest.mark.usefixtures("concealing")
 @pytest.mark.parametrize("scene", SCENES.keys() - {*FOUND_BY_NAME, *FOUND_OR_NOT})
-def test_what_airflow_would_find_is_refused_without_its_owner(api: Api, scene: str) -> None:
+def test_what_airflow_would_find_is_refused_without_its_owner(
+    api: Api, scene: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "_rows_are_hidden", False)
     method, path, ids, more = SCENES[scene]
     before = _everything()
     for who in ("alpha", None):
@@ -726,7 +729,7 @@ def test_in_process_the_path_says_who_starts_a_task_that_is_tested(in_process: A
     """`dag.test()` starts and ends tasks itself; only what their code asks for is made on their behalf."""
     body = {"state": "running", "hostname": "h", "unixname": "u", "pid": 1, "start_date": "2026-01-01T00:00:00Z"}
     refused = in_process.client.patch(f"/task-instances/{STRANGERS_POOL}/run", json=body)
-    assert "may not use pool beta_pool of team beta" in refused.json()["detail"]["message"]
+    assert "may not use pool beta_pool" in refused.json()["detail"]["message"]
 
 
 class Vault(BaseSecretsBackend):

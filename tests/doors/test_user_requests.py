@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import airflow
@@ -12,20 +13,22 @@ import httpx
 import pytest
 from airflow import settings
 from airflow.api_fastapi import app as airflow_app
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.core_api import app as core_api
+from airflow.api_fastapi.core_api import security
 from airflow.api_fastapi.core_api.routes.public import public_router
 from airflow.api_fastapi.core_api.routes.ui import ui_router
 from airflow.models import Connection, DagModel, DagRun, Log, Variable
 from airflow.models.asset import AssetDagRunQueue, TaskOutletAssetReference
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from packaging.version import Version
 from sqlalchemy import delete, func, select, update
 
-from airflow_team_authz.doors import connection_tests, user_requests, user_routes, users
+from airflow_team_authz.doors import connection_tests, user_requests, user_routes, users, wall
 from airflow_team_authz.engines import DecisionPoint, Reply
 from airflow_team_authz.engines.choice import packaged_baseline
 from airflow_team_authz.model import Unreachable
@@ -129,6 +132,21 @@ def test_the_table_says_of_every_route_what_airflow_asks_there(site: Site) -> No
         key: route.questions() for key, route in user_routes.ROUTES.items() if key not in until_airflow_3_3
     }
     assert user_routes.unknown_routes() == []
+
+
+def test_what_is_asked_is_seen_through_the_wall() -> None:
+    """The wall puts a function of its own around each of Airflow's that asks."""
+    module: Any = SimpleNamespace(requires_access_dag=security.requires_access_dag)
+    wall.guard(module)
+    found = []
+    for make in (security.requires_access_dag, module.requires_access_dag):
+        router = APIRouter()
+        asking = Depends(make(method="PUT", access_entity=DagAccessEntity.RUN))
+        router.add_api_route("/api/v2/new", lambda: None, dependencies=[asking])
+        (route,) = router.routes
+        assert isinstance(route, APIRoute)
+        found.append(user_routes.airflow_asks(route))
+    assert found == [{"PUT dag.run"}] * 2
 
 
 def test_every_route_of_every_airflow_is_known_unless_it_asks_less(site: Site) -> None:
@@ -314,7 +332,8 @@ def test_an_assets_state_is_for_those_who_may_have_it_from_its_producer(site: Si
     states = f"{A}/assets/1/state-store"
     assert site.status("ann", "PUT", f"{states}/place", json={"value": 1}) == 204
     for name in ("bob", "vic"):
-        assert site.status(name, "GET", f"{A}/assets/1") == 200
+        # Nobody of beta uses it.
+        assert site.status(name, "GET", f"{A}/assets/1") == 404
         for method, path in (
             ("GET", states), ("GET", f"{states}/place"), ("PUT", f"{states}/place"), ("DELETE", f"{states}/place"),
             ("DELETE", states),
@@ -449,10 +468,10 @@ def test_what_is_refused_leaves_no_row(site: Site, method: str, path: str, body:
 
 
 @NEWEST
-def test_what_the_handler_refuses_leaves_no_row(site: Site) -> None:
-    # It is common, so anybody may ask for it, and then it starts a Dag of alpha's.
-    answer = site.ask("bob", "POST", f"{A}/assets/1/materialize")
-    assert answer.status_code == 403
+def test_what_the_handler_refuses_leaves_no_row(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__TEST_CONNECTION", "Disabled")
+    tested = {"connection_id": "beta_db", "conn_type": "sqlite"}
+    assert site.status("bob", "POST", f"{A}/connections/enqueue-test", json=tested) == 403
     assert rows() == []
     # What fails for other reasons has been tried.
     assert site.status("bob", "POST", f"{A}/assets/2/materialize") == 404

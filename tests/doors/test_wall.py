@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from uuid import uuid4
 import pytest
 from airflow import settings
 from airflow.models import Connection, DagModel, DagRun, Pool, TaskInstance, Variable
+from airflow.models.asset import AssetModel, DagScheduleAssetReference
 from airflow.models.dag import DagTag
 from airflow.models.errors import ParseImportError
 from airflow.models.log import Log
@@ -21,7 +23,7 @@ from airflow.models.taskinstance import TaskInstanceNote
 from fastapi import HTTPException
 from sqlalchemy import delete, exists, func, insert, select, text, union_all, update
 from sqlalchemy.dialects.sqlite import insert as upsert
-from sqlalchemy.orm import Session, aliased, joinedload, selectinload
+from sqlalchemy.orm import Session, aliased, immediateload, joinedload, lazyload, selectinload, subqueryload
 
 from airflow_team_authz.doors import owned_rows, readable, wall
 from airflow_team_authz.engines import DecisionPoint
@@ -55,6 +57,7 @@ def rows(database: None) -> None:  # noqa: ARG001
             session.execute(insert(TaskInstance).values(**values))
             session.execute(insert(TaskInstanceNote).values(ti_id=id_, content=dag_id, created_at=NOW, updated_at=NOW))
             session.add(Log("of a Dag", dag_id=dag_id, owner="somebody"))
+            session.add(DagScheduleAssetReference(asset_id=1, dag_id=dag_id))
         for team_id in ("alpha", "beta", None):
             session.add(Log("about", owner=str(team_id), extra=about("connection", team_id) + ', "method": "POST"}'))
             session.add(ParseImportError(bundle_name=f"of {team_id}", filename="x.py", stacktrace=str(team_id)))
@@ -147,6 +150,14 @@ def test_a_query_finds_what_may_be_read_however_it_is_written(by: As, form: str)
     for subject, expected in ((BOB, everything - {"alpha_daily"}), (PAT, everything), (None, set())):
         with by(subject) as session:
             assert set(FORMS[form](session)) == expected, subject
+
+
+@pytest.mark.parametrize("load", [joinedload, selectinload, subqueryload, immediateload, lazyload])
+def test_what_hangs_on_a_common_row_is_narrowed_however_it_is_loaded(by: As, load: Any) -> None:
+    statement = select(AssetModel).where(AssetModel.id == 1).options(load(AssetModel.scheduled_dags))
+    with by(BOB) as session:
+        asset = session.scalars(statement).unique().one()
+        assert {reference.dag_id for reference in asset.scheduled_dags} == {"beta_daily", "daily"}
 
 
 def test_counts_are_of_what_may_be_read(by: As) -> None:
@@ -331,6 +342,16 @@ def test_the_table_is_complete_in_a_process_that_has_imported_little() -> None:
 def test_each_mapped_class_has_an_owner_or_a_reason() -> None:
     classes = set(owned_rows.mapped_classes())
     assert classes - owned_rows.OWNED.keys() - owned_rows.UNOWNED.keys() == set()
+
+
+def test_the_owned_classes_are_known_also_where_nobody_has_imported_them_yet(tmp_path: Path) -> None:
+    """As in a server that starts, and imports a route's models when it makes the route."""
+    code = "from airflow_team_authz.doors.owned_rows import OWNED, owned_tables\n"
+    code += "print(*sorted(OWNED.keys() - {entity.__name__ for entity in owned_tables().values()}))"
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"AIRFLOW_HOME": str(tmp_path)}, check=True, capture_output=True
+    )
+    assert told.stdout.decode().split() == []
 
 
 def test_no_class_with_a_dag_a_team_or_a_bundle_is_unowned_without_a_reason() -> None:

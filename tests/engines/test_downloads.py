@@ -343,6 +343,17 @@ def test_a_policy_that_becomes_too_old_is_told_of_and_not_loaded_again(
     Downloaded(web.url, tmp_path / "state", limited).close()
 
 
+def test_who_lists_leave_out_is_told_to_the_server(web: Web, bundle: Make, open_engine: Any) -> None:
+    web.content = bundle(10)
+    _, point = open_engine(web.url)
+    assert version(point) == 10
+    point._left_out.hold("alpha", "10", PolicyBroken("its rules are slow"))
+    told = "lists leave out what team alpha owns: its rules are slow"
+    eventually(lambda: bool(web.told) and web.told[-1]["bundles"][NAME].get("message") == told)
+    point._left_out.release("alpha")
+    eventually(lambda: "message" not in web.told[-1]["bundles"][NAME])
+
+
 @pytest.mark.parametrize("token", ["s3cret\nsecond line", "s3cret\x01x", "s3cr\u00e9t", "s3cret word", ""])
 def test_a_file_without_a_token_is_named_and_not_shown(token: str, web: Web, open_engine: Any, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(token)
@@ -431,6 +442,16 @@ BAD: dict[str, tuple[Callable[[Make, SigningKey], bytes], str]] = {
         lambda bundle, key: pack(key.sign(unpack(bundle(12)) | {"policy.wasm": b"\0asm nonsense"}, scope(NAME))),
         "its policy.wasm cannot be run",
     ),
+    **{
+        name: (
+            lambda bundle, key, data=data: pack(key.sign(unpack(bundle(12)) | {"data.json": data}, scope(NAME))),
+            f"its policy.wasm cannot be run: {told}",
+        )
+        for name, data, told in (
+            ("more data than memory", b'{"x":[%s1]}' % (b"1," * 1_500_000), "the policy fails while it is evaluated"),
+            ("data that leaves no memory", b'{"x":[%s1]}' % (b"1," * 900_000), "the policy and its data take"),
+        )
+    },
     "too large": (lambda *_: os.urandom(1 << 20) * 65, "larger than 64 MiB"),
 }
 

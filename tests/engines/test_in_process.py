@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import re
 import shutil
@@ -172,6 +173,16 @@ def test_a_trap_is_an_error_and_its_store_is_not_used_again(obedient: Path, user
         assert b"told to" in bytes(engine.query("decisions", b'{"action": "read"}', 1).value)
     assert len(users) == 2
     engine.close()
+
+
+def test_an_instance_with_much_data_is_used_again(policy: Policy, users: dict[object, set[int]]) -> None:
+    """Starting one takes a thousand times as long as a decision."""
+    numbers = json.dumps({"numbers": [1] * 300_000})
+    with opened(policy(SITE | {"airflow/site/data.json": numbers})) as decisions:
+        for _ in range(3):
+            assert verdict(decisions) == ONE
+        assert decisions._engine._local.machine.pages > wasm.KEEP_PAGES  # type: ignore[attr-defined]
+    assert len(users) == 1
 
 
 TOO_MUCH = b"\0" * (MAX_BYTES + 1)

@@ -383,6 +383,18 @@ HOSTILE: dict[str, Hostile] = {
     "a large rule": Hostile(
         f'allow contains "x" if input.action in {list(range(2100))} # here\n'.replace("'", '"'), {"too-large"}
     ),
+    "many loops in each other": Hostile(
+        'allow contains "x" if {\n'
+        + "\n".join(f'\tsome x{i} in input.subject.roles\n\tx{i} != "{i}"' for i in range(51))
+        + "\n}\n",
+        {"too-large"},
+    ),
+    "many loops without names": Hostile(
+        'allow contains "x" if {\n'
+        + "\n".join("\tinput.subject.roles[_] != input.action" for _ in range(51))
+        + "\n}\n",
+        {"too-large"},
+    ),
     "a large text": Hostile(f'allow contains "{"x" * 1001}" if input.action # here\n', {"too-large"}),
     "a reason of many parts": Hostile(
         'allow contains $"' + "{input.action}" * 9 + '" if input.action # here\n', {"too-large"}

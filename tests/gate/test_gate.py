@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from airflow_team_authz.bundles.gate import check_package, read_package
+from airflow_team_authz.bundles.layout import MAX_DATA_BYTES
 from airflow_team_authz.bundles.platform_check import check_platform, failing_tests, read_platform
 from airflow_team_authz.cli import app
 from airflow_team_authz.compile import CompileError, shipped_policies
@@ -115,6 +117,43 @@ def test_a_good_package_is_good() -> None:
 )
 def test_what_is_wrong_is_told(name: str, content: bytes | None, rule: str) -> None:
     assert rule in rules(**{name: content})
+
+
+MANY: dict[str, str] = {
+    "small objects": '{"limits": {"pg": 1}},',
+    "numbers": "1,",
+    "empty lists": "[],",
+    "texts of a letter": '"a",',
+    "nothing": "null,",
+    "lists in lists": "[[[[[1]]]]],",
+}
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_data_that_takes_much_of_an_engine_is_refused(case: str) -> None:
+    """However few bytes it has: it takes up to a hundred times as many there."""
+    part = MANY[case]
+    data = f'{{"names": [{part * (900_000 // len(part))}"x"]}}'.encode()
+    found = check_package(GOOD | {f"{ROOT}/data.json": data}, "alpha")
+    (told,) = [finding for finding in found if finding.rule == "too-large"]
+    taken, allowed = (int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", told.message))
+    assert len(data) <= MAX_DATA_BYTES < allowed < taken
+    assert told.file == f"{ROOT}/data.json"
+    assert "fewer" in told.help
+
+
+def test_data_of_few_large_texts_is_fine() -> None:
+    data = json.dumps({"names": ["x" * 1_000] * 1_000, "lent": {"pg": True}}).encode()
+    assert len(data) > 0.9 * MAX_DATA_BYTES
+    assert check_package(GOOD | {f"{ROOT}/data.json": data}, "alpha") == []
+
+
+def test_rules_that_take_long_to_compile_are_refused() -> None:
+    """Each is within its limits, and all together take each process of each host a second or more."""
+    loops = "\n".join(f'some x{i} in input.subject.roles; x{i} != "{i}"' for i in range(40))
+    rego = "\n".join(f'allow contains "{i}" if {{\n{loops}\n}}\n' for i in range(60))
+    found = check_package(package(rego, typed=False), "alpha")
+    assert ["its rules compile to" in finding.message for finding in found if finding.rule == "too-large"] == [True]
 
 
 @pytest.mark.parametrize("team_id", ["", "ab", "x" * 51, "a b", "größe", "../x", "a.b", 'a"', "@platform"])

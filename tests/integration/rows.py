@@ -102,6 +102,8 @@ def _fill_team(session: Session, team: str, people: tuple[str, str], assets: dic
         for name in assets
     ]  # fmt: skip
     flag_modified(dag, "_data")
+    own = assets[f"{team}_asset"]
+    session.add(AssetStateStoreModel(asset_id=own, key=f"{team}_key", value=f'"{team}_state"'))
     for asset_id in assets.values():
         session.add_all(
             [
@@ -109,7 +111,6 @@ def _fill_team(session: Session, team: str, people: tuple[str, str], assets: dic
                 TaskInletAssetReference(asset_id=asset_id, dag_id=dag_id, task_id=task_id),
                 DagScheduleAssetReference(asset_id=asset_id, dag_id=dag_id),
                 AssetDagRunQueue(asset_id=asset_id, target_dag_id=dag_id),
-                AssetStateStoreModel(asset_id=asset_id, key=f"{team}_key", value=f'"{team}_state"'),
                 AssetEvent(
                     asset_id=asset_id, source_dag_id=dag_id, source_task_id=task_id, source_run_id=run.run_id,
                     extra={"whose": f"{team}_event"},

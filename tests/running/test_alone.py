@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from demo.play_running import start_all, try_all
+from demo.play_running import look_at_all, start_all, try_all
 from demo.running import RunningSite
-from demo.running_scenes import ATTEMPTS, STARTS
+from demo.running_scenes import ATTEMPTS, LOOKS, STARTS
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.comparison]
 
@@ -16,5 +16,7 @@ def test_airflow_alone(alone: RunningSite) -> None:
     assert tried == {scene.words: scene.alone for scene in ATTEMPTS}
     natively = [scene._replace(done=scene.alone) for scene in STARTS]
     assert start_all(alone, natively) == {scene.words: scene.alone for scene in STARTS}
-    assert alone.import_errors() == {}
-    assert any(scene.alone and not scene.done for scene in (*ATTEMPTS, *STARTS))
+    seen = look_at_all(alone, [scene._replace(done=scene.alone) for scene in LOOKS])
+    assert seen == {scene.words: scene.alone for scene in LOOKS}
+    assert set(alone.import_errors()) == {("alpha-dags", "broken.py")}
+    assert all(any(scene.alone and not scene.done for scene in scenes) for scenes in (ATTEMPTS, STARTS, LOOKS))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from demo.play_running import start_all, try_all
+from demo.play_running import look_at_all, start_all, try_all
 from demo.running import RunningSite
-from demo.running_scenes import ATTEMPTS, STARTS, Attempt
+from demo.running_scenes import ATTEMPTS, LOOKS, STARTS, Attempt
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -48,10 +48,15 @@ def test_a_dag_that_was_not_started_tells_why(site: RunningSite) -> None:
     assert "an event of team alpha starts it only if" in rows[0]["extra"]
 
 
+def test_who_sees_what_dag_files_and_people_leave(site: RunningSite) -> None:
+    assert look_at_all(site, LOOKS) == {scene.words: scene.done for scene in LOOKS}
+
+
 def test_another_teams_pool_is_an_import_error(site: RunningSite) -> None:
-    errors = site.wait_for(
-        lambda: (found := site.import_errors()) and len(found) == 2 and found, "Dags in alpha's pool to be refused"
-    )
+    def refused() -> dict[tuple[str, str], str]:
+        return {file: error for file, error in site.import_errors().items() if "may not be used" in error}
+
+    errors = site.wait_for(lambda: (found := refused()) and len(found) == 2 and found, "Dags to be refused")
     assert set(errors) == {("beta-dags", "alpha_pool.py"), ("common-dags", "alpha_pool.py")}
     assert (
         "Dag beta_in_alphas_pool, task work: pool alpha_production may not be used"

@@ -98,6 +98,8 @@ spoken := steps if {
 
 granted(kind, steps) if {
 	count(steps) == 0
+
+	# A look-up: `in` compares with each of them in Wasm.
 	open_kinds[kind]
 }
 

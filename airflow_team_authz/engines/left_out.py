@@ -1,0 +1,71 @@
+"""Teams whose rules are too slow for everybody's lists, or fail there: lists leave out what they own for a while."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import NamedTuple
+
+from airflow_team_authz.escaping import logger
+from airflow_team_authz.model import EngineError
+
+log = logger(__name__)
+
+_FIRST_PAUSE_SECONDS = 30.0
+_LONGEST_PAUSE_SECONDS = 3600.0
+
+
+class _Held(NamedTuple):
+    """Why a team is left out, the policy that it was asked about last, how long it is left out and until when."""
+
+    why: str
+    revision: str
+    pause: float
+    until: float
+
+
+class LeftOut:
+    """Remembers them in this process. Thread-safe without a lock, which a forked child might find held for ever.
+
+    A team is asked again, alone, when the policy has changed and when its pause is over, which doubles each time.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, _Held] = {}
+
+    def among(self, team_ids: Collection[str | None]) -> set[str]:
+        """Those of these teams that lists leave out."""
+        return {team_id for team_id in team_ids if team_id in self._held} if self._held else set()
+
+    def hold(self, team_id: str, revision: str, error: EngineError) -> None:
+        """Leave a team out from now on, or longer; logged if it is news."""
+        before = self._held.get(team_id)
+        pause = min(2 * before.pause, _LONGEST_PAUSE_SECONDS) if before else _FIRST_PAUSE_SECONDS
+        self._held[team_id] = _Held(str(error), revision, pause, time.monotonic() + pause)
+        if before is None:
+            log.error(
+                "lists leave out what team %s owns, until its package changes or is faster (%s): %s",
+                team_id, type(error).__name__, error,
+            )  # fmt: skip
+
+    def release(self, team_id: str) -> None:
+        """Lists ask about a team with the others again."""
+        if self._held.pop(team_id, None) is not None:
+            log.warning("lists hold again what team %s owns", team_id)
+
+    def to_be_asked(self, team_ids: Collection[str], revision: str) -> str | None:
+        """One of these teams that it is time to ask again; the next list gets another one."""
+        now = time.monotonic()
+        for team_id in sorted(team_ids):
+            held = self._held.get(team_id)
+            if held is not None and (held.until <= now or held.revision != revision):
+                self._held[team_id] = held._replace(revision=revision, until=now + held.pause)
+                return team_id
+        return None
+
+    def told(self) -> str:
+        """Who is left out, and why, in a sentence; empty if nobody is."""
+        return "; ".join(
+            f"lists leave out what team {team_id} owns: {held.why}"
+            for team_id, held in sorted(self._held.copy().items())
+        )
