@@ -54,8 +54,8 @@ def writes(worlds: Worlds, person: str, only: str = "") -> Outcome:
 def losses(worlds: Worlds, person: str) -> Outcome:
     """What somebody does not see of the own team's things, or of the common ones, that the platform's admin would.
 
-    Of people of beta each answer must be what the admin gets in the world where there is nothing of alpha's beside. In no
-    world is alpha alone: its people must get an answer about each of its things that the admin gets one about.
+    Of people of beta each answer must be what the admin gets in the world where there is nothing of alpha's beside. In
+    no world is alpha alone: its people must get an answer about each of its things that the admin gets one about.
     """
     of_alpha = PEOPLE[person].team == "alpha"
     calls = worlds.catalogue().own_reads(users_routes(), ALPHA if of_alpha else OWN)

@@ -42,7 +42,7 @@ def test_who_looks_cannot_tell(worlds: Worlds, table: Table, person: str) -> Non
     no_leaks(worlds, table, person, brief=person != _THOROUGH)
 
 
-@pytest.mark.parametrize("person", ("bob", "vic"))
+@pytest.mark.parametrize("person", ["bob", "vic"])
 def test_with_concealed_refusals_no_exemption_for_people_is_left(concealing: Worlds, table: Table, person: str) -> None:
     no_leaks(concealing, table, person, brief=True)
 
