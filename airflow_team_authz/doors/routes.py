@@ -215,12 +215,18 @@ def _asset_alias(parameter: str, entity: str | None = None) -> Callable[[Request
     return resource
 
 
-def _pool_of_task(request: Request) -> Resource:
+def _pool_of_task(request: Request) -> Resource | None:
     id_ = UUID(str(request.path["task_instance_id"]))
-    pool = request.session.scalar(select(TaskInstance.pool).where(TaskInstance.id == id_))
-    if pool is None:
+    columns = (TaskInstance.dag_id, TaskInstance.task_id, TaskInstance.run_id, TaskInstance.pool)
+    row = request.session.execute(select(*columns).where(TaskInstance.id == id_)).one_or_none()
+    subject = request.subject
+    own = row is not None and row[:3] == (subject.dag_id, subject.task_id, subject.run_id)
+    if subject.type == "task" and not own:
+        # Airflow itself refuses, whether there is such a task or not (`ti:self`).
+        return None
+    if row is None:
         raise Missing(f"Task Instance {id_} not found")
-    return Resource("pool", _owner(request.session, Pool.team_name, Pool.pool, pool), pool)
+    return Resource("pool", _owner(request.session, Pool.team_name, Pool.pool, row.pool), row.pool)
 
 
 def _owner(session: Session, team: Any, key: Any, id_: str) -> str | None:

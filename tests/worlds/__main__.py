@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.worlds.attempts import Outcome, losses, reads, write_by_write, writes
-from tests.worlds.catalogue import OWN
 from tests.worlds.compare import by_route
 from tests.worlds.databases import PostgresDatabases
 from tests.worlds.rows import Changed
@@ -60,7 +59,7 @@ def main() -> int:
 
 def _asked(worlds: Worlds, person: str, told: argparse.Namespace) -> Outcome:
     if told.what == "losses":
-        return losses(worlds, person, PEOPLE[person].team or OWN)
+        return losses(worlds, person)
     return reads(worlds, person, told.brief) if told.what == "reads" else writes(worlds, person, told.only)
 
 

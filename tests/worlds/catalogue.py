@@ -109,6 +109,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "GET /ui/grid/ti_summaries/{dag_id}": ("run_ids",),
     "PATCH /api/v2/dags": ("dag_id_pattern",),
 }
+_NUMBERED_ASSETS = {"asset_id", "asset_alias_id"}
 # What may be `~`: all of them.
 _WILD = {"dag_id", "dag_run_id", "task_id"}
 
@@ -148,7 +149,11 @@ class Catalogue:
                 filled = {name: self.value(name, owners) for name in route.placeholders}
                 body = {} if route.template.endswith("/list") else next(iter(self.bodies(route, owners, owners)))
                 calls.append(Call(route, _path(route, filled), self._needed(route, owners), body))
-            calls.append(Call(route, _path(route, self._every(route)), self._needed(route, owner), body))
+            every = [self._every(route)]
+            for name in _NUMBERED_ASSETS & set(route.placeholders):
+                numbers = (self._numbers[NUMBERED[name]][owners] for owners in (owner, COMMON))
+                every += [every[0] | {name: number} for number in itertools.chain.from_iterable(numbers)]
+            calls += [Call(route, _path(route, filled), self._needed(route, owner), body) for filled in every]
         return _once(calls)
 
     def writes(self, routes: Iterable[Route]) -> list[Call]:

@@ -117,8 +117,9 @@ class Comparison:
                     return Answer(0, {}, type(error).__name__)
             else:
                 break
+        text = _sorted_errors(answer.text) if answer.status_code == 200 and '"errors"' in answer.text else answer.text
         kept = {name: self._plain(world, answer.headers[name]) for name in _HEADERS if name in answer.headers}
-        return Answer(answer.status_code, kept, self._plain(world, answer.text))
+        return Answer(answer.status_code, kept, self._plain(world, text))
 
     def _plain(self, world: str, text: str) -> str:
         """Without what is the machine's: times after the worlds began, ports, directories, new tokens."""
@@ -135,6 +136,15 @@ class Comparison:
         stamp = datetime.fromisoformat(found[0].replace("Z", "+00:00"))
         stamp = stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
         return "<now>" if stamp > self._begun else found[0]
+
+
+def _sorted_errors(text: str) -> str:
+    """An answer to a bulk change: Airflow keeps what it could not do in a set, in any order."""
+    parts = json.loads(text)
+    for part in parts.values() if isinstance(parts, dict) else ():
+        if isinstance(part, dict) and isinstance(part.get("errors"), list):
+            part["errors"].sort(key=str)
+    return json.dumps(parts)
 
 
 def difference(person: str, call: Call, without: Answer, with_: Answer) -> Difference | None:

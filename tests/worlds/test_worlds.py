@@ -6,7 +6,6 @@ import pytest
 
 from tests.worlds import exceptions
 from tests.worlds.attempts import losses, reads, writes
-from tests.worlds.catalogue import ALPHA, OWN
 from tests.worlds.exceptions import Exemption, Table
 from tests.worlds.site import PEOPLE, STRANGERS, TASKS, Worlds
 
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.timeout(900)
 _THOROUGH = "bob"
 _SOME = ("bob", "vic", "nil", *TASKS)
 _SOME_WHO_WRITE = ("bob", "a task of beta")
-_WHO_MAY_READ = tuple(name for name, person in PEOPLE.items() if person.role in {"op", "admin"})
+_WHO_MAY_READ = tuple(name for name, person in PEOPLE.items() if person.team and person.role in {"op", "admin"})
 
 
 def no_leaks(worlds: Worlds, table: Table, person: str, brief: bool) -> None:
@@ -33,15 +32,19 @@ def no_effects(worlds: Worlds, table: Table, person: str) -> None:
 
 
 def nothing_lost(worlds: Worlds, person: str) -> None:
-    owner = ALPHA if PEOPLE[person].team == "alpha" else OWN
-    outcome = losses(worlds, person, owner)
-    assert outcome.requests > 100
+    outcome = losses(worlds, person)
+    assert outcome.requests > 50
     assert exceptions.lost(outcome.differences) == []
 
 
 @pytest.mark.parametrize("person", _SOME)
 def test_who_looks_cannot_tell(worlds: Worlds, table: Table, person: str) -> None:
     no_leaks(worlds, table, person, brief=person != _THOROUGH)
+
+
+@pytest.mark.parametrize("person", ["bob", "vic"])
+def test_with_concealed_refusals_no_exemption_for_people_is_left(concealing: Worlds, table: Table, person: str) -> None:
+    no_leaks(concealing, table, person, brief=True)
 
 
 @pytest.mark.parametrize("person", _SOME_WHO_WRITE)
