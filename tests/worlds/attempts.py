@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tests.worlds.build import FIRST_NUMBERS, NUMBERS_APART
@@ -30,9 +30,9 @@ def routes_for(person: str, every_version: bool) -> tuple[Route, ...]:
     return tuple(route for route in tasks_routes() if every_version or route.version == newest)
 
 
-def reads(worlds: Worlds, person: str, brief: bool) -> Outcome:
-    """All that only look."""
-    calls = worlds.catalogue().reads(routes_for(person, not brief), brief)
+def reads(worlds: Worlds, person: str, brief: bool, values: Sequence[str] = (OWN, ALPHA)) -> Outcome:
+    """All that only look; see ``Catalogue.reads``."""
+    calls = worlds.catalogue().reads(routes_for(person, not brief), brief, values)
     with Comparison(worlds, person) as comparison:
         return Outcome(person, len(calls), comparison.read(calls), [])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -134,9 +134,12 @@ class Catalogue:
         self._numbers = numbers
         self._file_tokens = tokens
 
-    def reads(self, routes: Iterable[Route], brief: bool = False) -> list[Call]:
-        """All that only look; ``brief``: each route with each kind of id, and with another owner's things beside."""
-        found = (call for route in routes if route.reads for call in self._of(route, brief))
+    def reads(self, routes: Iterable[Route], brief: bool = False, values: Sequence[str] = (OWN, ALPHA)) -> list[Call]:
+        """All that only look; ``brief``: each route with each kind of id, and with another owner's things beside.
+
+        ``values`` is whose each parameter of a query names.
+        """
+        found = (call for route in routes if route.reads for call in self._of(route, brief, values))
         return _once(found)
 
     def own_reads(self, routes: Iterable[Route], owner: str) -> list[Call]:
@@ -198,12 +201,12 @@ class Catalogue:
             return _TIME
         return kinds.get(str(schema.get("type")), owner)
 
-    def _of(self, route: Route, brief: bool) -> Iterator[Call]:
+    def _of(self, route: Route, brief: bool, values: Sequence[str]) -> Iterator[Call]:
         yield from self._by_path(route, brief)
         yield from self._by_names(route)
         yield from self._mixed(route, brief)
         if not brief:
-            yield from self._by_query(route)
+            yield from self._by_query(route, values)
 
     def _changes(self, route: Route) -> Iterator[Call]:
         """Each path with a body about the same owner's things, about alpha's, and without what it should have."""
@@ -310,7 +313,7 @@ class Catalogue:
             names = tuple(name for name in route.query if name in _VALUES or name in {"logical_dates", "logical_date"})
         return tuple((name, str(self.value(name, owner))) for name in names)
 
-    def _by_query(self, route: Route) -> Iterator[Call]:
+    def _by_query(self, route: Route, owners: Sequence[str]) -> Iterator[Call]:
         """Each parameter with what is own and what is alpha's, in the widest list that the route has."""
         own = {name: self.value(name, OWN) for name in route.placeholders}
         lists = route.template.endswith(("/dagRuns", "/taskInstances", "/xcomEntries", "/hitlDetails", "/dagVersions"))
@@ -318,7 +321,7 @@ class Catalogue:
         body = {} if route.template.endswith("/list") else next(iter(self.bodies(route, OWN, OWN)))
         start = self._needed(route, OWN)
         for name, schema in route.query.items():
-            values = [self.value(name, owner, schema) for owner in (OWN, ALPHA)]
+            values = [self.value(name, owner, schema) for owner in owners]
             if schema.get("type") == "boolean":
                 values = [True, False]
             if name == "dependency_type":

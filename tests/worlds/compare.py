@@ -60,7 +60,6 @@ class Comparison:
 
     def __init__(self, worlds: Worlds, person: str, keep_alive: bool = True) -> None:
         self._worlds, self.person = worlds, person
-        self._begun = datetime.now(UTC)
         # After an error in the middle the server ends the connection: what is not to be sent twice gets a new one.
         kept = _THREADS if keep_alive else 0
         limits = httpx.Limits(max_connections=_THREADS, max_keepalive_connections=kept, keepalive_expiry=2)
@@ -135,7 +134,7 @@ class Comparison:
     def _time(self, found: re.Match[str]) -> str:
         stamp = datetime.fromisoformat(found[0].replace("Z", "+00:00"))
         stamp = stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)
-        return "<now>" if stamp > self._begun else found[0]
+        return "<now>" if stamp > self._worlds.begun else found[0]
 
 
 def _sorted_errors(text: str) -> str:

@@ -9,6 +9,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +84,7 @@ class Worlds:
         self._opa = Opa(home / "opa", self._policy) if opa_server else None
         self.airflows = {world: Airflow(home / world, self._settings(world)) for world in (WITHOUT, WITH)}
         self.tokens: dict[str, str] = {}
+        self.begun = datetime.now(UTC)
 
     def _same_secrets(self) -> dict[str, str]:
         """For both worlds, so that what is encrypted or signed in one is good in the other."""
@@ -154,6 +156,7 @@ class Worlds:
             self._build()
         else:
             self.restore()
+        self.begun = datetime.now(UTC)
         self.both(lambda _, airflow: airflow.start())
         for name in PEOPLE:
             with self.airflows[WITH].login(name, self._secrets["password"]) as client:
