@@ -31,7 +31,8 @@ from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
 
 _NARROWED = "team_authz_narrowed"
-_READ_TABLES = re.compile(r'(?:\bFROM|\bJOIN|,)\s+"?(\w+)"?', re.IGNORECASE)
+# Each name after FROM, JOIN or a comma, without its schema.
+_READ_TABLES = re.compile(r'(?:\bFROM|\bJOIN|,)\s+["`]?(?:\w+["`]?\.["`]?)?(\w+)', re.IGNORECASE)
 _LOADED_AT_ONCE = {"joined", "selectin", "subquery", "immediate", False}
 
 

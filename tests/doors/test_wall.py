@@ -218,6 +218,18 @@ def test_a_query_that_cannot_be_narrowed_is_not_sent(by: As, query: str) -> None
         assert session.execute(text(query)).all()
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        'SELECT a FROM "airflow"."dag_run"', "select a from `dag_run`", "SELECT 1 FROM job, dag_run d",
+        "WITH x AS (SELECT 1 FROM dag_run) SELECT * FROM x", "SELECT a FROM t\nLEFT OUTER JOIN dag_run ON 1 = 1",
+    ],
+)  # fmt: skip
+def test_an_owned_table_is_recognized_in_every_database(query: str) -> None:
+    assert "dag_run" in wall._owned_in(query)
+    assert wall._owned_in("SELECT dag_run_id, x.dag_run FROM team") == set()
+
+
 def test_outside_of_requests_everything_is_there(rows: None) -> None:  # noqa: ARG001
     with settings.Session() as session:
         assert set(session.scalars(select(COLUMN))) == {"alpha_daily", "beta_daily", "daily"}
