@@ -227,7 +227,7 @@ def test_a_query_that_cannot_be_narrowed_is_not_sent(by: As, query: str) -> None
 )  # fmt: skip
 def test_an_owned_table_is_recognized_in_every_database(query: str) -> None:
     assert "dag_run" in wall._owned_in(query)
-    assert wall._owned_in("SELECT dag_run_id, x.dag_run FROM team") == set()
+    assert wall._owned_in("SELECT dag_run_id, run FROM team") == set()
 
 
 def test_outside_of_requests_everything_is_there(rows: None) -> None:  # noqa: ARG001
