@@ -77,6 +77,9 @@ class RunningSite(Site):
 
     def begin_to_run(self) -> None:
         """Have all Dags run, and a first run of each team's daily Dag behind us."""
+        # Airflow makes the routes for tasks with the first request; on a busy machine tasks would give up meanwhile.
+        with self.airflow.client() as client:
+            client.get("/execution/variables/none", timeout=_WAIT_SECONDS)
         for dag_id in self.dag_ids():
             self.unpause(dag_id)
         first = [dag_id for dag_id in ("alpha_daily", "beta_daily") if self.trigger(dag_id, run_id="first")]

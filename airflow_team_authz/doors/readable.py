@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.models import Connection, DagModel, Pool, Variable
@@ -106,28 +106,28 @@ class Readable:
         }
         if self._is_task():
             return Scope(False, opened)
-        listed = self._kept(("named", type_, writes), lambda: self._listed_named(type_, writes))
+        listed = self.kept(("named", type_, writes), lambda: self._listed_named(type_, writes))
         return Scope(False, {*listed.ids, *opened})
 
     def bundles(self, entity: str) -> Collection[str]:
         """Dag bundles of which this part may be read, for each Dag that its team has or will have."""
-        return self._kept(("bundles", entity), lambda: self._readable_bundles(entity))  # type: ignore[no-any-return]
+        return self.kept(("bundles", entity), lambda: self._readable_bundles(entity))  # type: ignore[no-any-return]
 
     def audited_kinds(self) -> Collection[tuple[str, str | None]]:
         """Types and teams: audit rows about a resource of such a kind may be read."""
-        return self._kept("audited", self._readable_kinds)  # type: ignore[no-any-return]
+        return self.kept("audited", self._readable_kinds)  # type: ignore[no-any-return]
 
     def platform(self, view: str) -> bool:
         """Whether a view of what belongs to no team in particular may be read."""
         return bool(
-            self._kept(("platform", view), lambda: self._allowed("read", [Resource("platform_view", None, view)]))
+            self.kept(("platform", view), lambda: self._allowed("read", [Resource("platform_view", None, view)]))
         )
 
     def assets(self, entity: str | UnsetType, writes: bool) -> Scope:
         """Assets of which this part may be read; the asset itself also by whom may read a Dag that uses it."""
         if self._is_task():
             return self._assets_of_task(entity, writes)
-        return self._kept(("assets", entity, writes), lambda: self._listed_assets(entity, writes))  # type: ignore[no-any-return]
+        return self.kept(("assets", entity, writes), lambda: self._listed_assets(entity, writes))  # type: ignore[no-any-return]
 
     def aliases(self) -> Scope:
         """Names of asset aliases that a readable Dag uses, or that were allowed by name."""
@@ -136,7 +136,7 @@ class Readable:
             return Scope(False, opened)
         if self.platform("rows_without_owner"):
             return Scope(True, ())
-        return Scope(False, self._kept("aliases", self._used_aliases))
+        return Scope(False, self.kept("aliases", self._used_aliases))
 
     def _is_concealed(self, type_: str, id_: str) -> bool:
         return (type_, id_) in self._request.concealed
@@ -158,7 +158,7 @@ class Readable:
 
     def all_dags(self, entity: str | UnsetType, writes: bool = False) -> Scope:
         """Dags of which this part may be read, or changed, by whoever asks: a task too."""
-        return self._kept(("dags", entity, writes), lambda: self._ask_dags(entity, writes))  # type: ignore[no-any-return]
+        return self.kept(("dags", entity, writes), lambda: self._ask_dags(entity, writes))  # type: ignore[no-any-return]
 
     def _listed_dags(self, entity: str | UnsetType, writes: bool) -> Scope:
         if self._is_task():
@@ -190,8 +190,8 @@ class Readable:
         return [(resource.type, resource.team_id) for resource in self._allowed("read", resources)]
 
     def _listed_assets(self, entity: str | UnsetType, writes: bool) -> Scope:
-        assets = self._kept("all assets", lambda: self._rows(select(*_ASSET)))
-        owners = self._kept(("owners", entity), lambda: self._asset_owners(entity))
+        assets = self.kept("all assets", lambda: self._rows(select(*_ASSET)))
+        owners = self.kept(("owners", entity), lambda: self._asset_owners(entity))
         resources = [
             Resource("asset", owners.get(id_), str(id_), entity, name, uri, group) for id_, name, uri, group in assets
         ]
@@ -216,7 +216,12 @@ class Readable:
 
     # What is there
 
-    def _kept(self, key: Any, make: Any) -> Any:
+    def decided(self) -> tuple[int, int]:
+        """Another value whenever something more was decided in the request, since that opens or hides rows too."""
+        return len(self._request.allowed), len(self._request.concealed)
+
+    def kept(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` has made for this key in this request."""
         if key not in self._memo:
             self._memo[key] = make()
         return self._memo[key]
@@ -229,7 +234,7 @@ class Readable:
     def _dags(self) -> list[_Dag]:
         statement = select(DagModel.dag_id, DagModel.bundle_name, DagModel.relative_fileloc)
         teams = self._teams_of_bundles()
-        return self._kept(  # type: ignore[no-any-return]
+        return self.kept(  # type: ignore[no-any-return]
             "all dags",
             lambda: [_Dag(id_, teams.get(bundle), (bundle, file)) for id_, bundle, file in self._rows(statement)],
         )
@@ -239,7 +244,7 @@ class Readable:
         statement = select(DagBundleModel.name, team.team_name).outerjoin(
             dag_bundle_team_association_table, team.dag_bundle_name == DagBundleModel.name
         )
-        return self._kept("bundles", lambda: dict(self._rows(statement)))  # type: ignore[no-any-return]
+        return self.kept("bundles", lambda: dict(self._rows(statement)))  # type: ignore[no-any-return]
 
     def _assets_used_by(self, dag_ids: Collection[str]) -> set[int]:
         return {

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from inspect import iscoroutinefunction
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -27,7 +27,7 @@ from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.doors.owned_rows import OF_THE_PERSON, OWNED, Named, mapped_classes, owned_tables
 from airflow_team_authz.doors.readable import READS, Readable
 from airflow_team_authz.identities import requests
-from airflow_team_authz.model import EngineError, Evaluations, Resource
+from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
 
 _NARROWED = "team_authz_narrowed"
@@ -51,6 +51,12 @@ def install() -> None:
                 if found := getattr(entity, look_up, None):
                     setattr(entity, look_up, staticmethod(_within(requests.unfiltered, found)))
         requests.hide_rows()
+
+
+def readable_by(subject: Subject, session: Session) -> Readable | None:
+    """What the subject of the present request may read, if it is this one; ``None`` where nothing is to be narrowed."""
+    request = requests.current()
+    return _readable(session) if request is not None and request.subject == subject else None
 
 
 def _readable(session: Session) -> Readable | None:
@@ -78,11 +84,20 @@ def _narrow(state: Any) -> None:
         _check_insert(state.statement, state.session)
         return
     writes = bool(state.is_update or state.is_delete)
-    for entity in _owned_classes(state.statement):
+    options = [option for entity in _owned_classes(state.statement) if (option := _criteria(entity, readable, writes))]
+    state.statement = state.statement.options(*options)
+
+
+def _criteria(entity: Any, readable: Readable, writes: bool) -> Any:
+    """The option that narrows a class, ``None`` if nothing is to be narrowed; made once, until something is decided."""
+
+    def make() -> Any:
         criteria = OWNED[entity.__name__].criteria(entity, readable, writes)
-        if criteria is not None:
-            option = with_loader_criteria(entity, criteria, include_aliases=True, propagate_to_loaders=True)
-            state.statement = state.statement.options(option)
+        if criteria is None:
+            return None
+        return with_loader_criteria(entity, criteria, include_aliases=True, propagate_to_loaders=True)
+
+    return readable.kept(("criteria", entity, writes, readable.decided()), make)
 
 
 def _owned_classes(statement: Any) -> set[Any]:
@@ -262,9 +277,15 @@ def guard(module: ModuleType) -> None:
             setattr(module, name, _asking_before_handler(make))
 
 
+# A row of these is found by a number, which tells nobody anything: whoever may not see the row finds none.
+_BY_NUMBER = {"requires_access_backfill", "requires_access_event_log"}
+
+
 def _asking_before_handler(make: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+    context = partial(requests.before_handler, sees_everything=make.__name__ not in _BY_NUMBER)
+
     @wraps(make)
     def made(*arguments: Any, **named: Any) -> Callable[..., Any]:
-        return _within(requests.before_handler, make(*arguments, **named))
+        return _within(context, make(*arguments, **named))
 
     return made

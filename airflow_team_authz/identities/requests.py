@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,11 +113,14 @@ _before_handler: ContextVar[bool] = ContextVar("team_authz_before_handler", defa
 
 
 @contextmanager
-def before_handler() -> Iterator[None]:
-    """In here Airflow asks about a request, before its handler runs: queries see whose something really is."""
+def before_handler(sees_everything: bool = True) -> Iterator[None]:
+    """In here Airflow asks about a request, before its handler runs: queries see whose something really is.
+
+    With ``sees_everything`` false they see what the subject may read, as the handler's do.
+    """
     token = _before_handler.set(True)
     try:
-        with unfiltered():
+        with unfiltered() if sees_everything else nullcontext():
             yield
     finally:
         _before_handler.reset(token)
