@@ -28,7 +28,8 @@ class Airflow:
     """Airflow in ``home``, configured by ``settings`` (section → key → value) and nothing of the caller's.
 
     ``python`` is the interpreter of the virtual environment that Airflow is taken from; ``components`` are what runs
-    besides the API server, by what its health is called, with the arguments of `airflow`.
+    besides the API server, by what its health is called, with the arguments of `airflow`; ``variables`` are added to
+    their environment.
     """
 
     def __init__(
@@ -37,12 +38,13 @@ class Airflow:
         settings: Settings,
         python: Path = Path(sys.executable),
         components: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        variables: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.home = home
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._python = str(python)
-        self._env = environment(AIRFLOW_HOME=str(home), HOME=str(home))
+        self._env = environment(AIRFLOW_HOME=str(home), HOME=str(home), **variables)
         home.mkdir(parents=True, exist_ok=True)
         write_configuration(home / "airflow.cfg", _with_basics(home, self.url, settings))
         command = [self._python, "-m", "airflow", "api-server", "--host", "127.0.0.1", "--port", str(self.port)]

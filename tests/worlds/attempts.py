@@ -33,8 +33,14 @@ def routes_for(person: str, every_version: bool) -> tuple[Route, ...]:
 def reads(worlds: Worlds, person: str, brief: bool, values: Sequence[str] = (OWN, ALPHA)) -> Outcome:
     """All that only look; see ``Catalogue.reads``."""
     calls = worlds.catalogue().reads(routes_for(person, not brief), brief, values)
-    with Comparison(worlds, person) as comparison:
-        return Outcome(person, len(calls), comparison.read(calls), [])
+    # Some that only look leave audit rows all the same: they come when nobody looks at these any more.
+    plain = [call for call in calls if call.route.method == "GET"]
+    rest = [call for call in calls if call.route.method != "GET"]
+    try:
+        with Comparison(worlds, person) as comparison:
+            return Outcome(person, len(calls), comparison.read(plain) + comparison.read(rest), [])
+    finally:
+        worlds.restore()
 
 
 def writes(worlds: Worlds, person: str, only: str = "") -> Outcome:
