@@ -100,7 +100,7 @@ class OfRow(NamedTuple):
         parent = mapped_classes()[self.parent]
         found = session.scalar(select(parent).where(getattr(parent, self.key) == getattr(row, self.column)))
         # A parent that is not in the database yet is written, and asked about, with this row.
-        return {_platforms(row)} if found is None else OWNED[self.parent].resources(found, session)
+        return set() if found is None else OWNED[self.parent].resources(found, session)
 
 
 class Named(NamedTuple):

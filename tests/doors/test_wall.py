@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -295,6 +296,15 @@ def test_a_row_of_others_is_not_written(by: As, write: Callable[[Session], None]
             return
         with pytest.raises(HTTPException, match=refusal):
             write(session)
+
+
+def test_a_row_that_hangs_on_a_new_one_is_asked_about_with_that(by: As) -> None:
+    """As the history of a task that waited for an answer, when its run is cleared."""
+    hanging = owned_rows.OWNED["TaskInstanceNote"]
+    with by(BOB) as session, requests.unfiltered():
+        note = session.scalars(select(TaskInstanceNote).where(TaskInstanceNote.content == "alpha_daily")).one()
+        assert {resource.id for resource in hanging.resources(note, session)} == {"alpha_daily"}
+        assert hanging.resources(SimpleNamespace(ti_id=uuid4()), session) == set()
 
 
 def test_a_row_is_asked_about_under_the_team_that_it_had(by: As) -> None:
