@@ -31,6 +31,7 @@ from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.identities import requests
 from airflow_team_authz.model import Resource, Subject
+from tests.conftest import opened, write
 
 ANN = Subject("user", "ann", ("alpha",), ("op",))
 BOB = Subject("user", "bob", ("beta",), ("op",))
@@ -74,6 +75,12 @@ def policy(bundles: dict[str, Path]) -> Iterator[DecisionPoint]:
     engine = InProcess(bundles["baseline"])
     yield DecisionPoint(engine)
     engine.close()
+
+
+@pytest.fixture
+def policy_directory(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
+    """Makes a site's policy directory of these files."""
+    return lambda files: write(tmp_path / "policy", files)
 
 
 As = Callable[..., Any]
@@ -250,6 +257,31 @@ def test_what_was_allowed_by_name_is_there(by: As) -> None:
     """A policy may let somebody change what it does not let be listed."""
     with by(VIC, ("update", Resource("connection", "alpha", "alpha_db"))) as session:
         assert list(session.scalars(select(Connection.conn_id))) == ["alpha_db"]
+
+
+IVY = Subject("user", "ivy", ("alpha",), ("user",))
+PARTS = {"run": DagRun.dag_id, "task_instance": TaskInstance.dag_id, "audit_log": Log.dag_id}
+OWNERS_RULE = """package teams.alpha
+
+deny contains "not for ivy" if {
+	input.subject.id == "ivy"
+	input.resource.entity in {"run", "task_instance", "audit_log"}
+}
+"""
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_list_of_parts_of_dags_leaves_out_what_their_owner_denies(
+    by: As, part: str, policy_directory: Callable[[dict[str, str]], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(policy_directory({"teams/alpha/alpha.rego": OWNERS_RULE})) as decisions:
+        monkeypatch.setattr(readable, "decision_point", lambda: decisions)
+        for subject, sees in ((IVY, False), (ANN, True)):
+            with by(subject) as session:
+                assert ("alpha_daily" in session.scalars(select(PARTS[part]))) is sees
+                # The Dag itself is not denied.
+                assert session.get(DagModel, "alpha_daily") is not None
+                assert "daily" in session.scalars(select(PARTS[part]))
 
 
 # Writing
