@@ -125,7 +125,8 @@ def _ask(about: Callable[[user_routes.Request], Any], path: Any, body: Any, mana
     with requests.unfiltered(), create_session(scoped=False) as session:
         asked = list(about(user_routes.Request(path, body, session, readable_dags)))
     for action in dict(asked):
-        manager.require(user, action, [resource for asked_action, resource in asked if asked_action == action])
+        with requests.before_handler():
+            manager.require(user, action, [resource for asked_action, resource in asked if asked_action == action])
 
 
 def _path(request: Request, route: APIRoute) -> dict[str, Any] | None:
