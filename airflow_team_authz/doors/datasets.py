@@ -74,7 +74,10 @@ class TeamAssetManager(AssetManager):
         change = _Change(bool(named.get("source_is_api")), named.get("api_user_teams") or ())
         # Whoever makes the event, it is decided here about every Dag that waits for it.
         with _set(_change, change), _set(_consent, None), requests.unfiltered():
-            return super().register_asset_change(session=session, **named)
+            event = super().register_asset_change(session=session, **named)
+            # Written now, while it is this door's: the request may write nothing of the Dags that it starts.
+            session.flush()
+            return event
 
     @classmethod
     def _filter_dags_by_team(cls, dags_to_queue: set[DagModel], *arguments: Any, **named: Any) -> set[DagModel]:
