@@ -676,7 +676,8 @@ ACTING = {
     "the common triggerer": (None, lambda _: machines.triggerer(None)),
     "a task that is tested": ("beta", lambda session: machines.task(INSTANCES["beta"], session)),
 }
-ABOUT_A_TASK = [about for about in routes.ROUTES if "{task_instance_id}" in about[1]]
+_HERE = {getattr(route, "path", "") for route in execution_api_router.routes}
+ABOUT_A_TASK = [about for about in routes.ROUTES if "{task_instance_id}" in about[1] and about[1] in _HERE]
 
 
 @pytest.fixture(scope="module")
@@ -759,7 +760,8 @@ class OldVault(Vault):
         return super().get_variable(key)
 
 
-@pytest.fixture(params=[Vault, OldVault, "environment", "file"], ids=str)
+# Airflow 3.2 itself cannot ask a backend that knows no teams.
+@pytest.fixture(params=[Vault, pytest.param(OldVault, marks=needs_state), "environment", "file"], ids=str)
 def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """Has a secrets backend keep a connection and a variable ``kept``, which beta has in the database."""
     if request.param == "environment":
