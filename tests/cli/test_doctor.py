@@ -50,7 +50,7 @@ def test_text_says_what_to_do(run, platform):
 def test_every_type_that_airflow_asks_about_is_decided():
     from airflow_team_authz.questions import KINDS
 
-    assert set(resource_words("type")) == set(KINDS) | {"view", "custom_view", "hitl_task", "route"}
+    assert set(resource_words("type")) == set(KINDS) | {"view", "custom_view", "hitl_task", "platform_view", "route"}
 
 
 def test_the_server_tells_version_and_health(run, opa_server):
