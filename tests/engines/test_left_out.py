@@ -133,7 +133,8 @@ def test_a_team_is_asked_again_alone_after_a_while(engines: Engines, monkeypatch
     monkeypatch.setattr(left_out, "_FIRST_PAUSE_SECONDS", 0.0)
     noted, slow = Noted(engines.in_process._engine), NAMES["walking"]
     point = DecisionPoint(noted)
-    everything = Evaluations(EVE, "read", listed(slow, *OTHERS))
+    # Somebody who has not asked before: an answer that is kept takes no time.
+    everything = Evaluations(Subject("user", "new", ("nobodys",)), "read", listed(slow, *OTHERS))
     lent = [Resource("connection", team, "lent") for team in OTHERS]
     assert point.allowed(everything) == lent
     noted.asked.clear()
