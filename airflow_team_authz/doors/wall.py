@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import cache, partial, wraps
+from functools import cache, lru_cache, partial, wraps
 from inspect import iscoroutinefunction
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Mapper, Session, with_loader_criteria
 from sqlalchemy.sql import visitors
 
+from airflow_team_authz.doors import disclosure
 from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.doors.owned_rows import OF_THE_PERSON, OWNED, Named, mapped_classes, owned_tables
 from airflow_team_authz.doors.readable import READS, Readable
@@ -164,7 +165,7 @@ def _who() -> str:
     return "nobody" if subject is None else f"{subject.type} {subject.id}"
 
 
-@cache
+@lru_cache(1_024)
 def _owned_in(sql: str) -> frozenset[str]:
     """Owned tables that a SELECT reads."""
     if not sql.lstrip().upper().startswith(("SELECT", "WITH")):
@@ -207,12 +208,14 @@ def _ask(action: str, resource: Resource) -> None:
     subject = requests.remembered()
     if subject is None:
         raise HTTPException(401, "Not authenticated")
+    question = Evaluations(subject, action, [resource])
     try:
-        (decision,), _ = decision_point().decide(Evaluations(subject, action, [resource]))
+        (decision,), _ = decision_point().decide(question)
+        if decision.allow is not True:
+            told = disclosure.told(decision_point(), question, resource, decision)
+            raise HTTPException(403, f"Forbidden: {told.reason}")
     except (EngineError, SettingsError) as error:
         raise HTTPException(503, f"No decision can be had about this request. {error}") from None
-    if decision.allow is not True:
-        raise HTTPException(403, f"Forbidden: {'; '.join(decision.reasons)}")
     requests.remember_allowed(action, resource)
 
 

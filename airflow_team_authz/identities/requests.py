@@ -61,13 +61,14 @@ def current() -> Request | None:
 def remember_login(find_subject: Callable[[], Subject]) -> None:
     """Keep how to find who makes the request that runs in this context, if any: a login comes before any decision."""
     if (running := _request.get()) is not None:
-        running.subject, running.find_subject = None, find_subject
+        running.subject, running.find_subject, running.readable = None, find_subject, None
 
 
 def remember(subject: Subject) -> None:
     """Keep who makes the request that runs in this context, if any."""
-    if (running := _request.get()) is not None:
-        running.subject = subject
+    if (running := _request.get()) is not None and running.subject != subject:
+        # What somebody else may read is another question.
+        running.subject, running.readable = subject, None
 
 
 def remember_allowed(action: str, resource: Resource) -> None:

@@ -339,6 +339,20 @@ def test_a_row_that_hangs_on_a_new_one_is_asked_about_with_that(by: As) -> None:
         assert hanging.resources(SimpleNamespace(ti_id=uuid4()), session) == set()
 
 
+def test_somebody_who_sees_nothing_of_a_type_is_not_told_whose_a_row_is(by: As) -> None:
+    with by(VIC) as session, pytest.raises(HTTPException, match="may not update connection alpha_db") as refused:
+        _change(session, "alpha_db", host="vics.example")
+    assert "alpha:" not in refused.value.detail
+    assert "of team alpha" not in refused.value.detail
+
+
+def test_what_one_may_read_is_not_kept_for_another(by: As) -> None:
+    with by(PAT) as session:
+        assert "alpha_db" in session.scalars(select(Connection.conn_id))
+        requests.remember(BOB)
+        assert "alpha_db" not in session.scalars(select(Connection.conn_id))
+
+
 def test_a_row_is_asked_about_under_the_team_that_it_had(by: As) -> None:
     asked_about_beta = ("update", Resource("connection", "beta", "alpha_db"))
     with by(BOB, asked_about_beta) as session, pytest.raises(HTTPException, match="of team alpha"):
