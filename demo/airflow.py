@@ -57,6 +57,11 @@ class Airflow:
             for name, arguments in components.items()
         }
 
+    @property
+    def pid(self) -> int:
+        """The process id of the API server; 0 if it does not run."""
+        return self._server.pid
+
     def run(self, *arguments: str) -> str:
         """Output of an ``airflow`` command; ``StartError`` with what it printed if it fails."""
         done = self.attempt("-m", "airflow", *arguments)

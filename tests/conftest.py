@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import io
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -223,6 +224,37 @@ def eventually(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < end, "it does not come to be"
         time.sleep(0.02)
+
+
+@contextmanager
+def forked(answer: Callable[[], object]) -> Iterator[Callable[[], Any]]:
+    """A child of this process, which gives an answer each time that it is asked, or the error that comes of it."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+
+    def serve() -> None:
+        while there.recv():
+            try:
+                there.send(answer())
+            except Exception as error:
+                there.send(error)
+
+    child = context.Process(target=serve, daemon=True)
+    child.start()
+
+    def ask() -> Any:
+        here.send(True)
+        assert here.poll(60), "the child does not answer"
+        return here.recv()
+
+    try:
+        yield ask
+        here.send(False)
+        child.join(30)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+        child.join()
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from threading import Lock
 
+from airflow_team_authz import forks
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.choice import open_engine
 from airflow_team_authz.settings import Settings, read_settings
 
 _opening = Lock()
+
+
+def _begin_anew() -> None:
+    """In a forked child: a thread that is not there may have held the lock."""
+    global _opening  # noqa: PLW0603 - a lock has no other state
+    _opening = Lock()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def decision_point() -> DecisionPoint:
@@ -32,7 +43,8 @@ def settings() -> Settings:
 
 @cache
 def _opened() -> DecisionPoint:
-    return DecisionPoint(open_engine(settings()))
+    with forks.whole():
+        return DecisionPoint(open_engine(settings()))
 
 
 def forget() -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+from airflow_team_authz import forks
 from airflow_team_authz.bundles.aggregate import WASM
 from airflow_team_authz.bundles.archive import MAX_BYTES, BundleRefused
 from airflow_team_authz.bundles.trusted import Trust
@@ -43,6 +44,8 @@ WAIT_SECONDS = 30
 POLL_SECONDS = 5.0
 STATUS_SECONDS = 30.0
 _LEAD_SECONDS = 1.0
+# How long a process that begins waits for what the store has, before it goes on with the last good bundle.
+FIRST_SECONDS = 10.0
 _TIMEOUT_SECONDS = 10.0
 # What a whole bundle may take, beside waiting for a new one.
 _TOTAL_SECONDS = 60.0
@@ -73,7 +76,8 @@ class Store(Protocol):
 class Downloaded:
     """An ``Engine`` over the bundle at an address; ``PolicyBroken`` if there is none and has never been one.
 
-    ``place`` is the directory that the processes of a host share for it.
+    ``place`` is the directory that the processes of a host share for it. Each process, also a forked one, asks the
+    store itself before its first question is answered; later one of them asks for all.
     """
 
     def __init__(self, url: str, place: Path, trust: Trust, token_file: Path | None = None) -> None:
@@ -85,7 +89,6 @@ class Downloaded:
         self._stop = threading.Event()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
         self._leads = False
         self._trouble = ""
         self._tag = ""
@@ -95,6 +98,8 @@ class Downloaded:
         except OSError as error:
             raise PolicyBroken(f"[team_authz] state has no place for the last good bundle: {_told(error)}") from None
         self._engine = self._open()
+        forks.after_fork(self._after_fork)
+        self._start()
 
     def _open(self) -> InProcess:
         if self._store.near:
@@ -124,8 +129,7 @@ class Downloaded:
     def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1, pace: float | None = None) -> Reply:
         """See ``Engine``."""
         thread = self._thread
-        # The thread of a parent looks alive in its forked child.
-        if thread is None or self._pid != os.getpid() or not thread.is_alive():
+        if thread is None or not thread.is_alive():
             self._start()
         return self._engine.query(entrypoint, question, size, teams, pace)
 
@@ -135,17 +139,23 @@ class Downloaded:
         self._engine.close()
 
     def _start(self) -> None:
-        if self._pid != os.getpid():
-            self._pid, self._starting, self._thread, self._leads = os.getpid(), threading.Lock(), None, False
         with self._starting:
             if (self._thread is None or not self._thread.is_alive()) and not self._stop.is_set():
-                self._thread = threading.Thread(target=self._run, name="team-authz-download", daemon=True)
-                self._thread.start()
+                asked = threading.Event()
+                thread = threading.Thread(target=self._run, args=(asked,), name="team-authz-download", daemon=True)
+                thread.start()
                 if self._report is not None:
                     threading.Thread(target=self._report_on, name="team-authz-status", daemon=True).start()
+                asked.wait(FIRST_SECONDS)
+                # Only now: who asks meanwhile waits too.
+                self._thread = thread
 
-    def _run(self) -> None:
-        """Download whenever no other process of the host does."""
+    def _after_fork(self) -> None:
+        # Neither the parent's threads nor its lock on the file are there.
+        self._starting, self._thread, self._leads = threading.Lock(), None, False
+
+    def _run(self, asked_once: threading.Event) -> None:
+        """Download once, and from then on whenever no other process of the host does."""
         lock: IO[bytes] | None = None
         pause, failures = 0.0, 0
         usual, longest = (_LOOK_SECONDS,) * 2 if self._store.near else (POLL_SECONDS, _MAX_PAUSE_SECONDS)
@@ -153,16 +163,17 @@ class Downloaded:
             try:
                 lock = lock or self._lead()
                 self._leads = lock is not None
-                if lock is None:
+                if lock is None and asked_once.is_set():
                     pause = _LEAD_SECONDS
                     continue
                 asked = time.monotonic()
-                fetched = self._store.fetch(self._tag, WAIT_SECONDS)
+                fetched = self._store.fetch(self._tag, WAIT_SECONDS if asked_once.is_set() else 0)
                 # Who says that it lets us wait, and does not, or tells the same again, is not asked without end.
                 waited = self._tag == "" or time.monotonic() - asked > _LEAD_SECONDS
                 if self._keep(fetched):
-                    self._engine.look_now()
                     waited = True
+                # Also what another process has put there.
+                self._engine.catch_up()
                 pause, failures = 0.0 if fetched.waits and fetched.tag and waited else usual, 0
                 self._tell("")
             except Exception as error:
@@ -170,6 +181,7 @@ class Downloaded:
                 failures += 1
                 pause = min(longest, 2.0 ** min(failures, 10)) * random.uniform(0.5, 1)  # noqa: S311
                 self._tell(_told(error))
+            asked_once.set()
         if lock is not None:
             lock.close()
 
@@ -193,8 +205,15 @@ class Downloaded:
     def _put(self, content: bytes) -> bool:
         """Put a bundle that is to be trusted, and newer than the present one, in its place at once and as a whole.
 
-        What is there already is left alone: all processes would load it again.
+        What is there already is left alone: all processes would load it again. One process after the other, so that
+        nobody replaces what is newer than what it has looked at.
         """
+        with self._file.with_name("putting").open("wb") as lock:
+            # Given back when the file is closed, or the process ends.
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+            return self._put_alone(content)
+
+    def _put_alone(self, content: bytes) -> bool:
         kept, present = self._present()
         if content == kept:
             return False
@@ -442,10 +461,13 @@ def _reporter(url: str, token_file: Path | None) -> Callable[[dict[str, Any]], N
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """Made once: reading the certificates that count takes 20 ms."""
+    """Made once in a process: reading the certificates that count takes 20 ms."""
     import httpx
 
     return httpx.create_ssl_context()
+
+
+os.register_at_fork(after_in_child=_tls.cache_clear)
 
 
 def _bearer(token_file: Path | None) -> dict[str, str]:

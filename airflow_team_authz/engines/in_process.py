@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 import threading
 import time
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from airflow_team_authz import forks
 from airflow_team_authz.bundles.archive import MAX_BYTES, BundleRefused, unpack
 from airflow_team_authz.compile import CompileError, compile_directory, fingerprint
 from airflow_team_authz.engines import Reply
@@ -41,6 +40,8 @@ POLL_SECONDS = 0.2
 # A new bundle is compiled in a hurry, and after this time again, for speed: all processes of a host do so at once, and
 # that one has it in force must not keep the others from it.
 _AGAIN_SECONDS = 2.0
+# How often a process that begins looks whether somebody is still writing, before it loads what there is.
+_MOST_LOOKS = 20
 
 
 class _InForce(NamedTuple):
@@ -56,6 +57,8 @@ class InProcess:
     A changed policy is in force within a second; a broken one is reported, and the last good one stays. With ``trust``
     a bundle has to be signed, and an older one than the present is refused. ``settled``: the file is never written in
     place, but replaced as a whole.
+    A forked process begins as a new one does: its first question is answered by what there is then. If that has changed
+    since the fork and is broken, it has no policy, since it cannot know which one was the last good.
     Raises ``PolicyBroken`` if there is no good one to begin with.
     """
 
@@ -66,15 +69,19 @@ class InProcess:
         self._settled = settled
         # What is wrong with what is there at present, if it is not in force, and with what is in force.
         self._refused = self._distrusted = ""
+        # Why this process has no policy, though its parent had one.
+        self._missing = ""
+        self._is_forked = False
         self._local = threading.local()
-        self._closed = False
-        self._wake = threading.Event()
+        self._closed = threading.Event()
+        self._starting, self._loading = threading.Lock(), threading.Lock()
+        self._watcher: threading.Thread | None = None
+        self._again = math.inf
         self._seen = self._fingerprint()
         self._in_force = _InForce(self._load(), Kept())
-        self._starting = threading.Lock()
-        self._watcher: threading.Thread | None = None
-        forget = weakref.WeakMethod(self._after_fork)
-        os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
+        forks.after_fork(self._after_fork)
+        # Also before the first question: whoever is forked until then is to have the newest.
+        self._watch()
 
     @property
     def _policy(self) -> Policy:
@@ -93,13 +100,16 @@ class InProcess:
     def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1, pace: float | None = None) -> Reply:
         """See ``Engine``. The machine of a failed evaluation is thrown away, whatever state it is in."""
         self._watch()
+        if self._missing:
+            raise PolicyBroken(self._missing)
         policy, kept = self._in_force
         key = kept.key(entrypoint, question)
         if (known := kept.get(key)) is not None:
             return Reply(known, policy.revision)
         machine: Machine | None = getattr(self._local, "machine", None)
         if machine is None or machine.policy is not policy:
-            machine = start(policy)
+            with forks.whole():
+                machine = start(policy)
         self._local.machine = None
         fuel = FUEL_BASE + size * FUEL_PER_RESOURCE + teams * FUEL_PER_TEAM
         if pace is not None:
@@ -114,16 +124,22 @@ class InProcess:
 
     def close(self) -> None:
         """Stop watching."""
-        self._closed = True
-        self._wake.set()
+        self._closed.set()
 
-    def look_now(self) -> None:
-        """Look at once whether the source has changed."""
-        self._wake.set()
+    def catch_up(self) -> None:
+        """Have in force what there is now, or report it, before this returns."""
+        self._look_at_keys()
+        now = self._fingerprint()
+        for _ in range(_MOST_LOOKS):
+            if now == self._seen or self._is_at_rest(now):
+                break
+            now = self._fingerprint()
+        self._replace_by(now, quick=True)
 
     def _after_fork(self) -> None:
-        self._starting, self._wake = threading.Lock(), threading.Event()
-        self._watcher = None
+        # Threads of the parent held these, or run on there only.
+        self._starting, self._loading = threading.Lock(), threading.Lock()
+        self._watcher, self._is_forked = None, True
         # The parent's machine is still good, but its memory would be copied page by page.
         self._local = threading.local()
         # Another thread of the parent may have held its lock.
@@ -172,45 +188,64 @@ class InProcess:
         watcher = self._watcher
         if watcher is None or not watcher.is_alive():
             with self._starting:
-                if (self._watcher is None or not self._watcher.is_alive()) and not self._closed:
-                    self._watcher = threading.Thread(target=self._poll, name="team-authz-policy", daemon=True)
-                    self._watcher.start()
+                if (self._watcher is None or not self._watcher.is_alive()) and not self._closed.is_set():
+                    self.catch_up()
+                    watcher = threading.Thread(target=self._poll, name="team-authz-policy", daemon=True)
+                    watcher.start()
+                    # Only now: who asks meanwhile waits for what there is.
+                    self._watcher = watcher
 
     def _poll(self) -> None:
-        pause, again = POLL_SECONDS, math.inf
-        while True:
-            self._wake.wait(pause)
-            if self._closed:
-                return
-            self._wake.clear()
+        pause = POLL_SECONDS
+        while not self._closed.wait(pause):
             began = time.thread_time()
             self._look_at_keys()
             now = self._fingerprint()
             # Looking takes a tenth of the time at most, however many files there are.
             pause = max(POLL_SECONDS, 9 * (time.thread_time() - began))
-            quick = now != self._seen
-            if not quick and time.monotonic() < again:
-                continue
-            if quick and not self._settled:
-                # Somebody may be writing still: load what two looks in a row agree on.
-                time.sleep(POLL_SECONDS / 2)
-                if self._fingerprint() != now:
-                    continue
-            self._seen, again = now, math.inf
+            if now != self._seen:
+                if self._is_at_rest(now):
+                    self._replace_by(now, quick=True)
+            elif time.monotonic() >= self._again:
+                self._replace_by(now, quick=False)
+
+    def _is_at_rest(self, fingerprint_: str) -> bool:
+        """Whether nobody is writing: two looks in a row have to agree."""
+        if self._settled:
+            return True
+        time.sleep(POLL_SECONDS / 2)
+        return self._fingerprint() == fingerprint_
+
+    def _replace_by(self, now: str, quick: bool) -> None:
+        """Load what has this fingerprint, once: another thread may have been faster."""
+        with self._loading, forks.whole():
+            if quick and now == self._seen:
+                return
+            self._again = math.inf
             try:
                 self._replace(self._load(quick))
-                self._refused = ""
+                self._refused = self._missing = ""
                 if quick:
                     log.info("policy revision %s of %s is in force", self._policy.revision, self._source)
-                    again = math.inf if self._source.is_dir() else time.monotonic() + _AGAIN_SECONDS
+                    self._again = math.inf if self._source.is_dir() else time.monotonic() + _AGAIN_SECONDS
             except PolicyBroken as error:
-                self._refused = str(error)
-                log.error("policy revision %s stays in force: %s", self._policy.revision, error)
+                self._refuse(str(error))
+                log.error("%s: %s", self._what_stays(), error)
             except Exception as error:
-                self._refused = repr(error)
-                log.exception(
-                    "policy revision %s stays in force: loading %s failed", self._policy.revision, self._source
-                )
+                self._refuse(repr(error))
+                log.exception("%s: loading %s failed", self._what_stays(), self._source)
+            # At the end: who is forked before has not seen it.
+            self._seen = now
+
+    def _refuse(self, why: str) -> None:
+        self._refused = why
+        if self._missing or (self._is_forked and self._watcher is None):
+            self._missing = f"the policy has changed since this process was forked, and it cannot be loaded: {why}"
+
+    def _what_stays(self) -> str:
+        if self._missing:
+            return "this process has no policy"
+        return f"policy revision {self._policy.revision} stays in force"
 
 
 def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False) -> Policy:

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from airflow_team_authz.compile import fingerprint
 from airflow_team_authz.engines import NOT_JSON, Reply
 from airflow_team_authz.files import TokenUnfit, check_token
 from airflow_team_authz.model import DeadlineExceeded, EngineError, Malformed, PolicyBroken, Undefined, Unreachable
@@ -67,6 +68,11 @@ class _Address(NamedTuple):
     path: str
 
 
+class _Tls(NamedTuple):
+    state: list[str]
+    context: ssl.SSLContext
+
+
 class _StaleError(Exception):
     """A kept connection turned out to be closed before anything was answered: worth one new try."""
 
@@ -76,8 +82,8 @@ class OpaServer:
 
     ``url`` is ``unix:///path/to/socket``, ``http://host:port`` or ``https://host:port``; ``ValueError`` if it is not.
     ``deadline_ms`` bounds the whole exchange about one resource; each further one of a list adds 0.1 ms. When it is
-    over the connection closes, which cancels the evaluation inside OPA. The token file is read at each new
-    connection, so that it can be rotated.
+    over the connection closes, which cancels the evaluation inside OPA. The files with the token, the certificates and
+    the key are looked at for each new connection, so that they can be rotated.
     """
 
     def __init__(
@@ -94,11 +100,10 @@ class OpaServer:
         self._deadline = deadline_ms / 1000
         self._token_file = token_file
         self._local = threading.local()
-        self._tls: ssl.SSLContext | None = None
+        self._ca_file, self._client_cert = ca_file, (client_cert_file, client_key_file)
+        self._made: _Tls | None = None
         if self._address.scheme == "https":
-            self._tls = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-            if client_cert_file is not None:
-                self._tls.load_cert_chain(client_cert_file, client_key_file)
+            self._tls()
 
     def query(
         self,
@@ -179,12 +184,25 @@ class OpaServer:
                 plain.connect(address.path)
             else:
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._tls is not None:
-                plain = self._tls.wrap_socket(plain, server_hostname=address.host)
+            if address.scheme == "https":
+                plain = self._tls().wrap_socket(plain, server_hostname=address.host)
         except BaseException:
             plain.close()
             raise
         return _Connection(plain, head, address.path if address.scheme != "unix" else "")
+
+    def _tls(self) -> ssl.SSLContext:
+        """Made anew when one of its files is another one."""
+        files = [self._ca_file, *self._client_cert]
+        state = [fingerprint(file) for file in files if file is not None]
+        made = self._made
+        if made is None or made.state != state:
+            context = ssl.create_default_context(cafile=str(self._ca_file) if self._ca_file else None)
+            certificate, key = self._client_cert
+            if certificate is not None:
+                context.load_cert_chain(certificate, key)
+            self._made = made = _Tls(state, context)
+        return made.context
 
     def _authorization(self) -> str:
         """The header line of the token, empty without one."""

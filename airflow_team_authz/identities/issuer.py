@@ -6,7 +6,7 @@ OpenID Connect Discovery 1.0 (https://openid.net/specs/openid-connect-discovery-
 from __future__ import annotations
 
 import json
-import os
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ import requests
 from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
+from airflow_team_authz import forks
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import KeysUnknown
 
@@ -27,6 +28,8 @@ ALGORITHMS = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )  # fmt: skip
 RENEW_SECONDS = 300.0
+# Keys that nobody has tried to renew for so long, as in a process without requests, are not used before that.
+OVERDUE_SECONDS = 600.0
 # Whoever makes up key ids must not make us ask the issuer for each.
 PAUSE_SECONDS = 1.0
 _TIMEOUT_SECONDS = 5.0
@@ -54,9 +57,14 @@ class Issuer:
         self._published: object = None
         self._asked = -RENEW_SECONDS
         self._failure = "nobody has asked yet"
-        self._pid = os.getpid()
+        self._tried = -math.inf
         self._lock = threading.Lock()
         self._fetching: Future[bool] | None = None
+        forks.after_fork(self._after_fork)
+
+    def _after_fork(self) -> None:
+        # What the parent knows may be hours old, and the thread that would renew it is not there.
+        self._tried, self._lock, self._fetching = -math.inf, threading.Lock(), None
 
     @property
     def keys(self) -> Keys | None:
@@ -64,6 +72,11 @@ class Issuer:
         if time.monotonic() - self._asked > RENEW_SECONDS:
             self.fetch()
         return self._keys
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether this process has not tried to renew the keys for long: who can wait for that is to do so."""
+        return time.monotonic() - self._tried > OVERDUE_SECONDS
 
     def required_keys(self) -> Keys:
         """``keys``, or ``KeysUnknown`` with what went wrong."""
@@ -77,9 +90,6 @@ class Issuer:
 
     def fetch(self) -> Future[bool]:
         """Ask for the keys anew, or join who does already: whether the issuer has answered."""
-        if self._pid != os.getpid():
-            # A forked child has no thread that would ever be done.
-            self._pid, self._lock, self._fetching = os.getpid(), threading.Lock(), None
         with self._lock:
             if self._fetching is None:
                 done: Future[bool] = Future()
@@ -109,7 +119,7 @@ class Issuer:
             if failure != self._failure:
                 log.warning("the keys of %s cannot be fetched: %s", self._discovery, failure)
         finally:
-            self._failure = failure
+            self._failure, self._tried = failure, time.monotonic()
             with self._lock:
                 self._fetching = None
             done.set_result(not failure)

@@ -49,11 +49,13 @@ class Tokens(Generic[T]):
         self._not_published: set[str] = set()
 
     async def prepare(self, token: str) -> None:
-        """Have at hand what verifying takes: waits, beside the event loop, for a key that is not known yet."""
+        """Have at hand what verifying takes: waits, beside the event loop, for a key that is not known yet, and for the
+        present keys where nobody has asked for long, as in a process that was forked.
+        """
         key_id = _key_id(token)
         # Twice: one that was under way already may have begun before the key was published.
         for _ in range(2):
-            if not key_id or self._is_known(key_id):
+            if not key_id or (self._is_known(key_id) and not self._issuer.is_overdue):
                 return
             answered = await asyncio.wrap_future(self._issuer.fetch())
             self._note(key_id, answered)

@@ -30,7 +30,7 @@ from airflow_team_authz.engines.downloads import Downloaded, bundle_name, open_s
 from airflow_team_authz.model import Evaluations, PolicyBroken, Resource, Subject
 from airflow_team_authz.settings import SettingsError, parse_settings
 from tests.bundles.conftest import lends
-from tests.conftest import REPOSITORY, errors, eventually
+from tests.conftest import REPOSITORY, errors, eventually, forked
 
 NAME = "production.wasm"
 QUESTION = Evaluations(Subject("user", "gus"), "read", [Resource("connection", "alpha", "pg")])
@@ -586,6 +586,71 @@ def test_a_forked_child_leaves_reporting_to_its_parent(web: Web, bundle: Make, o
     child.join()
     assert child.exitcode == 0
     assert {status["labels"]["pid"] for status in web.told} == {str(os.getpid())}
+
+
+@pytest.mark.parametrize("near", [False, True], ids=["web", "file"])
+def test_each_process_asks_for_the_newest_before_its_first_answer(
+    near: bool, web: Web, bundle: Make, open_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloads, "FIRST_SECONDS", 60.0)
+    url = f"file://{tmp_path}/{NAME}" if near else web.url
+
+    def publish(serial: int) -> None:
+        if near:
+            (tmp_path / "new").write_bytes(bundle(serial))
+            (tmp_path / "new").replace(tmp_path / NAME)
+        web.content = bundle(serial)
+
+    publish(10)
+    engine, point = open_engine(url)
+    with forked(lambda: version(point)) as ask, forked(lambda: version(point)) as later:
+        # As if nobody on the host downloaded: as after a fork whose parent has ended.
+        engine.close()
+        publish(11)
+        assert ask() == 11
+        publish(12)
+        assert later() == 12
+    publish(13)
+    assert version(open_engine(url)[1]) == 13
+
+
+def test_a_server_that_does_not_answer_holds_a_process_up_for_a_moment_only(
+    web: Web, bundle: Make, open_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.content = bundle(10)
+    open_engine(web.url)[0].close()
+    monkeypatch.setattr(downloads, "FIRST_SECONDS", 0.2)
+    web.trickles = "HTTP/1.1 200 OK\r\nX: "
+    _, point = open_engine(web.url)
+    with forked(lambda: version(point)) as ask:
+        assert [version(point), ask()] == [10, 10]
+
+
+def test_of_two_that_arrive_at_once_the_newer_one_stays(
+    web: Web, bundle: Make, open_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.content = bundle(10)
+    engine, _ = open_engine(web.url)
+    engine.close()
+    checking, go_on = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> str:
+        checking.set()
+        go_on.wait(60)
+        return ""
+
+    with monkeypatch.context() as patch, forked(lambda: engine._put(bundle(12))) as put:
+        patch.setattr(downloads, "trouble_at_start", slow)
+        older = threading.Thread(target=engine._put, args=(bundle(11),))
+        older.start()
+        assert checking.wait(30)
+        newer = threading.Thread(target=put)
+        newer.start()
+        time.sleep(0.5)
+        go_on.set()
+        older.join()
+        newer.join()
+    assert engine._present()[1] == 12
 
 
 def test_settings(tmp_path: Path) -> None:

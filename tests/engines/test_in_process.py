@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
 import re
 import shutil
 import tarfile
@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from airflow_team_authz import wasm
+from airflow_team_authz import forks, wasm
 from airflow_team_authz.bundles.archive import MAX_BYTES
 from airflow_team_authz.compile import ENTRYPOINTS, compile_directory
 from airflow_team_authz.engines import CHUNK, DecisionPoint, in_process
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import EngineError, Evaluations, Malformed, PolicyBroken, Resource, Subject, Undefined
-from tests.conftest import Engines, build, errors, eventually, opened, pack, restore, unpack, write
+from tests.conftest import Engines, build, errors, eventually, forked, opened, pack, restore, unpack, write
 
 Policy = Callable[[dict[str, str]], Path]
 Patch = pytest.MonkeyPatch
@@ -303,26 +303,91 @@ def test_each_thread_has_its_own_store_and_right_answers(policy: Policy, users: 
     assert all(len(threads) == 1 for threads in users.values())
 
 
-def test_a_forked_child_answers_and_notices_changes(policy: Policy) -> None:
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
+@pytest.fixture(scope="module")
+def bundles() -> dict[str, bytes]:
+    """Small ones, which are loaded in no time."""
+    rego = "package airflow.authz\ndecision := {}\nallowed := []\nwhoami := {}\n"
+    said = {
+        word: f'decisions := [{{"allow": true, "reasons": ["{word}"], "layer": "team"}}]' for word in ("one", "two")
+    }
+    return {"broken": b"broken"} | {word: build(rego + rule) for word, rule in said.items()}
 
-    def child() -> None:
-        there.send(verdict(decisions))
-        eventually(lambda: verdict(decisions) != ONE)
-        there.send(verdict(decisions))
 
-    with opened(policy(SITE)) as decisions:
-        assert verdict(decisions) == ONE
-        process = context.Process(target=child, daemon=True)
-        process.start()
-        assert here.poll(30)
-        assert here.recv() == ONE
+@pytest.fixture
+def place(tmp_path: Path, bundles: dict[str, bytes]) -> Callable[[str], Path]:
+    """Puts a small bundle into its place."""
+
+    def put(word: str) -> Path:
+        (tmp_path / "new").write_bytes(bundles[word])
+        return (tmp_path / "new").replace(tmp_path / "bundle.tar.gz")
+
+    return put
+
+
+def test_a_forked_child_decides_by_the_newest_from_its_first_question_on(place: Callable[[str], Path]) -> None:
+    with opened(place("one")) as decisions, forked(lambda: verdict(decisions)) as ask:
+        place("two")
+        assert ask() == TWO
+        place("one")
+        eventually(lambda: bool(ask() == ONE))
+        eventually(lambda: verdict(decisions) == ONE)
+
+
+def test_a_forked_child_compiles_a_directory_that_has_changed(policy: Policy) -> None:
+    with opened(policy(SITE)) as decisions, forked(lambda: verdict(decisions)) as ask:
         policy(SECOND)
-        assert here.poll(30)
-        assert here.recv() == TWO
-        process.join(30)
-        assert process.exitcode == 0
+        assert ask() == TWO
+
+
+def test_who_opens_an_engine_keeps_up_for_those_it_forks(place: Callable[[str], Path], caplog: Log) -> None:
+    """Also if nobody asks it, as in what forks the workers of a server, and if what came last is broken."""
+    with opened(place("one")) as decisions:
+        engine: Any = decisions._engine
+        first = engine._policy
+        place("two")
+        eventually(lambda: engine._policy is not first)
+        place("broken")
+        eventually(lambda: bool(errors(caplog)))
+        with forked(lambda: verdict(decisions)) as ask:
+            assert ask() == TWO
+
+
+def test_a_child_that_cannot_have_the_newest_has_none(place: Callable[[str], Path], caplog: Log) -> None:
+    """It cannot know which one was the last good: a right that it would give may have been withdrawn meanwhile."""
+    with opened(place("one")) as decisions, forked(lambda: verdict(decisions)) as ask:
+        place("two")
+        eventually(lambda: verdict(decisions) == TWO)
+        place("broken")
+        eventually(lambda: bool(errors(caplog)))
+        for _ in range(2):
+            assert isinstance(refused := ask(), PolicyBroken)
+            assert "has changed since this process was forked, and it cannot be loaded: the" in str(refused)
+        assert verdict(decisions) == TWO
+        place("two")
+        eventually(lambda: bool(ask() == TWO))
+
+
+def test_a_fork_in_the_middle_of_a_change_leaves_the_child_neither_old_nor_stuck(
+    place: Callable[[str], Path], monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(forks, "LONGEST_SECONDS", 0.1)
+    loading, go_on, load = threading.Event(), threading.Event(), InProcess._load
+    parent = os.getpid()
+
+    def slow_in_parent(engine: InProcess, quick: bool = False) -> in_process.Policy:
+        if os.getpid() == parent and quick:
+            loading.set()
+            go_on.wait(60)
+        return load(engine, quick)
+
+    monkeypatch.setattr(InProcess, "_load", slow_in_parent)
+    with opened(place("one")) as decisions:
+        place("two")
+        assert loading.wait(30)
+        with forked(lambda: verdict(decisions)) as ask:
+            assert ask() == TWO
+        go_on.set()
+        eventually(lambda: verdict(decisions) == TWO)
 
 
 def test_the_revision_is_named_and_reasons_are_unicode(either: DecisionPoint, site: Engines) -> None:

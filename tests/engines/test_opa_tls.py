@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from airflow_team_authz.model import DeadlineExceeded, EngineError, Evaluations, Malformed, Resource, Unreachable
-from tests.engines.fake_opa import BAD_ANSWERS, DEADLINE_MS, GOOD, QUESTION, Connect, FakeOpa, allow, answer
+from tests.conftest import forked
+from tests.engines.fake_opa import ALLOW, BAD_ANSWERS, DEADLINE_MS, GOOD, QUESTION, Connect, FakeOpa, allow, answer
 
 
 class Certificates:
@@ -94,6 +95,23 @@ def test_tls_is_checked_against_the_own_authority(connect: Connect, ours: Certif
         with pytest.raises(Unreachable, match="localhost"):
             connect(url.replace("127.0.0.1", "localhost"), DEADLINE_MS, ours.ca).decide(QUESTION)
         assert len(fake.questions) == 3
+
+
+def test_another_authority_counts_from_the_next_connection_on(
+    connect: Connect, ours: Certificates, tmp_path: Path
+) -> None:
+    file = tmp_path / "trusted.pem"
+    file.write_bytes(ours.ca.read_bytes())
+    with tls_server(ours) as (fake, url):
+        decisions = connect(url, DEADLINE_MS, file)
+        assert allow(decisions) is True
+        file.write_bytes(Certificates(tmp_path, "theirs").ca.read_bytes())
+        with forked(lambda: allow(decisions)) as ask:
+            assert "CERTIFICATE_VERIFY_FAILED" in str(ask())
+        fake.answers = [answer(ALLOW, "200 OK", "Connection: close")]
+        decisions.decide(QUESTION)
+        with pytest.raises(Unreachable, match="CERTIFICATE_VERIFY_FAILED"):
+            decisions.decide(QUESTION)
 
 
 def test_a_client_certificate_is_shown(connect: Connect, ours: Certificates, tmp_path: Path) -> None:

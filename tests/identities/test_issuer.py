@@ -22,7 +22,7 @@ from airflow_team_authz.identities import issuer as module  # noqa: E402
 from airflow_team_authz.identities.issuer import Issuer  # noqa: E402
 from airflow_team_authz.identities.tokens import NotVerified, Tokens  # noqa: E402
 from airflow_team_authz.model import KeysUnknown  # noqa: E402
-from tests.conftest import eventually  # noqa: E402
+from tests.conftest import eventually, forked  # noqa: E402
 
 KEY = rsa.generate_private_key(65537, 2048)
 PUBLIC = {
@@ -290,6 +290,30 @@ def test_a_forked_child_asks_for_itself(fake: FakeIssuer) -> None:
     _, code = os.waitpid(child, 0)
     hold.set()
     assert os.waitstatus_to_exitcode(code) == 0
+
+
+def test_who_forked_or_has_long_asked_nobody_believes_no_withdrawn_key(
+    fake: FakeIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
+    tokens, text = fake.tokens(), token()
+    assert read(tokens, text) == ["g"]
+    with forked(lambda: read(tokens, text)) as ask:
+        other = rsa.generate_private_key(65537, 2048)
+        fake.publish({**PUBLIC, **jwt.algorithms.RSAAlgorithm.to_jwk(other.public_key(), as_dict=True), "kid": "two"})
+        assert isinstance(ask(), NotVerified)
+    assert read(tokens, text) == ["g"]
+    monkeypatch.setattr(module, "OVERDUE_SECONDS", 0.0)
+    with pytest.raises(NotVerified):
+        read(tokens, text)
+
+
+def test_what_is_known_before_a_fork_counts_while_the_issuer_is_gone(fake: FakeIssuer) -> None:
+    tokens, text = fake.tokens(), token()
+    assert read(tokens, text) == ["g"]
+    with forked(lambda: read(tokens, text)) as ask:
+        fake.answers["/discovery"] = status(503)
+        assert ask() == ["g"]
 
 
 def test_tokens_are_not_kept(fake: FakeIssuer) -> None:
