@@ -233,8 +233,9 @@ class Readable:
 
     def _rows(self, statement: Any) -> Sequence[Any]:
         assert self._session is not None  # noqa: S101
-        with requests.unfiltered(), self._session.no_autoflush:
-            return self._session.execute(statement).all()
+        # By the connection: no objects are wanted, and a session takes twice as long for rows.
+        with requests.unfiltered():
+            return self._session.connection().execute(statement).all()
 
     def _dags(self) -> list[_Dag]:
         statement = select(DagModel.dag_id, DagModel.bundle_name, DagModel.relative_fileloc)
