@@ -89,7 +89,7 @@ def trouble_with(wasm: bytes) -> str:
     does; empty if nothing does.
     """
     try:
-        wasmtime.Module.validate(wasmtime.Engine(), wasm)
+        wasmtime.Module.validate(wasmtime.Engine(_config()), wasm)
     except wasmtime.WasmtimeError as error:
         return " ".join(str(error).split())
     # OPA's compiler has their names in the module's data.
@@ -170,11 +170,8 @@ def compiled(
 
     ``quick``: in three quarters of the time, and slower when it decides.
     """
-    config = wasmtime.Config()
+    config = _config()
     config.consume_fuel = True
-    # wasmtime's compiler threads are gone in a forked child, and it would wait for them for ever: even if only its
-    # parent has had them.
-    config.parallel_compilation = False
     config.cranelift_opt_level = "none" if quick else "speed"
     engine = wasmtime.Engine(config)
     try:
@@ -188,6 +185,14 @@ def compiled(
             f"and {mebibytes(MAX_START_PAGES)} may be"
         )
     return policy
+
+
+def _config() -> wasmtime.Config:
+    config = wasmtime.Config()
+    # wasmtime's threads, which compile and validate, are gone in a forked child, and it would wait for them for ever:
+    # even if only its parent has had them.
+    config.parallel_compilation = False
+    return config
 
 
 def mebibytes(pages: int) -> int:

@@ -609,6 +609,7 @@ def test_each_process_asks_for_the_newest_before_its_first_answer(
         publish(11)
         assert ask() == 11
         publish(12)
+        eventually(lambda: bool(ask() == 12))
         assert later() == 12
     publish(13)
     assert version(open_engine(url)[1]) == 13
