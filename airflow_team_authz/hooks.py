@@ -26,6 +26,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "airflow.dag_processing.collection": ("airflow_team_authz.doors.pools", "airflow_team_authz.doors.names"),
     "airflow.dag_processing.manager": ("airflow_team_authz.doors.names",),
     "airflow.dag_processing.processor": ("airflow_team_authz.identities.machines",),
+    "airflow.jobs.scheduler_job_runner": ("airflow_team_authz.doors.lent_pools",),
     "airflow.jobs.triggerer_job_runner": ("airflow_team_authz.identities.machines",),
     "airflow.models.connection_test": ("airflow_team_authz.doors.connection_tests",),
     "airflow.models.dag": ("airflow_team_authz.doors.names",),
@@ -34,6 +35,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "airflow_team_authz.identities.machines",
         "airflow_team_authz.doors.task_log",
     ),
+    "airflow.ti_deps.deps.pool_slots_available_dep": ("airflow_team_authz.doors.lent_pools",),
 }
 
 
