@@ -31,15 +31,21 @@ def subject_of_token(task_instance_id: UUID, session: Session) -> Subject | None
 
 
 def task(task_instance_id: UUID, session: Session) -> Subject | None:
-    """The task of a task instance, with the team of its Dag; ``None`` if there is no such task instance."""
+    """The task of a task instance, with the team of its Dag; ``None`` if there is no such task instance.
+
+    Airflow gives the row of a task a new id for each attempt, and keeps the old one in the history. What an attempt
+    does after that, such as its callbacks, it does as the same task.
+    """
     from airflow.models.taskinstance import TaskInstance
+    from airflow.models.taskinstancehistory import TaskInstanceHistory
     from sqlalchemy import select
 
-    columns = (TaskInstance.dag_id, TaskInstance.task_id, TaskInstance.run_id)
-    row = session.execute(select(*columns).where(TaskInstance.id == task_instance_id)).one_or_none()
-    if row is None:
-        return None
-    return task_of_dag(row.dag_id, row.task_id, row.run_id, teams_of_dags([row.dag_id], session)[row.dag_id])
+    # In this order: a row that has just got its new id is in the history by then.
+    for attempt, id_ in ((TaskInstance, TaskInstance.id), (TaskInstanceHistory, TaskInstanceHistory.task_instance_id)):
+        columns = (attempt.dag_id, attempt.task_id, attempt.run_id)
+        if (row := session.execute(select(*columns).where(id_ == task_instance_id)).one_or_none()) is not None:
+            return task_of_dag(*row, teams_of_dags([row.dag_id], session)[row.dag_id])
+    return None
 
 
 def task_of_dag(dag_id: str, task_id: str, run_id: str, team_id: str | None) -> Subject:

@@ -24,6 +24,7 @@ from airflow.models.asset import AssetActive, AssetModel, AssetWatcherModel, Tas
 from airflow.models.dagbundle import DagBundleModel
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
+from airflow.models.taskinstancehistory import TaskInstanceHistory
 from airflow.models.team import Team
 from airflow.models.trigger import Trigger
 from airflow.secrets import BaseSecretsBackend
@@ -48,6 +49,10 @@ DAGS = {"alpha": "alpha_daily", "beta": "beta_daily", None: "daily"}
 # A task instance of each team's Dag, with its pool.
 INSTANCES = {team_id: uuid4() for team_id in DAGS}
 STRANGERS_POOL = uuid4()
+# An attempt of the same task as alpha's instance, which is archived since its row is the next attempt's, ...
+ARCHIVED = uuid4()
+# ... and one that is gone with everything.
+GONE = uuid4()
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,12 @@ def filled(database: None) -> None:  # noqa: ARG001
             session.execute(insert(DagRun).values(id=number + 1, run_after=_now(), log_template_id=1, **run))
             _add_instance(session, INSTANCES[team_id], dag_id, "work", "default_pool")
         _add_instance(session, STRANGERS_POOL, "alpha_daily", "greedy", "beta_pool")
+        for index, id_ in enumerate((ARCHIVED, GONE)):
+            _add_instance(session, id_, "alpha_daily", "work", "default_pool", map_index=index)
+            session.get_one(TaskInstance, id_).prepare_db_for_next_try(session)
+        session.flush()
+        for row in (TaskInstance, TaskInstanceHistory):
+            session.execute(delete(row).where(row.map_index == 1))
         session.add(Variable(key="alpha_old", val="1", team_name="alpha"))
         session.add_all(AssetActive(name=str(id_), uri=f"s3://{id_}") for id_ in (1, 2))
         session.add(TaskOutletAssetReference(asset_id=1, dag_id="alpha_daily", task_id="work"))
@@ -72,8 +83,8 @@ def _now() -> Any:
     return timezone.utcnow()
 
 
-def _add_instance(session: Any, id_: UUID, dag_id: str, task_id: str, pool: str) -> None:
-    values = {"pool_slots": 1, "priority_weight": 1, "try_number": 1, "max_tries": 0, "map_index": -1}
+def _add_instance(session: Any, id_: UUID, dag_id: str, task_id: str, pool: str, map_index: int = -1) -> None:
+    values = {"pool_slots": 1, "priority_weight": 1, "try_number": 1, "max_tries": 0, "map_index": map_index}
     named = {"dag_id": dag_id, "task_id": task_id, "run_id": "r", "pool": pool, "state": "queued"}
     session.execute(insert(TaskInstance).values(id=id_, queue="default", operator="x", **named, **values))
 
@@ -136,11 +147,15 @@ SCENES: dict[str, tuple[str, str, dict[str, str], dict[str, Any]]] = {
 }
 
 
+ATTEMPTS: dict[str, str | UUID] = {"the present attempt": "alpha", "an archived attempt": ARCHIVED}
+
+
+@pytest.mark.parametrize("attempt", ATTEMPTS)
 @pytest.mark.parametrize("scene", SCENES)
-def test_a_task_reaches_its_own_and_not_anothers(api: Api, scene: str) -> None:
+def test_a_task_reaches_its_own_and_not_anothers(api: Api, scene: str, attempt: str) -> None:
     method, path, ids, more = SCENES[scene]
     before = _everything()
-    refused = api.call("alpha", method, path.format(ids["beta"]), **more)
+    refused = api.call(ATTEMPTS[attempt], method, path.format(ids["beta"]), **more)
     assert refused.status_code == 403
     if method != "HEAD":
         assert refused.json()["detail"]["reason"] == "access_denied"
@@ -151,7 +166,7 @@ def test_a_task_reaches_its_own_and_not_anothers(api: Api, scene: str) -> None:
     assert [entrypoint for entrypoint, _ in api.engine.asked].count("decisions") == 1
 
     api.engine.asked.clear()
-    mine = api.call("alpha", method, path.format(ids["alpha"]), **more)
+    mine = api.call(ATTEMPTS[attempt], method, path.format(ids["alpha"]), **more)
     assert mine.status_code not in {401, 403, 503}
     assert len(api.engine.asked) == 1
 
@@ -541,9 +556,58 @@ def test_the_table_reads_the_parameters_that_the_handler_takes(filled: None, abo
     assert (in_path | in_query) - WITHIN <= path.read | query.read
 
 
-def test_a_token_of_no_task_gets_nothing(api: Api) -> None:
-    gone = uuid4()
-    for method, path in (("GET", "connections/db"), ("GET", "variables/keys"), ("GET", "dags/daily")):
+def test_an_archived_attempt_has_what_its_task_has(api: Api) -> None:
+    own = "xcoms/alpha_daily/r/work/left"
+    assert api.call(ARCHIVED, "POST", own, params={"map_index": 0}, json="1").status_code == 201
+    for who in ATTEMPTS.values():
+        assert api.call(who, "GET", own, params={"map_index": 0}).json() == {"key": "left", "value": "1"}
+    assert api.call(ARCHIVED, "DELETE", own, params={"map_index": 0}).status_code == 200
+    assert api.engine.asked[-1][1]["subject"] == api.engine.asked[0][1]["subject"]
+    assert read(api, ARCHIVED, "db") == read(api, "alpha", "db")
+    if WITH_STATE:
+        keys = api.call(ARCHIVED, "GET", "variables/keys")
+        assert keys.json() == api.call("alpha", "GET", "variables/keys").json()
+        assert "alpha_key" in keys.json()["keys"]
+
+
+_AT = "2026-01-01T00:00:00Z"
+REPORTS: dict[str, tuple[str, str, Any]] = {
+    "starts": ("PATCH", "run", {"state": "running", "hostname": "h", "unixname": "u", "pid": 1, "start_date": _AT}),
+    "succeeds": ("PATCH", "state", {"state": "success", "end_date": _AT}),
+    "fails": ("PATCH", "state", {"state": "failed", "end_date": _AT}),
+    "tries again": ("PATCH", "state", {"state": "up_for_retry", "end_date": _AT}),
+    "lives": ("PUT", "heartbeat", {"hostname": "h", "pid": 1}),
+    "skips": ("PATCH", "skip-downstream", {"tasks": ["work"]}),
+    "renders": ("PUT", "rtif", {"x": "1"}),
+    "renders its index": ("PATCH", "rendered-map-index", "x"),
+}
+
+
+@pytest.mark.parametrize("report", REPORTS)
+@pytest.mark.parametrize("gone", [ARCHIVED, GONE], ids=["archived", "gone"])
+def test_an_archived_attempt_reports_nothing_of_the_next(api: Api, report: str, gone: UUID) -> None:
+    method, path, body = REPORTS[report]
+    assert settings.Session is not None
+    with settings.Session() as session:
+        following = session.scalar(select(TaskInstance.id).where(TaskInstance.map_index == 0))
+        before = session.execute(select(TaskInstance.__table__)).all()
+    assert following is not None
+    answer = api.call(gone, method, f"task-instances/{gone}/{path}", json=body)
+    assert answer.status_code in {403, 404, 410}, answer.text
+    # The token is for this attempt alone.
+    assert api.call(gone, method, f"task-instances/{following}/{path}", json=body).status_code == 403
+    with settings.Session() as session:
+        assert session.execute(select(TaskInstance.__table__)).all() == before
+
+
+@pytest.mark.parametrize("gone", [uuid4(), GONE], ids=["never there", "deleted"])
+def test_a_token_of_no_task_gets_nothing(api: Api, gone: UUID) -> None:
+    for method, path in (
+        ("GET", "connections/db"),
+        ("GET", "variables/keys"),
+        ("GET", "dags/daily"),
+        ("GET", XCOM.format("daily")),
+    ):
         answer = api.call(gone, method, path)
         assert answer.status_code == 403
         assert "not there any more" in answer.json()["detail"]["message"]
@@ -675,6 +739,7 @@ ACTING = {
     "a team's triggerer": ("beta", lambda _: machines.triggerer("beta")),
     "the common triggerer": (None, lambda _: machines.triggerer(None)),
     "a task that is tested": ("beta", lambda session: machines.task(INSTANCES["beta"], session)),
+    "a task that is tested, after its attempt": ("alpha", lambda session: machines.task(ARCHIVED, session)),
 }
 _HERE = {getattr(route, "path", "") for route in execution_api_router.routes}
 ABOUT_A_TASK = [about for about in routes.ROUTES if "{task_instance_id}" in about[1] and about[1] in _HERE]
@@ -802,7 +867,7 @@ def betas_rows(filled: None) -> Iterator[None]:  # noqa: ARG001
         session.commit()
 
 
-def read(api: Api, who: str | None, name: str) -> set[str]:
+def read(api: Api, who: str | UUID | None, name: str) -> set[str]:
     """What a task gets: the host of a connection and the value of a variable, or the status."""
     connection = api.call(who, "GET", f"connections/{name}")
     variable = api.call(who, "GET", f"variables/{name}")
