@@ -67,11 +67,14 @@ def _as_compared(find: Callable[..., dict[str, str | None]]) -> Callable[..., di
 def _of_slots_alone(statuses: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     """Why a task waits for its pool, apart from whose that is, which not everybody may know who may see the task."""
 
-    def of_slots(self: Any, ti: Any, dep_context: Any = None, *, session: Any) -> Iterator[Any]:
+    def of_slots(self: Any, ti: Any, *arguments: Any, **named: Any) -> Iterator[Any]:
         from airflow.models.pool import Pool
         from sqlalchemy import select
+        from sqlalchemy.orm import Session
         from sqlalchemy.orm.attributes import set_committed_value
 
+        # Airflow 3.2 has its place before the dependency's context.
+        session = next(given for given in (*arguments, *named.values()) if isinstance(given, Session))
         statement = select(Pool).where(Pool.pool == ti.pool)
         with requests.unfiltered():
             there = session.scalar(statement) is not None
@@ -79,9 +82,15 @@ def _of_slots_alone(statuses: Callable[..., Iterator[Any]]) -> Callable[..., Ite
         if there and pool is None:
             yield self._passing_status(reason=f"Pool {ti.pool} is there, and how full it is may not be told here")
             return
-        if pool is not None and pool.team_name:
-            # Only as the comparison reads it: a committed value is nothing to be written.
-            set_committed_value(pool, "team_name", OwningTeam(pool.team_name))
-        yield from statuses(self, ti, dep_context, session=session)
+        owner = None if pool is None else pool.team_name
+        if not owner:
+            yield from statuses(self, ti, *arguments, **named)
+            return
+        # Only as the comparison reads it: a committed value is nothing to be written.
+        set_committed_value(pool, "team_name", OwningTeam(owner))
+        try:
+            yield from statuses(self, ti, *arguments, **named)
+        finally:
+            set_committed_value(pool, "team_name", owner)
 
     return of_slots
