@@ -174,3 +174,52 @@ def test_the_documentation_says_what_becomes_of_a_comparison(place: str) -> None
 )
 def test_a_comparison_is_recognized(code: str, is_one: bool) -> None:
     assert any(compares_teams(node) for node in ast.walk(ast.parse(code))) is is_one
+
+
+def reads_the_class_path(node: ast.AST) -> bool:
+    """Whether it asks for ``[core] auth_manager``, or sets it."""
+    if isinstance(node, ast.Constant):
+        return node.value == "AIRFLOW__CORE__AUTH_MANAGER"
+    if not isinstance(node, ast.Call):
+        return False
+    return "auth_manager" in {
+        part.value for part in (*node.args, *(named.value for named in node.keywords)) if isinstance(part, ast.Constant)
+    }
+
+
+def asks_for_its_class(node: ast.AST) -> bool:
+    """Whether it compares the auth manager's class: a subclass, as the one of this package, passes."""
+    called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+    return (
+        called in {"isinstance", "issubclass"}
+        and mentions(node, "authmanager")
+        and not mentions(node, "authmanageruser")
+    )
+
+
+# What each of them means with this package is in docs/logins.md, which names these.
+READS_THE_CLASS_PATH: dict[Place, int] = {
+    ("api_fastapi/app.py", "get_auth_manager_cls"): 1,
+    ("cli/cli_parser.py", ""): 1,
+    ("cli/commands/standalone_command.py", "StandaloneCommand.calculate_env"): 3,
+    ("configuration.py", "initialize_auth_manager"): 1,
+    ("dag_processing/collection.py", "_serialize_dag_capturing_errors"): 1,
+    ("utils/db_cleanup.py", ""): 1,
+}
+# Of these a subclass is one.
+ASKS_FOR_ITS_CLASS: dict[Place, int] = {
+    ("api_fastapi/app.py", "create_auth_manager"): 2,
+    ("providers/fab/auth_manager/api_fastapi/routes/login.py", "_get_flask_app"): 1,
+    ("providers/fab/www/app.py", "create_app"): 1,
+    ("providers/fab/www/utils.py", "get_fab_auth_manager"): 1,
+}
+
+
+def test_each_look_at_the_class_path_of_the_auth_manager_is_reviewed() -> None:
+    assert dict(places("auth_manager", reads_the_class_path)) == READS_THE_CLASS_PATH
+    assert dict(places("authmanager", asks_for_its_class)) == ASKS_FOR_ITS_CLASS
+
+
+@pytest.mark.parametrize("module", sorted(module for module, _ in READS_THE_CLASS_PATH))
+def test_the_documentation_says_what_a_look_at_the_class_path_means(module: str) -> None:
+    assert f"`airflow/{module}`" in (REPOSITORY / "docs/logins.md").read_text()

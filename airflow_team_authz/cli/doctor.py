@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from airflow_team_authz.model import Evaluations
 
 WRONG = 1
-MANAGER = "airflow_team_authz.TeamAuthManager"
 _HOOKS = "airflow_team_authz.hooks"
 _NAME = "team-authz-doctor"
 
@@ -81,7 +80,7 @@ def examine(policy: Path | None, opa_url: str | None, role: str) -> Iterator[Che
 
 
 def _airflow_checks(readable: bool) -> Iterator[Check]:
-    from airflow_team_authz.settings import read_installation
+    from airflow_team_authz.settings import MANAGER, another_manager, read_installation
 
     airflow = read_installation()
     if readable:
@@ -90,7 +89,7 @@ def _airflow_checks(readable: bool) -> Iterator[Check]:
     yield Check(
         "auth manager",
         airflow.auth_manager == MANAGER,
-        f"[core] auth_manager is {airflow.auth_manager}",
+        another_manager() or f"[core] auth_manager is {MANAGER}; `airflow standalone` has SimpleAuthManager instead",
         "" if airflow.auth_manager == MANAGER else f"set [core] auth_manager = {MANAGER}, or nothing here is asked",
     )
     yield Check(

@@ -10,11 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from airflow_team_authz.cli.doctor import MANAGER
 from airflow_team_authz.cli.engine import Named
 from airflow_team_authz.cli.opa_admin import server_checks, version_check
 from airflow_team_authz.cli.words import resource_words
 from airflow_team_authz.engines.opa_server import OpaServer
+from airflow_team_authz.settings import MANAGER
 
 
 def checks(result):
