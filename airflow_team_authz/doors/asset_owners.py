@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from airflow.models import DagModel
@@ -14,13 +14,10 @@ from airflow.models.asset import (
 )
 from airflow.models.team import dag_bundle_team_association_table
 from airflow.models.trigger import Trigger
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select, union_all
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
-
-# Since when, which asset, and whose.
-_Claim = tuple[Any, int, str | None]
 
 
 def producing_teams(session: Session, asset_ids: Collection[int] | None = None) -> dict[int, str | None]:
@@ -28,42 +25,38 @@ def producing_teams(session: Session, asset_ids: Collection[int] | None = None) 
 
     Assets that nobody produces or watches are not in it. Without ``asset_ids`` it is about all assets.
     """
-    claims = _of_dags(TaskOutletAssetReference, session, asset_ids)
+    claims = [_of_dags(TaskOutletAssetReference)]
     # Airflow 3.2 knows no teams of triggers.
     if (team_of_trigger := getattr(Trigger, "team_name", None)) is not None:
-        columns = (Trigger.created_date, AssetWatcherModel.asset_id, team_of_trigger)
-        watching = select(*columns).join(Trigger, AssetWatcherModel.trigger_id == Trigger.id)
-        if asset_ids is not None:
-            watching = watching.where(AssetWatcherModel.asset_id.in_(asset_ids))
-        claims += [(since, asset_id, team_id) for since, asset_id, team_id in session.execute(watching)]
-    return _first(claims)
+        columns = (AssetWatcherModel.asset_id, team_of_trigger.label("team_id"), Trigger.created_date.label("since"))
+        claims.append(select(*columns).join(Trigger, AssetWatcherModel.trigger_id == Trigger.id))
+    return _first(claims, session, asset_ids)
 
 
 def using_teams(session: Session) -> dict[int, str | None]:
     """The team whose Dag has waited for, or read, each asset for longest."""
-    return _first(
-        claim
-        for reference in (DagScheduleAssetReference, TaskInletAssetReference)
-        for claim in _of_dags(reference, session, None)
-    )
+    return _first([_of_dags(DagScheduleAssetReference), _of_dags(TaskInletAssetReference)], session, None)
 
 
-def _of_dags(reference: Any, session: Session, asset_ids: Collection[int] | None) -> list[_Claim]:
+def _of_dags(reference: Any) -> Select[Any]:
+    """Which team claims which asset since when, by a Dag."""
     team = dag_bundle_team_association_table.c
-    statement = (
-        select(func.min(reference.created_at), reference.asset_id, team.team_name)
+    return (
+        select(reference.asset_id, team.team_name.label("team_id"), reference.created_at.label("since"))
         # A Dag that is gone was once common, as far as anybody can tell.
         .outerjoin(DagModel, DagModel.dag_id == reference.dag_id)
         .outerjoin(dag_bundle_team_association_table, team.dag_bundle_name == DagModel.bundle_name)
-        .group_by(reference.asset_id, team.team_name)
     )
+
+
+def _first(
+    claims: Collection[Select[Any]], session: Session, asset_ids: Collection[int] | None
+) -> dict[int, str | None]:
+    """The team with the oldest claim to each asset. The database compares the times: there may be many of them."""
+    claim = union_all(*claims).subquery().c
+    statement = select(claim.asset_id, claim.team_id).group_by(claim.asset_id, claim.team_id)
     if asset_ids is not None:
-        statement = statement.where(reference.asset_id.in_(asset_ids))
-    return [(since, asset_id, team_id) for since, asset_id, team_id in session.execute(statement)]
-
-
-def _first(claims: Iterable[_Claim]) -> dict[int, str | None]:
-    owners: dict[int, str | None] = {}
-    for _, asset_id, team_id in sorted(claims, key=lambda claim: (claim[0], claim[2] or "")):
-        owners.setdefault(asset_id, team_id)
-    return owners
+        statement = statement.where(claim.asset_id.in_(asset_ids))
+    oldest_last = statement.order_by(func.min(claim.since).desc(), func.coalesce(claim.team_id, "").desc())
+    rows: Any = session.connection().execute(oldest_last)
+    return dict(rows.all())

@@ -16,6 +16,7 @@ from sqlalchemy import exists, insert, or_, select, update
 
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import requests
+from airflow_team_authz.settings import SettingsError
 from airflow_team_authz.texts import fitting
 
 if TYPE_CHECKING:
@@ -169,11 +170,22 @@ def _guard_references(module: Any) -> None:
 
 
 def _refusal(dag_id: str, home: Home, bundle_name: str) -> str:
+    taken = "is taken already" if _conceals() else f"belongs to {home}, which declared it first"
     return (
-        f"Dag {dag_id} belongs to {home}, which declared it first; bundle {bundle_name} changes nothing of it. "
+        f"Dag {dag_id} {taken}; bundle {bundle_name} changes nothing of it. "
         "Use another dag_id, or ask the platform's administrators to give the Dag to this bundle: "
         f"`team-authz dags move {dag_id} --to {quote(bundle_name)}`"
     )
+
+
+def _conceals() -> bool:
+    """Whether nobody is told whose something is; so too when the settings cannot be read."""
+    from airflow_team_authz.doors.deciding import settings
+
+    try:
+        return settings().refusals == "conceal"
+    except SettingsError:
+        return True
 
 
 def _others(bundle_name: str, dag_ids: Iterable[str], session: Session, locked: bool = False) -> dict[str, Home]:

@@ -111,7 +111,13 @@ class Named(NamedTuple):
 
     def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:
         scope = readable.named(self.type, writes)
-        return None if scope.everything else getattr(entity, self.column).in_(scope.ids)
+        if scope.everything:
+            return None
+        of_teams: dict[str | None, set[str]] = {}
+        for name, team_id in scope.ids:
+            of_teams.setdefault(team_id, set()).add(name)
+        column = getattr(entity, self.column)
+        return or_(false(), *(and_(entity.team_name == team_id, column.in_(of_teams[team_id])) for team_id in of_teams))
 
     def resources(self, row: Any, session: Session) -> set[Resource]:  # noqa: ARG002
         # The team that it had, and the one that it goes to.

@@ -43,7 +43,10 @@ _NAMED: dict[str, tuple[Any, Any]] = {
 
 
 class Scope(NamedTuple):
-    """Ids that are allowed; with ``everything`` there is nothing else, nor any row whose owner is gone."""
+    """Ids that are allowed; with ``everything`` there is nothing else, nor any row whose owner is gone.
+
+    Of what has a name and a team of its own, each id is a pair of both: a name alone says nothing of who has it.
+    """
 
     everything: bool
     ids: Collection[Any]
@@ -100,14 +103,14 @@ class Readable:
     def named(self, type_: str, writes: bool) -> Scope:
         """Connections, pools or variables that may be read; or with ``writes``, changed."""
         opened = {
-            str(resource.id)
+            (str(resource.id), resource.team_id)
             for action, resource in self._request.allowed
             if resource.type == type_ and resource.id is not UNSET and (not writes or action not in READS)
         }
         if self._is_task():
             return Scope(False, opened)
         listed = self.kept(("named", type_, writes), lambda: self._listed_named(type_, writes))
-        return Scope(False, {*listed.ids, *opened})
+        return listed if listed.everything else Scope(False, {*listed.ids, *opened})
 
     def bundles(self, entity: str) -> Collection[str]:
         """Dag bundles of which this part may be read, for each Dag that its team has or will have."""
@@ -176,7 +179,9 @@ class Readable:
 
     def _listed_named(self, type_: str, writes: bool) -> Scope:
         resources = [Resource(type_, team_id, id_) for id_, team_id in self._rows(select(*_NAMED[type_]))]
-        return Scope(False, {str(resource.id) for resource in self._allowed("update" if writes else "read", resources)})
+        allowed = self._allowed("update" if writes else "read", resources)
+        everything = len(allowed) == len(resources) and not writes and self.platform("rows_without_owner")
+        return Scope(everything, {(str(resource.id), resource.team_id) for resource in allowed})
 
     def _readable_bundles(self, entity: str) -> Collection[str]:
         teams = self._teams_of_bundles()
@@ -228,8 +233,9 @@ class Readable:
 
     def _rows(self, statement: Any) -> Sequence[Any]:
         assert self._session is not None  # noqa: S101
-        with requests.unfiltered(), self._session.no_autoflush:
-            return self._session.execute(statement).all()
+        # By the connection: no objects are wanted, and a session takes twice as long for rows.
+        with requests.unfiltered():
+            return self._session.connection().execute(statement).all()
 
     def _dags(self) -> list[_Dag]:
         statement = select(DagModel.dag_id, DagModel.bundle_name, DagModel.relative_fileloc)

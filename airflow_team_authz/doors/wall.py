@@ -4,7 +4,7 @@ Airflow's routes ask their own questions first, and those give the reasons. This
 passes: SQLAlchemy's session. A route that asks nothing, or about something else than it reads, finds no row of another
 team. A row that is written must have been decided about in the same request; otherwise the policy is asked now.
 
-A query that reads an owned table and cannot be narrowed (Core, or text) is an error.
+A statement on an owned table that goes past this (Core, text, bulk methods of the session) is an error.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ from airflow_team_authz.settings import SettingsError
 
 _NARROWED = "team_authz_narrowed"
 # Each name after FROM, JOIN or a comma, without its schema.
-_READ_TABLES = re.compile(r'(?:\bFROM|\bJOIN|,)\s+["`]?(?:\w+["`]?\.["`]?)?(\w+)', re.IGNORECASE)
+_NAME = r'\s+["`]?(?:\w+["`]?\.["`]?)?(\w+)'
+_READ_TABLES = re.compile(r"(?:\bFROM|\bJOIN|,)" + _NAME, re.IGNORECASE)
+_WRITTEN_TABLE = re.compile(r"\b(?:INTO|UPDATE|DELETE\s+FROM)" + _NAME, re.IGNORECASE)
 _LOADED_AT_ONCE = {"joined", "selectin", "subquery", "immediate", False}
 
 
 class NotNarrowed(RuntimeError):
-    """A query reads rows that teams own, in a way that cannot be narrowed to what the subject may read."""
+    """A statement reads or writes rows that teams own, in a way that cannot be narrowed to what the subject may."""
 
 
 def install() -> None:
@@ -46,6 +48,8 @@ def install() -> None:
     if not event.contains(Session, "do_orm_execute", _narrow):
         event.listen(Session, "do_orm_execute", _narrow)
         event.listen(Session, "before_flush", _check_writes)
+        for after in ("after_flush", "after_soft_rollback"):
+            event.listen(Session, after, _end_of_checked_writes)
         event.listen(Engine, "before_cursor_execute", _refuse_unnarrowed)
         for name, look_ups in _OWNER_LOOK_UPS.items():
             for look_up in look_ups:
@@ -148,14 +152,21 @@ def _class_of(table: str) -> Any:
 
 
 def _refuse_unnarrowed(_: Any, __: Any, statement: str, ___: Any, context: Any, ____: bool) -> None:
-    """``before_cursor_execute``: ``NotNarrowed`` for a SELECT of owned rows that has not come through ``_narrow``."""
+    """``before_cursor_execute``: ``NotNarrowed`` for owned rows if nothing here has seen the statement before."""
     request = requests.current()
     if request is None or not request.is_narrowed or requests.is_unfiltered():
         return
     narrowed = context is not None and context.execution_options.get(_NARROWED)
-    if not narrowed and (owned := _owned_in(statement)):
+    if narrowed or not (owned := _owned_in(statement)):
+        return
+    if not _is_write(statement):
         raise NotNarrowed(
             f"a query reads {', '.join(sorted(owned))} and cannot be narrowed to what {_who()} may read, so it is not "
+            f"sent: {statement}"
+        )
+    if not request.writes_checked:
+        raise NotNarrowed(
+            f"a statement writes {', '.join(sorted(owned))} in a way that cannot be checked for {_who()}, so it is not "
             f"sent: {statement}"
         )
 
@@ -167,10 +178,15 @@ def _who() -> str:
 
 @lru_cache(1_024)
 def _owned_in(sql: str) -> frozenset[str]:
-    """Owned tables that a SELECT reads."""
-    if not sql.lstrip().upper().startswith(("SELECT", "WITH")):
-        return frozenset()
-    return frozenset(_READ_TABLES.findall(sql)) & owned_tables().keys()
+    """Owned tables that a SELECT reads, or that another statement writes."""
+    found = set(_WRITTEN_TABLE.findall(sql))
+    if sql.lstrip().upper().startswith(("SELECT", "WITH")):
+        found |= set(_READ_TABLES.findall(sql))
+    return frozenset(found & owned_tables().keys())
+
+
+def _is_write(sql: str) -> bool:
+    return _WRITTEN_TABLE.search(sql) is not None
 
 
 # Writing
@@ -178,7 +194,8 @@ def _owned_in(sql: str) -> frozenset[str]:
 
 def _check_writes(session: Session, *_: Any) -> None:
     """``before_flush``: each owned row that is to be written was allowed in this request, or is now."""
-    if _readable(session) is None:
+    request = requests.current()
+    if request is None or _readable(session) is None:
         return
     rows = [(row, "create") for row in session.new]
     rows += [(row, "update") for row in session.dirty if session.is_modified(row)]
@@ -191,6 +208,13 @@ def _check_writes(session: Session, *_: Any) -> None:
             for resource in resources:
                 if not _was_allowed(resource):
                     _ask(action, resource)
+    request.writes_checked = True
+
+
+def _end_of_checked_writes(*_: Any) -> None:
+    """``after_flush``, or after a flush that has failed: what is written from now on was not checked."""
+    if (request := requests.current()) is not None:
+        request.writes_checked = False
 
 
 def _was_allowed(resource: Resource) -> bool:

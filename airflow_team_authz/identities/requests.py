@@ -18,7 +18,8 @@ class Request:
     ``find_subject`` makes the subject of the person who has logged in, when somebody needs it: it may raise what an
     auth manager raises. ``allowed`` holds each action with the resource that the policy has allowed it on here,
     ``concealed`` types and ids of what is answered as if it did not exist. A route ``of_airflow`` shows rows of its
-    database and nothing else, and none before there is a subject. ``readable`` is kept by ``doors.wall``.
+    database and nothing else, and none before there is a subject. ``readable`` is kept by ``doors.wall``, which sets
+    ``writes_checked`` while a session writes the rows that were checked.
     """
 
     subject: Subject | None = None
@@ -27,6 +28,7 @@ class Request:
     concealed: set[tuple[str, str]] = field(default_factory=set)
     of_airflow: bool = False
     readable: Any = None
+    writes_checked: bool = False
 
     @property
     def is_narrowed(self) -> bool:

@@ -29,7 +29,7 @@ from sqlalchemy.orm import Session, with_loader_criteria
 from typer.testing import CliRunner, Result
 
 from airflow_team_authz.cli import app
-from airflow_team_authz.doors import names
+from airflow_team_authz.doors import deciding, names
 from airflow_team_authz.doors.asset_owners import producing_teams
 from airflow_team_authz.identities import requests
 from tests.doors.test_pools import made, runs, write
@@ -95,6 +95,24 @@ def rich(dag_id: str, tag: str, file: str = "dags.py") -> LazyDeserializedDAG:
         pass
     dag.fileloc, dag.relative_fileloc = __file__, file
     return LazyDeserializedDAG.from_dag(dag)
+
+
+@pytest.mark.parametrize(("refusals", "is_told"), [("explain", True), ("conceal", False), ("misspelt", False)])
+def test_whose_a_taken_dag_id_is_can_be_concealed(
+    parsing: None,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+    refusals: str,
+    is_told: bool,
+) -> None:
+    write(rich(f"taken_{refusals}", "mine"), bundle=ALPHA)
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", refusals)
+    deciding.forget()
+    try:
+        error = write(rich(f"taken_{refusals}", "theirs"), bundle=BETA)["dags.py"]
+    finally:
+        deciding.forget()
+    assert f"Dag taken_{refusals} " in error
+    assert ("alpha" in error) == is_told
 
 
 # The bundle that declares an id first, one that wants it, and whose it is.

@@ -24,6 +24,7 @@ from airflow.models.taskinstance import TaskInstanceNote
 from fastapi import HTTPException
 from sqlalchemy import delete, exists, func, insert, select, text, union_all, update
 from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, immediateload, joinedload, lazyload, selectinload, subqueryload
 
 from airflow_team_authz.doors import owned_rows, readable, wall
@@ -394,6 +395,58 @@ def test_a_row_of_others_is_not_inserted(by: As) -> None:
 def test_rows_that_cannot_be_checked_are_not_inserted(by: As) -> None:
     with by(BOB) as session, pytest.raises(wall.NotNarrowed, match="inserted into dag_tag"):
         session.execute(insert(DagTag), [{"dag_id": "beta_daily", "name": "bobs"}])
+
+
+_TAG = {"dag_id": "alpha_daily", "name": "bobs"}
+PAST_THE_SESSION: dict[str, Callable[[Session], Any]] = {
+    "rows at once": lambda session: session.bulk_insert_mappings(DagTag.__mapper__, [_TAG]),
+    "objects at once": lambda session: session.bulk_save_objects([DagTag(**_TAG)]),
+    "changes at once": lambda session: session.bulk_update_mappings(Pool.__mapper__, [{"id": 1, "slots": 0}]),
+    "an insert into a table": lambda session: session.execute(insert(DagTag.__table__).values(**_TAG)),
+    "an update of a table": lambda session: session.execute(update(Variable.__table__).values(val="")),
+    "a delete from a table": lambda session: session.execute(delete(DagRun.__table__)),
+    "text": lambda session: session.execute(text('DELETE FROM "dag_run"')),
+    "text that changes by another name": lambda session: session.execute(
+        text("WITH x AS (SELECT 1) INSERT INTO dag_tag SELECT * FROM x")
+    ),
+    "another connection": lambda session: session.connection().execute(delete(DagRun.__table__)),
+}
+
+
+@pytest.mark.parametrize("write", PAST_THE_SESSION.values(), ids=PAST_THE_SESSION)
+def test_what_is_written_past_the_session_is_not_sent(by: As, write: Callable[[Session], Any]) -> None:
+    with by(BOB) as session, pytest.raises(wall.NotNarrowed, match="cannot be checked for user bob"):
+        write(session)
+    # Nor after something has been checked and written, or failed to be.
+    with by(BOB) as session:
+        session.add(DagTag(dag_id="beta_daily", name="bobs"))
+        session.flush()
+        with pytest.raises(wall.NotNarrowed):
+            write(session)
+    with by(BOB) as session:
+        session.add(DagTag(dag_id="beta_daily", name=None))
+        with pytest.raises(IntegrityError):
+            session.flush()
+        session.rollback()
+        with pytest.raises(wall.NotNarrowed):
+            write(session)
+
+
+@pytest.mark.parametrize(("model", "name"), [(Connection, "alpha_db"), (Variable, "alpha_key"), (Pool, "alpha_pool")])
+def test_what_was_allowed_under_another_team_opens_no_row(by: As, model: Any, name: str) -> None:
+    type_ = model.__name__.lower()
+    of_alpha = select(func.count()).select_from(model).where(model.team_name == "alpha")
+    with settings.Session() as session:
+        there = session.scalar(of_alpha)
+    for team_id in ("beta", None):
+        with by(BOB, *((action, Resource(type_, team_id, name)) for action in ("read", "update"))) as session:
+            assert session.scalars(select(model)).all()
+            assert all(row.team_name != "alpha" for row in session.scalars(select(model)))
+            session.execute(delete(model))
+            with requests.unfiltered():
+                assert session.scalar(of_alpha) == there
+    with by(BOB, ("read", Resource(type_, "alpha", name))) as session:
+        assert [row.team_name for row in session.scalars(select(model))].count("alpha") == 1
 
 
 # The table

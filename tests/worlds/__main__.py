@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.worlds.attempts import Outcome, losses, reads, write_by_write, writes
+from tests.worlds.attempts import Outcome, losses, lost_writes, reads, write_by_write, writes
 from tests.worlds.compare import by_route
 from tests.worlds.databases import PostgresDatabases
 from tests.worlds.rows import Changed
@@ -18,7 +18,9 @@ from tests.worlds.site import PEOPLE, STRANGERS, TASKS, Worlds
 def main() -> int:
     """The program."""
     parser = argparse.ArgumentParser(prog="python -m tests.worlds", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("reads", "writes", "each-write", "losses"), default="reads")
+    parser.add_argument(
+        "what", nargs="?", choices=("reads", "writes", "each-write", "losses", "lost-writes"), default="reads"
+    )
     parser.add_argument("--home", type=Path, required=True, help="where the worlds are kept between calls")
     parser.add_argument("--person", action="append", choices=(*PEOPLE, *TASKS), help="one or several; else everybody")
     parser.add_argument("--only", default="", help="writes of routes that hold this text, such as `POST /api`")
@@ -58,8 +60,8 @@ def main() -> int:
 
 
 def _asked(worlds: Worlds, person: str, told: argparse.Namespace) -> Outcome:
-    if told.what == "losses":
-        return losses(worlds, person)
+    if told.what in {"losses", "lost-writes"}:
+        return (losses if told.what == "losses" else lost_writes)(worlds, person)
     return reads(worlds, person, told.brief) if told.what == "reads" else writes(worlds, person, told.only)
 
 

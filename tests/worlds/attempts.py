@@ -77,6 +77,26 @@ def losses(worlds: Worlds, person: str) -> Outcome:
     return Outcome(person, sum(answer.status < 300 for answer in expected), [one for one in found if one], [])
 
 
+def lost_writes(worlds: Worlds, person: str) -> Outcome:
+    """What somebody cannot change of the own team's things, and the platform's admin can, in the world without alpha's.
+
+    The answers' texts may differ: they tell who has changed something.
+    """
+    calls = worlds.catalogue().own_writes(users_routes())
+    try:
+        with Comparison(worlds, "pat", keep_alive=False) as admin, Comparison(worlds, person, keep_alive=False) as own:
+            expected, seen = worlds.both(
+                lambda world, _: [
+                    one for call in calls for one in (admin if world == WITHOUT else own).answers(world, [call])
+                ]
+            ).values()
+    finally:
+        worlds.restore()
+    done = [row for row in zip(calls, expected, seen, strict=True) if row[1].status < 300]
+    found = [difference(person, call, one, two) for call, one, two in done if two.status >= 300]
+    return Outcome(person, len(done), [one for one in found if one], [])
+
+
 def write_by_write(worlds: Worlds, person: str, only: str) -> Iterator[tuple[Call, list[Changed]]]:
     """Which request does what to alpha's rows: slow, for finding out."""
     calls = [call for call in worlds.catalogue().writes(routes_for(person, False)) if only in str(call.route)]

@@ -165,15 +165,18 @@ class Catalogue:
         What is deleted is deleted last, parts before the whole; and a thing gets alpha's name after that, since from
         then on the world without alpha's has one of that name.
         """
-        found = _once(call for route in routes if not route.reads for call in self._changes(route))
+        return sorted(_once(call for route in routes if not route.reads for call in self._changes(route)), key=_late)
 
-        def late(call: Call) -> tuple[bool, bool, int]:
-            deletes = call.route.method == "DELETE" or "delete" in str(call.body)
-            named = call.route.template.rsplit("/", 1)[-1] in {"connections", "variables", "pools"}
-            takes = named and f"'{ALPHA}_" in str(call.body)
-            return takes, deletes, -len(call.route.template) if deletes else 0
-
-        return sorted(found, key=late)
+    def own_writes(self, routes: Iterable[Route]) -> list[Call]:
+        """All that change what is the own team's, and name nobody else; in the same order."""
+        found = (
+            Call(route, _path(route, {name: self.value(name, OWN) for name in route.placeholders}), query, body)
+            for route in routes
+            if not route.reads
+            for query in [self._needed(route, OWN)]
+            for body in self.bodies(route, OWN, OWN)
+        )
+        return sorted((call for call in _once(found) if ALPHA not in str(call)), key=_late)
 
     def value(self, name: str, owner: str, schema: Mapping[str, Any] | None = None) -> Any:
         """What a parameter, or a part of a body, holds if it is the owner's."""
@@ -365,6 +368,13 @@ class Catalogue:
 
 
 _SMUGGLED = ("dag_id", "dag_run_id", "run_id", "task_id", "team_name", "connection_id", "pool_name", "variable_key")
+
+
+def _late(call: Call) -> tuple[bool, bool, int]:
+    deletes = call.route.method == "DELETE" or "delete" in str(call.body)
+    named = call.route.template.rsplit("/", 1)[-1] in {"connections", "variables", "pools"}
+    takes = named and f"'{ALPHA}_" in str(call.body)
+    return takes, deletes, -len(call.route.template) if deletes else 0
 
 
 def _once(calls: Iterable[Call]) -> list[Call]:

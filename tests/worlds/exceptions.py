@@ -98,6 +98,11 @@ PERSONAL = {
 _PERSONAL_PARTS = (".is_favorite", ".event_logs")
 
 
+def lost_writes(differences: list[Difference]) -> list[str]:
+    """What somebody should be able to change and is not. What does not exist any more is nobody's team's."""
+    return [str(one) for one in differences if "were not found" not in one.without]
+
+
 def lost(differences: list[Difference]) -> list[str]:
     """What somebody should see and does not."""
     return [str(one) for one in differences if not _personal(one)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.worlds import exceptions
-from tests.worlds.attempts import losses, reads, writes
+from tests.worlds.attempts import losses, lost_writes, reads, writes
 from tests.worlds.catalogue import ALPHA, OWN
 from tests.worlds.exceptions import Exemption, Table
 from tests.worlds.site import PEOPLE, STRANGERS, TASKS, Worlds
@@ -40,6 +40,12 @@ def nothing_lost(worlds: Worlds, person: str) -> None:
     assert exceptions.lost(outcome.differences) == []
 
 
+def changes_not_lost(worlds: Worlds, person: str) -> None:
+    outcome = lost_writes(worlds, person)
+    assert outcome.requests > 40
+    assert exceptions.lost_writes(outcome.differences) == []
+
+
 @pytest.mark.parametrize("person", _SOME)
 def test_who_looks_cannot_tell(worlds: Worlds, table: Table, person: str) -> None:
     no_leaks(worlds, table, person, person != _THOROUGH, values=(ALPHA,))
@@ -58,6 +64,11 @@ def test_who_writes_changes_nothing_of_alphas(worlds: Worlds, table: Table, pers
 @pytest.mark.parametrize("person", _WHO_MAY_READ)
 def test_nobody_loses_what_is_their_teams_or_common(worlds: Worlds, person: str) -> None:
     nothing_lost(worlds, person)
+
+
+@pytest.mark.parametrize("person", ["bea"])
+def test_nobody_loses_a_change_of_what_is_their_teams(worlds: Worlds, person: str) -> None:
+    changes_not_lost(worlds, person)
 
 
 def test_each_exemption_is_needed(worlds: Worlds, table: Table) -> None:  # noqa: ARG001 - after the tests before
@@ -79,6 +90,7 @@ class TestEverybodyAsksEverything:
         no_effects(large_worlds, table, person)
         if person in _WHO_MAY_READ:
             nothing_lost(large_worlds, person)
+            changes_not_lost(large_worlds, person)
 
 
 def test_an_exemption_that_nothing_needs_is_told() -> None:
