@@ -125,13 +125,13 @@ def test_a_login_manager_that_cannot_be_had(program, platform):
     )
 
 
-def test_groups_that_are_paths_are_told(run, engine):
+def test_groups_that_are_paths_are_told(run, platform):
     """As Keycloak names them with "Full group path" on."""
-    found = shown(run("whoami", "--group", "/engineers", "--group", "engineers", *engine, "-o", "json"))
+    found = shown(run("whoami", "--group", "/engineers", "--group", "engineers", "--policy", platform, "-o", "json"))
     (note,) = found["notes"]
     assert note.startswith("the directory knows nothing of /engineers: ")
-    assert '"Full group path"' in run("whoami", "--group", "/engineers", *engine).stdout
-    assert shown(run("whoami", "--group", "engineers", *engine, "-o", "json"))["notes"] == []
+    assert '"Full group path"' in run("whoami", "--group", "/engineers", "--policy", platform).stdout
+    assert shown(run("whoami", "--group", "engineers", "--policy", platform, "-o", "json"))["notes"] == []
 
 
 def test_a_path_that_the_directory_names_is_no_mistake(run, tmp_path):
