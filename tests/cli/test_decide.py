@@ -47,7 +47,8 @@ def test_decisions_come_in_order_with_all_that_is_known(run, asked, engine):
     assert [answer["allow"] for answer in answers] == [False, True, True, False, False, True]
     assert [set(answer) for answer in answers] == [{"allow", "reasons", "layer", "revision"}] * len(questions)
     assert answers[0]["reasons"] == [
-        "user bob may not read connection pg of team alpha: that takes the role op in team alpha"
+        "user bob may not read connection pg of team alpha: that takes the role op in team alpha; "
+        "bob has no role in any team"
     ]
     assert (answers[1]["layer"], answers[1]["reasons"]) == ("baseline", ["op in team alpha"])
     assert len({answer["revision"] for answer in answers}) == 1

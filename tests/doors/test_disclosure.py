@@ -182,7 +182,7 @@ def test_a_rule_about_one_thing_tells_nothing_of_its_owner(world: World) -> None
 def test_the_log_has_the_whole_reason(world: World, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         answer = one(world, "viewer", "connection", "alpha_db", "alpha", "GET")
-    told = "Forbidden: user sue may not read connection alpha_db: that takes the role op"
+    told = "Forbidden: user sue may not read connection alpha_db: that takes the role op in any team"
     assert json.loads(answer.body)["detail"] == told
     (line,) = [record.getMessage() for record in caplog.records if "denied" in record.getMessage()]
     assert "may not read connection alpha_db of team alpha: that takes the role op in team alpha" in line
@@ -192,5 +192,5 @@ def test_the_log_has_the_whole_reason(world: World, caplog: pytest.LogCaptureFix
 def test_who_names_a_team_for_something_new_is_told_what_that_takes(world: World) -> None:
     named = details.ConnectionDetails(None, "beta")
     answer = ask(world, "is_authorized_connection", "nobody", method="POST", details=named)
-    told = "Forbidden: user sue may not create a connection of team beta: that takes the role op in team beta"
-    assert json.loads(answer.body)["detail"] == told
+    told = "user sue may not create a connection of team beta: that takes the role op in team beta"
+    assert json.loads(answer.body)["detail"] == f"Forbidden: {told}; sue has no role in any team"

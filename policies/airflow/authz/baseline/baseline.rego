@@ -40,7 +40,7 @@ refusal(resource) := concat("", [asked, name(resource), ": it is assigned to oth
 	reserved(resource)
 } else := concat("", [asked, name(resource), ": ", deliveries.missing(resource)]) if {
 	resource.delivery
-} else := concat("", [asked, name(resource), ": ", missing(resource), elsewhere(resource), unverified])
+} else := concat("", [asked, name(resource), ": ", missing(resource), elsewhere(resource), nothing_held, unverified])
 
 missing(resource) := concat("", ["that takes a ", input.subject.type, owner(resource)]) if {
 	some role in data.airflow.roles.machines.in_team[input.subject.type]
@@ -55,23 +55,43 @@ missing(resource) := concat("", ["that takes a ", input.subject.type, owner(reso
 	count(needed) > 0
 } else := "no role allows that"
 
-# What common things take is the platform's to do, and a team's to do in the team: who leaves the team out learns it.
+# Who leaves the team out, or names another one, learns where the same could be created.
 elsewhere(resource) := concat("", ["; name a team of yours (", shown(teams), ") to create it there"]) if {
 	input.subject.type == "user"
-	made_common(resource)
+	made_in_teams(resource)
 	teams := sort({team_id |
 		some team_id, held in standing.team_roles
 		some role in data.airflow.roles.permissions[resource.type].create
 		role in held
 	})
 	count(teams) > 0
+} else := concat("", ["; in a team of yours (", shown(teams), ") it takes the role ", concat(" or ", needed)]) if {
+	input.subject.type == "user"
+	made_common(resource)
+	teams := sort(standing.team_ids)
+	count(teams) > 0
+	needed := [role | some role in data.airflow.roles.permissions[resource.type].create; not role in for_machines]
+	count(needed) > 0
 } else := ""
 
 made_common(resource) if {
-	input.action == "create"
 	resource.team_id == null
+	made_in_teams(resource)
+}
+
+# Common ones of these take more than those of a team.
+made_in_teams(resource) if {
+	input.action == "create"
 	not resource.entity
 	data.airflow.roles.common[resource.type].create
+}
+
+default nothing_held := ""
+
+nothing_held := concat("", ["; ", input.subject.id, " has no role in any team"]) if {
+	input.subject.type == "user"
+	not input.subject.unverified
+	count(standing.common_roles | standing.platform_roles) == 0
 }
 
 # A person may be in very many.
@@ -125,7 +145,16 @@ id(resource) := concat("", [" ", resource.id]) if {
 
 part(resource) := concat("", [" (", resource.entity, ")"]) if {
 	resource.entity
+	not listed_part(resource)
 } else := ""
+
+# Parts of which there are several.
+listed_part(resource) if {
+	input.action == "list"
+	not resource.id
+	not resource.entity in {"code", "state"}
+	resource.entity
+}
 
 article(resource) := "a common " if {
 	made_common(resource)
@@ -141,7 +170,9 @@ made_without_name(resource) if {
 	not resource.id
 }
 
-kind(resource) := concat("", [resource.type, "s"]) if {
+kind(resource) := concat("", [resource.type, " ", trim_suffix(replace(resource.entity, "_", " "), "s"), "s"]) if {
+	listed_part(resource)
+} else := concat("", [resource.type, "s"]) if {
 	input.action == "list"
 	not resource.entity
 	not resource.id
@@ -157,4 +188,4 @@ place(resource) := concat("", [" in team ", resource.team_id]) if {
 } else := " on the platform" if {
 	some role in enough(resource)
 	role in data.airflow.roles.platform
-} else := ""
+} else := " in any team"

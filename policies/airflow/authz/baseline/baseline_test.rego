@@ -145,7 +145,7 @@ refusals := {
 	},
 	"common": {
 		"question": ask(["viewer"], "read", {"type": "connection", "id": "pg", "team_id": null}),
-		"text": "user sue may not read connection pg: that takes the role op",
+		"text": "user sue may not read connection pg: that takes the role op in any team",
 	},
 	"of the platform": {
 		"question": ask(["op"], "update", {"type": "connection", "id": "pg", "team_id": null}),
@@ -153,7 +153,7 @@ refusals := {
 	},
 	"no resource in particular": {
 		"question": ask([], "list", {"type": "pool", "team_id": null}),
-		"text": "user sue may not list pools: that takes the role viewer",
+		"text": "user sue may not list pools: that takes the role viewer in any team; sue has no role in any team",
 	},
 	"a common thing, where a team's could be made": {
 		"question": ask(["op"], "create", {"type": "connection", "team_id": null}),
@@ -171,15 +171,34 @@ refusals := {
 	},
 	"a common thing, where the role in the team does not do": {
 		"question": ask(["user"], "create", {"type": "variable", "team_id": null}),
-		"text": "user sue may not create a common variable: that takes the role admin on the platform",
+		"text": concat("; ", [
+			"user sue may not create a common variable: that takes the role admin on the platform",
+			"in a team of yours (alpha) it takes the role op",
+		]),
+	},
+	"a common thing, by somebody without a role": {
+		"question": ask([], "create", {"type": "variable", "team_id": null}),
+		"text": concat("; ", [
+			"user sue may not create a common variable: that takes the role admin on the platform",
+			"in a team of yours (alpha) it takes the role op",
+			"sue has no role in any team",
+		]),
+	},
+	"a common thing, by somebody without a team": {
+		"question": object.union(ask(["op"], "create", {"type": "pool", "team_id": null}), {"subject": {"team_ids": []}}),
+		"text": "user sue may not create a common pool: that takes the role admin on the platform",
+	},
+	"another team's, by somebody who could make one in no team": {
+		"question": ask(["viewer"], "create", {"type": "pool", "id": "x", "team_id": "beta"}),
+		"text": "user sue may not create pool x of team beta: that takes the role op in team beta",
 	},
 	"a common thing that teams' people make": {
 		"question": ask(["viewer"], "create", {"type": "asset", "team_id": null}),
-		"text": "user sue may not create an asset: that takes the role op",
+		"text": "user sue may not create an asset: that takes the role op in any team",
 	},
 	"a part of a common thing": {
 		"question": ask(["viewer"], "create", {"type": "dag", "id": "etl", "entity": "xcom", "team_id": null}),
-		"text": "user sue may not create dag etl (xcom): that takes the role user",
+		"text": "user sue may not create dag etl (xcom): that takes the role user in any team",
 	},
 	"a task's": {
 		"question": {
@@ -191,15 +210,32 @@ refusals := {
 	},
 	"another's": {
 		"question": ask(["op"], "create", {"type": "connection", "team_id": "beta"}),
-		"text": "user sue may not create a connection of team beta: that takes the role op in team beta",
+		"text": concat("; ", [
+			"user sue may not create a connection of team beta: that takes the role op in team beta",
+			"name a team of yours (alpha) to create it there",
+		]),
 	},
 	"an entity": {
 		"question": ask([], "trigger", {"type": "dag", "id": "etl", "entity": "run", "team_id": "alpha"}),
-		"text": "user sue may not trigger dag etl (run) of team alpha: that takes the role user in team alpha",
+		"text": concat("; ", [
+			"user sue may not trigger dag etl (run) of team alpha: that takes the role user in team alpha",
+			"sue has no role in any team",
+		]),
 	},
 	"entities": {
 		"question": ask([], "list", {"type": "dag", "entity": "run", "team_id": null}),
-		"text": "user sue may not list dag (run): that takes the role viewer",
+		"text": "user sue may not list dag runs: that takes the role viewer in any team; sue has no role in any team",
+	},
+	"entities whose name is in the plural": {
+		"question": ask(["x"], "list", {"type": "dag", "entity": "task_logs", "team_id": "alpha"}),
+		"text": concat("; ", [
+			"user sue may not list dag task logs of team alpha: that takes the role viewer in team alpha",
+			"sue has no role in any team",
+		]),
+	},
+	"what there is one of": {
+		"question": ask([], "list", {"type": "dag", "entity": "code", "team_id": null}),
+		"text": "user sue may not list dag (code): that takes the role viewer in any team; sue has no role in any team",
 	},
 	"no role": {
 		"question": ask(["admin"], "create", {"type": "view", "id": "jobs", "team_id": null}),
@@ -207,7 +243,7 @@ refusals := {
 	},
 	"a list of no role": {
 		"question": ask([], "update", {"type": "audit", "id": "x", "team_id": "alpha"}),
-		"text": "user sue may not update audit x of team alpha: no role allows that",
+		"text": "user sue may not update audit x of team alpha: no role allows that; sue has no role in any team",
 	},
 	"assigned to others": {
 		"question": assigned(["8"]),
@@ -215,7 +251,10 @@ refusals := {
 	},
 	"one of several roles": {
 		"question": ask([], "read", {"type": "audit", "id": "x", "team_id": "alpha"}),
-		"text": "user sue may not read audit x of team alpha: that takes the role op or auditor in team alpha",
+		"text": concat("; ", [
+			"user sue may not read audit x of team alpha: that takes the role op or auditor in team alpha",
+			"sue has no role in any team",
+		]),
 	},
 }
 
