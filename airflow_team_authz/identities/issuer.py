@@ -29,7 +29,7 @@ ALGORITHMS = frozenset(
 )  # fmt: skip
 RENEW_SECONDS = 300.0
 # Keys that nobody has tried to renew for so long, as in a process without requests, are not used before that.
-OVERDUE_SECONDS = 600.0
+OVERDUE_SECONDS = 330.0
 # Whoever makes up key ids must not make us ask the issuer for each.
 PAUSE_SECONDS = 1.0
 _TIMEOUT_SECONDS = 5.0
