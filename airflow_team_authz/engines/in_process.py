@@ -54,9 +54,9 @@ class _InForce(NamedTuple):
 class InProcess:
     """An ``Engine`` over a bundle file or a directory of Rego, which is watched for changes.
 
-    A changed policy is in force as soon as it is compiled; a broken one is reported, and the last good one stays. With ``trust``
-    a bundle has to be signed, and an older one than the present is refused. ``settled``: the file is never written in
-    place, but replaced as a whole.
+    A changed policy is in force as soon as it is compiled; a broken one is reported, and the last good one stays. With
+    ``trust`` a bundle has to be signed, and an older one than the present is refused. ``settled``: the file is never
+    written in place, but replaced as a whole.
     A forked process begins as a new one does: its first question is answered by what there is then. If that has changed
     since the fork and is broken, it has no policy, since it cannot know which one was the last good.
     Raises ``PolicyBroken`` if there is no good one to begin with.
