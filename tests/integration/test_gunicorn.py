@@ -24,8 +24,6 @@ from tests.conftest import merge, write
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(600)]
 
-pytest.importorskip("gunicorn", reason="gunicorn is not installed")
-
 NAME = "production.wasm"
 PASSWORDS = {"gus": "secret-of-gus", "pat": "secret-of-pat"}
 # What lends the connection `pg`, and what has the right withdrawn.
