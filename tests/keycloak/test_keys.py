@@ -34,6 +34,7 @@ def request(manager: Any, token: str) -> tuple[bool, bool]:
     )
 
 
+@pytest.mark.exhaustive
 def test_keys_change_while_requests_run(manager: Any, realm: Realm) -> None:
     """Old sessions go on, new ones count at once, and nobody waits longer than a fetch and the pause before it."""
     old = str(realm.tokens("ann")["access_token"])

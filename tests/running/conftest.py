@@ -34,7 +34,7 @@ def site_with_opa(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningS
         postgres.stop()
 
 
-@pytest.fixture(params=["site_in_process", "site_with_opa"])
+@pytest.fixture(params=["site_in_process", pytest.param("site_with_opa", marks=pytest.mark.exhaustive)])
 def site(request: pytest.FixtureRequest) -> RunningSite:
     """Both databases and both engines."""
     running: RunningSite = request.getfixturevalue(request.param)

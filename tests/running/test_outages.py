@@ -63,6 +63,7 @@ def empty(site: RunningSite) -> Iterator[None]:
 Fault = Callable[[RunningSite], Any]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("fault", [killed, frozen, empty])
 def test_without_an_opa_server_nothing_forbidden_happens_and_nothing_is_lost(
     site_with_opa: RunningSite, fault: Fault, tmp_path: Path

@@ -27,7 +27,7 @@ from tests.running.postgres import Postgres, programs
 ENVIRONMENTS = ("staging", "production")
 
 # What is at stake in these is the database; the others ask PostgreSQL in the exhaustive form.
-_BY_EACH_DATABASE = {"test_database", "test_publishing", "test_races"}
+_BY_EACH_DATABASE = {"test_database", "test_failures", "test_publishing", "test_races"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import create_engine, select
 
 from airflow_team_authz.bundles.artifact import build_artifact
@@ -50,6 +51,7 @@ def tables(database: str) -> dict[str, Any]:
     return rows
 
 
+@pytest.mark.exhaustive
 def test_killed_before_any_statement_all_is_as_it_was(tmp_path: Path, database: str) -> None:
     with running(tmp_path / "server", database) as server:
         assert server.publish(good("alpha", 1)).status_code == 200
