@@ -73,14 +73,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         )
 
 
+# Where tests of several files share servers that take long to start.
+_TOGETHER = ("running", "keycloak", "worlds", "integration")
+
+
 @pytest.hookimpl(optionalhook=True)  # for when tests run two at a time
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests of one directory run in one process, where they share their servers."""
+    """Tests of one file run in one process, and so do those of a directory that share their servers."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByDirectory(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid.partition("::")[0].rpartition("/")[0]
+            file = nodeid.partition("::")[0]
+            directory = file.rpartition("/")[0]
+            return directory if directory.rpartition("/")[2] in _TOGETHER else file
 
     return ByDirectory(config, log)
 
