@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -89,6 +90,17 @@ def ask(server: Server, text: str) -> socket.socket:
     return connection
 
 
+def has_answer(connection: socket.socket) -> bool:
+    return bool(select.select([connection], [], [], 0)[0])
+
+
+def is_cut(connection: socket.socket) -> bool:
+    try:
+        return has_answer(connection) and not connection.recv(1)
+    except ConnectionResetError:
+        return True
+
+
 def test_polls_do_not_take_all_files(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     server = Server(tmp_path / "server")
@@ -107,20 +119,17 @@ def test_polls_do_not_take_all_files(tmp_path: Path) -> None:
             f"If-None-Match: {etag}\r\nPrefer: wait=60\r\n\r\n"
         )
         polls = [ask(server, poll) for _ in range(300)]
-        said = [polls[number].recv(4000).decode().lower() for number in (128, 150)]
+        eventually(lambda: sum(has_answer(one) for one in polls) == 300 - 128)
+        waiting = [one for one in polls if not has_answer(one)]
+        answered = [one for one in polls if one not in waiting]
+        said = [one.recv(4000).decode().lower() for one in answered]
+        # Nobody is refused: who comes when all places are taken gets that of one that asks for nothing more.
         assert all(answer.startswith("http/1.1 304") and "openpolicyagent" not in answer for answer in said), said
-        polls[0].settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            polls[0].recv(1)
-        # Who comes when all places are taken gets that of one that was answered and asks for nothing more.
-        assert polls[-1].recv(4000).startswith(b"HTTP/1.1 304")
-        with pytest.raises(ConnectionResetError):
-            polls[128].recv(1)
-        for number in range(128, 300):
-            polls[number].close()
+        assert len([one for one in answered if is_cut(one)]) >= 300 - 192
+        for one in answered:
+            one.close()
         assert server.publish(good("alpha", 2)).status_code == 200
-        polls[0].settimeout(10)
-        assert polls[0].recv(4000).startswith(b"HTTP/1.1 200")
+        assert waiting[0].recv(4000).startswith(b"HTTP/1.1 200")
     finally:
         server.stop()
 
