@@ -74,13 +74,14 @@ def _fill_team(session: Session, team: str, people: tuple[str, str], assets: dic
                 dag_id=dag_id, from_date=now - timedelta(days=3), to_date=now, triggering_user_name=people[0],
                 dag_run_conf={"whose": f"{team}_backfill"},
             ),
-            DagWarning(dag_id, "non-existent pool", f"{team}_warning"),
             *(DagFavorite(user_id=name, dag_id=dag_id) for name in people),
             *(_import_error(team, file) for file in (f"{team}_broken.py", f"{dag_id}.py")),
             # One row about the Dag; those about connections, variables and pools are there, since pat has made them.
             Log("trigger", dag_id=dag_id, task_id=task_id, run_id=run.run_id, owner=people[0], extra=f"{team}_extra"),
         ]
     )  # fmt: skip
+    # In the place of the one that a missing default pool has made when the Dag was parsed.
+    session.merge(DagWarning(dag_id, "non-existent pool", f"{team}_warning"))
     rendered = {"rendered_fields": {"op_args": [f"{team}_argument"]}, "k8s_pod_yaml": None}
     session.execute(insert(RenderedTaskInstanceFields).values(**of_task, map_index=-1, **rendered))
     session.flush()
