@@ -6,7 +6,6 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,7 +13,7 @@ import httpx
 
 from demo.airflow import Settings, merged
 from demo.process import StartError
-from demo.site import Progress, Site, write_dags
+from demo.site import Site, write_dags
 
 T = TypeVar("T")
 
@@ -91,14 +90,10 @@ class RunningSite(Site):
             super().guarding_settings() if self._guarded else {"core": {"multi_team": "True", "auth_manager": _SIMPLE}}
         )
 
-    def start(self, progress: Progress = nullcontext) -> None:
-        """See ``Site``."""
-        super().start(progress)
-        for name in ("alpha_lent", "alpha_shown"):
-            self._create("pools", {"name": name, "slots": 4, "team_name": "alpha"})
-
     def begin_to_run(self) -> None:
         """Have all Dags run, and a first run of each team's daily Dag behind us."""
+        for name in ("alpha_lent", "alpha_shown"):
+            self._create("pools", {"name": name, "slots": 4, "team_name": "alpha"})
         # Airflow makes the routes for tasks with the first request; on a busy machine tasks would give up meanwhile.
         with self.airflow.client() as client:
             client.get("/execution/variables/none", timeout=_WAIT_SECONDS)
