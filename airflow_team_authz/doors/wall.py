@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from functools import cache, lru_cache, partial, wraps
 from inspect import iscoroutinefunction
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import HTTPException
 from sqlalchemy import event, select
@@ -50,7 +50,7 @@ def install() -> None:
         event.listen(Session, "before_flush", _check_writes)
         for after in ("after_flush", "after_soft_rollback"):
             event.listen(Session, after, _end_of_checked_writes)
-        event.listen(Engine, "before_cursor_execute", _refuse_unnarrowed)
+        event.listen(Engine, "before_cursor_execute", _check_statement)
         for name, look_ups in _OWNER_LOOK_UPS.items():
             for look_up in look_ups:
                 entity = mapped_classes()[name]
@@ -151,27 +151,21 @@ def _class_of(table: str) -> Any:
     return next((entity for entity in mapped_classes().values() if entity.__table__.name == table), None)
 
 
-def _refuse_unnarrowed(_: Any, __: Any, statement: str, ___: Any, context: Any, ____: bool) -> None:
+def _check_statement(_: Any, __: Any, statement: str, ___: Any, context: Any, ____: bool) -> None:
     """``before_cursor_execute``: ``NotNarrowed`` for owned rows if nothing here has seen the statement before."""
     request = requests.current()
     if request is None or not request.is_narrowed or requests.is_unfiltered():
         return
-    narrowed = context is not None and context.execution_options.get(_NARROWED)
-    if narrowed or not (owned := _owned_in(statement)):
+    if context is not None and context.execution_options.get(_NARROWED):
         return
-    if not _is_write(statement):
+    touched = _touched(statement)
+    if touched.read:
         raise NotNarrowed(
-            f"a query reads {', '.join(sorted(owned))} and cannot be narrowed to what {_who()} may read, so it is not "
-            f"sent: {statement}"
+            f"a query reads {', '.join(sorted(touched.read))} and cannot be narrowed to what {_who()} may read, so it "
+            f"is not sent: {statement}"
         )
-    if request.writes_checked:
-        return
-    if context is None or context.compiled is None or not context.isinsert:
-        raise NotNarrowed(
-            f"a statement writes {', '.join(sorted(owned))} in a way that cannot be checked for {_who()}, so it is not "
-            f"sent: {statement}"
-        )
-    _check_inserted_rows(owned_tables()[context.compiled.statement.table.name], context)
+    if touched.written and not request.writes_checked:
+        _check_inserted_rows(statement, context)
 
 
 def _who() -> str:
@@ -179,17 +173,22 @@ def _who() -> str:
     return "nobody" if subject is None else f"{subject.type} {subject.id}"
 
 
+class _Touched(NamedTuple):
+    """Owned tables that a statement reads, or writes."""
+
+    read: frozenset[str]
+    written: frozenset[str]
+
+
 @lru_cache(1_024)
-def _owned_in(sql: str) -> frozenset[str]:
-    """Owned tables that a SELECT reads, or that another statement writes."""
-    found = set(_WRITTEN_TABLE.findall(sql))
-    if sql.lstrip().upper().startswith(("SELECT", "WITH")):
-        found |= set(_READ_TABLES.findall(sql))
-    return frozenset(found & owned_tables().keys())
-
-
-def _is_write(sql: str) -> bool:
-    return _WRITTEN_TABLE.search(sql) is not None
+def _touched(sql: str) -> _Touched:
+    # What else reads is a part of a statement that writes.
+    reads = sql.lstrip().upper().startswith(("SELECT", "WITH"))
+    owned = owned_tables().keys()
+    return _Touched(
+        frozenset(_READ_TABLES.findall(sql) if reads else ()) & owned,
+        frozenset(_WRITTEN_TABLE.findall(sql)) & owned,
+    )
 
 
 # Writing
@@ -270,14 +269,25 @@ def _check_insert(statement: Any, session: Session) -> None:
             _ask("create", resource)
 
 
-def _check_inserted_rows(entity: Any, context: Any) -> None:
-    """Rows that are inserted by no session's flush: Airflow inserts the task instances of a run so."""
-    with requests.unfiltered(), Session(bind=context.root_connection) as session:
-        resources = {
-            resource
-            for values in context.compiled_parameters
-            for resource in OWNED[entity.__name__].resources(SimpleNamespace(**values), session)
-        }
+def _check_inserted_rows(statement: str, context: Any) -> None:
+    """Rows that are inserted by no session's flush: Airflow inserts the task instances of a run so.
+
+    ``NotNarrowed`` for every other write, and for rows that may replace others or that the database makes itself.
+    """
+    insert = context.compiled.statement if context is not None and context.compiled and context.isinsert else None
+    unchecked = NotNarrowed(
+        f"a statement writes rows that cannot be checked for {_who()}, so it is not sent: {statement}"
+    )
+    if insert is None or insert.select is not None or insert._post_values_clause is not None or insert._prefixes:
+        raise unchecked
+    owner = OWNED[owned_tables()[insert.table.name].__name__]
+    rows = [SimpleNamespace(**values) for values in context.compiled_parameters]
+    try:
+        with requests.unfiltered(), Session(bind=context.root_connection) as session:
+            resources = set().union(*(owner.resources(row, session) for row in rows))
+    except AttributeError:
+        # The owner's column is an expression.
+        raise unchecked from None
     for resource in sorted(resources, key=str):
         if not _was_allowed(resource):
             _ask("create", resource)

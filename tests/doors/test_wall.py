@@ -235,8 +235,8 @@ def test_a_query_that_cannot_be_narrowed_is_not_sent(by: As, query: str) -> None
     ],
 )  # fmt: skip
 def test_an_owned_table_is_recognized_in_every_database(query: str) -> None:
-    assert "dag_run" in wall._owned_in(query)
-    assert wall._owned_in("SELECT dag_run_id, run FROM team") == set()
+    assert "dag_run" in wall._touched(query).read
+    assert wall._touched("SELECT dag_run_id, run FROM team").read == set()
 
 
 def test_outside_of_requests_everything_is_there(rows: None) -> None:  # noqa: ARG001
@@ -422,9 +422,28 @@ def test_each_of_many_rows_that_are_inserted_at_once_is_asked_about(
         write(session, "alpha_daily")
 
 
+# Its owner is said to be beta, and the key is another team's.
+_VARIABLE = {"key": "alpha_key", "val": "bobs", "team_name": "beta", "is_encrypted": False}
 PAST_THE_SESSION: dict[str, Callable[[Session], Any]] = {
     "changes at once": lambda session: session.bulk_update_mappings(Pool.__mapper__, [{"id": 1, "slots": 0}]),
     "an update of a table": lambda session: session.execute(update(Variable.__table__).values(val="")),
+    "an upsert into a table": lambda session: session.connection().execute(
+        upsert(Variable.__table__)
+        .values(_VARIABLE)
+        .on_conflict_do_update(index_elements=["key"], set_={"val": "changed"})
+    ),
+    "an insert that replaces": lambda session: session.connection().execute(
+        insert(Variable.__table__).prefix_with("OR REPLACE").values(_VARIABLE)
+    ),
+    "an insert of what a query finds": lambda session: session.connection().execute(
+        insert(DagTag.__table__).from_select(["dag_id", "name"], select(text("'alpha_daily'"), text("'bobs'")))
+    ),
+    "an insert for an owner that is an expression": lambda session: session.connection().execute(
+        insert(DagTag.__table__).values(dag_id=func.lower("ALPHA_DAILY"), name="bobs")
+    ),
+    "an insert of several rows as one": lambda session: session.connection().execute(
+        insert(DagTag.__table__).values([{"dag_id": "beta_daily", "name": "x"}, {"dag_id": "alpha_daily", "name": "x"}])
+    ),
     "a delete from a table": lambda session: session.execute(delete(DagRun.__table__)),
     "text": lambda session: session.execute(text('DELETE FROM "dag_run"')),
     "text that changes by another name": lambda session: session.execute(
