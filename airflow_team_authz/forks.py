@@ -72,6 +72,14 @@ def after_fork(begin_anew: Callable[[], Any]) -> None:
     os.register_at_fork(after_in_child=lambda: (call := method()) and call())
 
 
+def renewed(event: threading.Event) -> threading.Event:
+    """An event as set as this one, for a child: another thread may have held its lock."""
+    new = threading.Event()
+    if event.is_set():
+        new.set()
+    return new
+
+
 os.register_at_fork(
     before=_under_way.before_fork,
     after_in_parent=_under_way.after_fork_in_parent,

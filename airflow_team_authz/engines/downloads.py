@@ -152,7 +152,8 @@ class Downloaded:
 
     def _after_fork(self) -> None:
         # Neither the parent's threads nor its lock on the file are there.
-        self._starting, self._thread, self._leads = threading.Lock(), None, False
+        self._starting, self._stop = threading.Lock(), forks.renewed(self._stop)
+        self._thread, self._leads = None, False
 
     def _run(self, asked_once: threading.Event) -> None:
         """Download once, and from then on whenever no other process of the host does."""

@@ -139,6 +139,7 @@ class InProcess:
     def _after_fork(self) -> None:
         # Threads of the parent held these, or run on there only.
         self._starting, self._loading = threading.Lock(), threading.Lock()
+        self._closed = forks.renewed(self._closed)
         self._watcher, self._is_forked = None, True
         # The parent's machine is still good, but its memory would be copied page by page.
         self._local = threading.local()

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -603,7 +603,10 @@ def test_each_process_asks_for_the_newest_before_its_first_answer(
 
     publish(10)
     engine, point = open_engine(url)
-    with forked(lambda: version(point)) as ask, forked(lambda: version(point)) as later:
+    with ExitStack() as children:
+        # A lock that the downloading thread holds for a moment, whenever it begins or ends to wait.
+        with engine._stop._cond:
+            ask, later = (children.enter_context(forked(lambda: version(point))) for _ in range(2))
         # As if nobody on the host downloaded: as after a fork whose parent has ended.
         engine.close()
         publish(11)

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,16 @@ def test_a_forked_child_decides_by_the_newest_from_its_first_question_on(place: 
         place("one")
         eventually(lambda: bool(ask() == ONE))
         eventually(lambda: verdict(decisions) == ONE)
+
+
+def test_a_forked_child_keeps_up_though_the_parents_watcher_held_a_lock(place: Callable[[str], Path]) -> None:
+    with opened(place("one")) as decisions, ExitStack() as child:
+        # As it is for a moment, whenever the watcher begins or ends to wait.
+        with decisions._engine._closed._cond:  # type: ignore[attr-defined]
+            ask = child.enter_context(forked(lambda: verdict(decisions)))
+        assert ask() == ONE
+        place("two")
+        eventually(lambda: bool(ask() == TWO))
 
 
 def test_a_forked_child_compiles_a_directory_that_has_changed(policy: Policy) -> None:
