@@ -24,6 +24,11 @@ def fitting(text: str, size: int = TEXT_BYTES) -> str:
     return whole[: size - len(_MARK.encode())].decode(errors="ignore") + _MARK
 
 
+def with_lines(text: str | None, *more: str) -> str:
+    """``text``, if there is one, with more lines after it, cut like any other."""
+    return fitting("\n".join(filter(None, (text, *more))))
+
+
 def fitting_reasons(reasons: Iterable[str]) -> list[str]:
     """The first ten ``reasons`` with at most 1,000 bytes each, and how many more there are."""
     told = list(reasons)

@@ -42,7 +42,7 @@ _MODELS = {"Log", "ParseImportError", "DagWarning"}
 
 
 def test_every_text_for_airflows_database_is_made_to_fit() -> None:
-    """Rows come from the functions above; an import error is a call of ``fitting``."""
+    """Rows come from the functions above; an import error is a call of ``with_lines``."""
     package = REPOSITORY / "airflow_team_authz"
     names = {str(file.relative_to(package)): ast.parse(file.read_text()) for file in package.rglob("*.py")}
     loose = [f"{name}:{line}" for name, tree in names.items() for line in _written(tree, _WRITTEN_IN.get(name, set()))]
@@ -56,7 +56,7 @@ def _written(node: ast.AST, functions: set[str]) -> Iterator[int]:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _MODELS:
         yield node.lineno
     if isinstance(node, ast.Assign) and ast.unparse(node).startswith("import_errors["):
-        fits = ast.unparse(node.value).startswith("fitting(")
+        fits = ast.unparse(node.value).startswith("with_lines(")
         yield from () if fits else (node.lineno,)
     for child in ast.iter_child_nodes(node):
         yield from _written(child, functions)

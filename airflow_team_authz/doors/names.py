@@ -17,7 +17,7 @@ from sqlalchemy import exists, insert, or_, select, update
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import requests
 from airflow_team_authz.settings import SettingsError
-from airflow_team_authz.texts import fitting
+from airflow_team_authz.texts import with_lines
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -90,7 +90,7 @@ def _guard_parsing(module: Any) -> None:
             if dag.dag_id in others:
                 file = (bundle_name, str(dag.relative_fileloc))
                 told = _refusal(dag.dag_id, others[dag.dag_id], bundle_name)
-                import_errors[file] = fitting("\n".join(filter(None, (import_errors.get(file), told))))
+                import_errors[file] = with_lines(import_errors.get(file), told)
         own = [dag for dag in dags if dag.dag_id not in others]
         own_warnings = {warning for warning in warnings if warning.dag_id not in others}
         try:

@@ -29,7 +29,7 @@ from airflow_team_authz.files import make_private
 from airflow_team_authz.identities.machines import dag_processor
 from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
-from airflow_team_authz.texts import fitting
+from airflow_team_authz.texts import with_lines
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -80,7 +80,7 @@ def guard(module: ModuleType) -> None:
             if not against:
                 fine.append(dag)
                 continue
-            import_errors[file] = fitting("\n".join(filter(None, (import_errors.get(file), *against))))
+            import_errors[file] = with_lines(import_errors.get(file), *against)
             if dag.dag_id in unreadable:
                 refused_files.add(file)
                 continue
@@ -168,20 +168,20 @@ def _where(dag: Any, pool: str, tasks: list[str]) -> str:
 
 def _warnings(dags: Iterable[Any], default_pool: str | None, session: Session) -> Iterator[DagWarning]:
     """One for each Dag with a pool that does not exist: the scheduler lets its tasks wait for ever."""
-    used = {dag.dag_id: _pools(dag) for dag in dags}
-    names = {name for pools in used.values() for name in pools}
+    used = [(dag, _pools(dag)) for dag in dags]
+    names = {name for _, pools in used for name in pools}
     missing = names - set(session.scalars(select(Pool.pool).where(Pool.pool.in_(names))))
-    for dag in dags:
-        told = [_missing(dag, pool, default_pool) for pool in sorted(used[dag.dag_id].keys() & missing)]
+    for dag, pools in used:
+        told = [
+            f"{_where(dag, pool, pools[pool])} does not exist, so what uses it waits for ever. "
+            + (_CORRECT_DEFAULT if pool == default_pool else "Create the pool, or name another one")
+            for pool in sorted(pools.keys() & missing)
+        ]
         if told:
-            yield DagWarning(dag.dag_id, DagWarningType.NONEXISTENT_POOL, fitting("\n".join(told)))
+            yield DagWarning(dag.dag_id, DagWarningType.NONEXISTENT_POOL, with_lines(None, *told))
 
 
-def _missing(dag: Any, pool: str, default_pool: str | None) -> str:
-    where = f"{_where(dag, pool, _pools(dag)[pool])} does not exist, so what uses it waits for ever"
-    if pool == default_pool:
-        return f"{where}. It is the default_pool in the data of the team's policy: create the pool, or correct the data"
-    return f"{where}. Create the pool, or name another one"
+_CORRECT_DEFAULT = "It is the default_pool in the data of the team's policy: create the pool, or correct the data"
 
 
 def _allowed(answers: _Answers, pool: str) -> bool:

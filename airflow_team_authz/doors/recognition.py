@@ -13,7 +13,7 @@ from typing import Any
 
 from airflow_team_authz.escaping import escaped, logger
 from airflow_team_authz.settings import MANAGER, SettingsError, another_manager, read_settings
-from airflow_team_authz.texts import fitting
+from airflow_team_authz.texts import with_lines
 
 log = logger(__name__)
 
@@ -81,7 +81,7 @@ def _refuse_access_control(module: Any) -> None:
                 continue
             file = (bundle_name, str(dag.relative_fileloc))
             told = escaped(_ACCESS_CONTROL.format(dag.dag_id, ", ".join(roles)))
-            import_errors[file] = fitting("\n".join(filter(None, (import_errors.get(file), told))))
+            import_errors[file] = with_lines(import_errors.get(file), told)
         write(bundle_name, bundle_version, fine, import_errors, *arguments, **named)
 
     module.update_dag_parsing_results_in_db = write_without_access_control
