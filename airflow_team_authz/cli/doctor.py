@@ -201,7 +201,7 @@ def _decide(point: DecisionPoint, type_: str, question: Evaluations) -> Check:
     name = f"decision {type_}"
     start = time.perf_counter_ns()
     try:
-        (decision,), _ = point.decide(question)
+        (decision,) = point.decide(question).decisions
     except EngineError as error:
         return Check(name, False, str(error))
     took = round((time.perf_counter_ns() - start) / 1000)
