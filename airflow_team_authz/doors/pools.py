@@ -1,5 +1,7 @@
 """The pools' door: where parsed Dags enter Airflow's database. One that uses another team's pool is an import error.
 
+A pool that does not exist is a warning of the Dag.
+
 This runs in the Dag processor itself, which no Dag's code can reach, and not in the child that has parsed the file.
 """
 
@@ -17,6 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from airflow.configuration import AIRFLOW_HOME
 from airflow.models import DagModel, Pool
+from airflow.models.dagwarning import DagWarning, DagWarningType
+from airflow.models.team import Team
+from airflow.utils.session import create_session
 from sqlalchemy import select, update
 
 from airflow_team_authz.doors import disclosure
@@ -30,6 +35,8 @@ from airflow_team_authz.texts import fitting
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+    from airflow_team_authz.engines import DecisionPoint
 
 log = logger(__name__)
 
@@ -87,10 +94,24 @@ def guard(module: ModuleType) -> None:
                 postponed.append(dag)
         waiting = {str(dag.relative_fileloc) for dag in postponed} - {file for _, file in refused_files}
         good = _good_dags(bundle_name, waiting, session)
-        write(bundle_name, bundle_version, fine, import_errors, parse_duration, warnings, session, **named)
+        # Ours go before Airflow's of the same kind: there is one for each Dag, and ours are about all pools.
+        warned = {*_warnings(fine, answers.default_pool, session), *warnings}
+        write(bundle_name, bundle_version, fine, import_errors, parse_duration, warned, session, **named)
         _keep(good, session)
 
     vars(module)["update_dag_parsing_results_in_db"] = write_what_is_allowed
+
+
+def missing_default_pools(point: DecisionPoint) -> dict[str, str]:
+    """The default pools that do not exist, by the teams whose policy names them.
+
+    Raises an ``EngineError``, or SQLAlchemy's errors when Airflow's database does not answer.
+    """
+    with create_session(scoped=False) as session:
+        team_ids = tuple(session.scalars(select(Team.name).order_by(Team.name)))
+        pools = set(session.scalars(select(Pool.pool)))
+    standing, _ = point.whoami(Subject("dag_processor", "doctor", team_ids))
+    return {team_id: pool for team_id, pool in sorted(standing.default_pools.items()) if pool not in pools}
 
 
 def _ask(bundle_name: str, dags: Iterable[Any], session: Session) -> _Answers:
@@ -144,9 +165,7 @@ def _against(dag: Any, answers: _Answers) -> Iterator[str]:
     for pool, tasks in sorted(_pools(dag).items()):
         if _allowed(answers, pool):
             continue
-        shown = ", ".join(tasks[:_SHOWN_TASKS])
-        more = f" and {len(tasks) - _SHOWN_TASKS} more tasks" if len(tasks) > _SHOWN_TASKS else ""
-        where = escaped(f"Dag {dag.dag_id}, task {shown}{more}: pool {pool}")
+        where = _where(dag, pool, tasks)
         decision = answers.decisions[pool]
         if decision is not None:
             yield f"{where} may not be used: {escaped('; '.join(decision.reasons))}"
@@ -155,6 +174,30 @@ def _against(dag: Any, answers: _Answers) -> Iterator[str]:
                 f"{where} has not been decided about, because no decision can be had ({escaped(answers.error)}). This "
                 "Dag stays as it was, and the question is asked again whenever this file is parsed"
             )
+
+
+def _where(dag: Any, pool: str, tasks: list[str]) -> str:
+    shown = ", ".join(tasks[:_SHOWN_TASKS])
+    more = f" and {len(tasks) - _SHOWN_TASKS} more tasks" if len(tasks) > _SHOWN_TASKS else ""
+    return escaped(f"Dag {dag.dag_id}, task {shown}{more}: pool {pool}")
+
+
+def _warnings(dags: Iterable[Any], default_pool: str | None, session: Session) -> Iterator[DagWarning]:
+    """One for each Dag with a pool that does not exist: the scheduler lets its tasks wait for ever."""
+    used = {dag.dag_id: _pools(dag) for dag in dags}
+    names = {name for pools in used.values() for name in pools}
+    missing = names - set(session.scalars(select(Pool.pool).where(Pool.pool.in_(names))))
+    for dag in dags:
+        told = [_missing(dag, pool, default_pool) for pool in sorted(used[dag.dag_id].keys() & missing)]
+        if told:
+            yield DagWarning(dag.dag_id, DagWarningType.NONEXISTENT_POOL, fitting("\n".join(told)))
+
+
+def _missing(dag: Any, pool: str, default_pool: str | None) -> str:
+    where = f"{_where(dag, pool, _pools(dag)[pool])} does not exist, so what uses it waits for ever"
+    if pool == default_pool:
+        return f"{where}. It is the default_pool in the data of the team's policy: create the pool, or correct the data"
+    return f"{where}. Create the pool, or name another one"
 
 
 def _allowed(answers: _Answers, pool: str) -> bool:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from airflow import settings
 from airflow.dag_processing import collection
 from airflow.models import DagModel, Pool
+from airflow.models.dagwarning import DagWarning
 from airflow.models.errors import ParseImportError
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.sdk import DAG, BaseOperator, TaskGroup
@@ -295,20 +298,102 @@ def test_a_teams_rule_opens_its_pool(bundles: dict[str, Path], parsing: Recordin
     assert write(made("prod", "alpha_production")) == {}
 
 
-@pytest.fixture
-def default_pool(monkeypatch: pytest.MonkeyPatch, parsing: Recording) -> None:  # noqa: ARG001
+def warnings(*dag_ids: str) -> dict[str, str]:
+    """What Airflow tells the readers of these Dags about pools that do not exist."""
+    assert settings.Session is not None
+    with settings.Session() as session:
+        wanted = (DagWarning.dag_id.in_(dag_ids), DagWarning.warning_type == "non-existent pool")
+        return {row.dag_id: row.message for row in session.scalars(select(DagWarning).where(*wanted))}
+
+
+WAITS = "does not exist, so what uses it waits for ever."
+
+
+def test_a_pool_that_does_not_exist_is_a_warning_of_the_dag(parsing: Recording) -> None:  # noqa: ARG001
+    assert write(made("lonely", "nowhere", "pool", mapped="not here"), made("well", "pool")) == {}
+    assert runs("lonely")
+    told = (
+        f"Dag lonely, task mapped: pool not here {WAITS} Create the pool, or name another one",
+        f"Dag lonely, task t0: pool nowhere {WAITS} Create the pool, or name another one",
+    )
+    assert warnings("lonely", "well") == {"lonely": "\n".join(told)}
+    with created("nowhere", "alpha"), created("not here", None):
+        assert write(made("lonely", "nowhere", "pool", mapped="not here")) == {}
+        assert warnings("lonely") == {}
+    # They are gone since.
+    assert write(made("lonely", "pool", mapped="not here")) == {}
+    assert warnings("lonely") == {"lonely": told[0]}
+    assert write(made("lonely", "pool")) == {}
+    assert warnings("lonely") == {}
+
+
+@contextmanager
+def created(name: str, team_id: str | None) -> Iterator[None]:
+    assert settings.Session is not None
+    with settings.Session() as session:
+        pool = Pool(pool=name, team_name=team_id, slots=1, include_deferred=False)
+        session.add(pool)
+        session.commit()
+        yield
+        session.delete(pool)
+        session.commit()
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["decided", "nobody answers"])
+def test_a_teams_default_pool_that_does_not_exist_is_a_warning(
+    parsing: Recording, monkeypatch: pytest.MonkeyPatch, outage: Any, gone: bool  # noqa: ARG001
+) -> None:  # fmt: skip
+    point = with_default(pools.decision_point(), "alpha_slots")
+    monkeypatch.setattr(pools, "decision_point", lambda: point)
+    assert write(made("unslotted", None, "pool"), made("named", "pool")) == {}
+    if gone:
+        outage()
+        assert write(made("unslotted", None, "pool"), made("named", "pool")) == {}
+    assert pools_of("unslotted") == {"alpha_slots", "pool"}
+    told = (
+        f"Dag unslotted, task t0: pool alpha_slots {WAITS} It is the default_pool in the data of the team's policy: "
+        "create the pool, or correct the data"
+    )
+    assert warnings("unslotted", "named") == {"unslotted": told}
+    with created("alpha_slots", None):
+        assert write(made("unslotted", None, "pool")) == {}
+        assert warnings("unslotted") == {}
+
+
+def test_default_pools_that_do_not_exist_are_found(parsing: Recording) -> None:  # noqa: ARG001
     point = pools.decision_point()
+    assert pools.missing_default_pools(point) == {}
+    assert pools.missing_default_pools(with_default(point, "alpha_slots")) == {"alpha": "alpha_slots"}
+    assert pools.missing_default_pools(with_default(point, "alpha_pool")) == {}
+
+
+def test_no_warning_about_pools_is_too_long_or_makes_a_line_of_its_own(
+    parsing: Recording, strict: set[str]  # noqa: ARG001
+) -> None:  # fmt: skip
+    odd = [f"n\x1b{number}🚀" * 20 for number in range(1000)]
+    assert write(made("talkative", *odd)) == {}
+    assert "DagWarning.message" in strict
+    assert all(line.isprintable() for line in warnings("talkative")["talkative"].split("\n"))
+    assert write(made("talkative", "pool")) == {}
+
+
+def with_default(point: Any, pool: str) -> Any:
+    """The decision point, with this pool for alpha's tasks whose author names none."""
 
     class WithDefault:
         decide = point.decide
 
         def whoami(self, subject: Any) -> Any:
-            import msgspec
-
             standing, revision = point.whoami(subject)
-            return msgspec.structs.replace(standing, default_pools={"alpha": "alpha_pool"}), revision
+            return msgspec.structs.replace(standing, default_pools={"alpha": pool}), revision
 
-    monkeypatch.setattr(pools, "decision_point", WithDefault)
+    return WithDefault()
+
+
+@pytest.fixture
+def default_pool(monkeypatch: pytest.MonkeyPatch, parsing: Recording) -> None:  # noqa: ARG001
+    point = with_default(pools.decision_point(), "alpha_pool")
+    monkeypatch.setattr(pools, "decision_point", lambda: point)
 
 
 def test_a_teams_default_pool_is_for_who_names_none(default_pool: None) -> None:  # noqa: ARG001
