@@ -220,7 +220,7 @@ class _Check:
                     "test-failed", tests[0], 1, "the tests take too long or too much memory", "make them smaller"
                 )
             else:
-                yield from self._told("test-failed", done, "see `opa test --bundle --ignore .regal .`", tests[0])
+                yield from self._told("test-failed", done, "see `opa test .`", tests[0])
             return
         own = [result for result in results if str(result.get("location", {}).get("file", "")).lstrip("./") in tests]
         if not sum(_cases(result, modules) for result in own):
@@ -234,7 +234,7 @@ class _Check:
                 place["file"].lstrip("./"),
                 place["row"],
                 told[:300],
-                "see `opa test --bundle --ignore .regal .`",
+                "see `opa test .`",
             )
         if not failed:
             yield from self._coverage(covering.result())
@@ -243,7 +243,7 @@ class _Check:
         try:
             reports = json.loads(done.out)["files"]
         except (ValueError, KeyError):
-            yield from self._told("coverage", done, "see `opa test --coverage --bundle .`", self._root)
+            yield from self._told("coverage", done, "see `opa test --coverage .`", self._root)
             return
         reports = {name.lstrip("./"): report for name, report in reports.items()}
         covered = uncovered = 0

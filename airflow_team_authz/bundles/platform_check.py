@@ -85,9 +85,7 @@ def _rego(staged: Path, opa: str, tested: bool) -> Iterator[Finding]:
         try:
             run_opa([opa, "test", "--bundle", "--timeout", "30s", "."], staged)
         except CompileError as error:
-            yield from _findings(
-                "test-failed", str(error), "run `opa test --bundle --ignore .regal .` in the policy directory"
-            )
+            yield from _findings("test-failed", str(error), "run `opa test .` in the policy directory")
 
 
 def _patterns(staged: Path, rules: list[str], opa: str) -> Iterator[Finding]:

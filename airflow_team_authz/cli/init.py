@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from airflow_team_authz.cli.words import TEAM_ID
 # Written by us and by nobody else: the shipped policy, its schemas and capabilities.
 OURS = PurePosixPath(".team-authz")
 _ROLES = PurePosixPath("airflow/roles")
+_TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
+_SCHEMA = ".jsonschema"
 _PLACEHOLDER = "example"
 _KEYWORDS = {
     "as", "contains", "default", "else", "every", "false", "if", "import", "in", "not", "null", "package", "some",
@@ -24,7 +27,10 @@ _KEYWORDS = {
 
 
 class Done(NamedTuple):
-    """What became of a file: ``wrote``, ``kept`` as it was, or ``renewed`` or ``removed`` by an update."""
+    """What became of a file: ``wrote`` or ``kept`` as it was. By an update also ``renewed``, ``removed`` or ``edited``.
+
+    ``edited`` is kept as well, because a person has changed it.
+    """
 
     did: str
     file: str
@@ -36,11 +42,16 @@ def init(
         str | None, typer.Option(metavar="ID", help="Write a team's own rules instead, for the team of this id.")
     ] = None,
     update: Annotated[
-        bool, typer.Option("--update", help=f"Only bring {OURS} up to date with the installed package.")
+        bool,
+        typer.Option(
+            "--update",
+            help=f"Bring {OURS} up to date with the installed package, and those files for checks, CI and editors "
+            "that nobody has edited.",
+        ),
     ] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    r"""Write a policy directory with rules, tests, CI and editor files. Nothing that exists is changed.
+    r"""Write a policy directory with rules, tests, CI and editor files. Only --update changes what exists.
 
     Without --team it is the platform's: set \[team_authz] policy to it. With --team it is a team's own repository, or,
     if DIR is the platform's directory, the team is added to it.
@@ -61,6 +72,12 @@ def init(
         if any(entry.did == "wrote" for entry in done):
             print_line()
             print_line(f"Next: see {directory / 'README.md'}, and run {directory / 'check.sh'}")
+        if any(entry.did == "edited" for entry in done):
+            print_line()
+            print_line(
+                "Files marked `edited` have changes of yours, so they stay as they are. Compare them with those that "
+                "`team-authz init` writes into a new directory."
+            )
 
 
 def _write(directory: Path, team: str | None) -> Iterator[Done]:
@@ -85,17 +102,47 @@ def _update(directory: Path) -> Iterator[Done]:
     for name, content in sorted(files.items()):
         if _write_new(directory / name, content):
             yield Done("wrote", str(name))
-        elif (directory / name).read_bytes() != content:
-            (directory / name).write_bytes(content)
-            yield Done("renewed", str(name))
         else:
-            yield Done("kept", str(name))
+            yield Done(_renew(directory / name, content), str(name))
     # Rules that the package no longer has would otherwise go on deciding in tests.
     for path in sorted((directory / OURS).rglob("*.*")):
         name = PurePosixPath(path.relative_to(directory).as_posix())
-        if path.suffix in {".rego", ".json"} and path.is_file() and name not in files:
+        if path.suffix in {".rego", ".json", _SCHEMA} and path.is_file() and name not in files:
             path.unlink()
             yield Done("removed", str(name))
+    yield from _update_tools(directory)
+
+
+def _update_tools(directory: Path) -> Iterator[Done]:
+    """Files for checks, CI and editors: what nobody has edited is renewed, and what somebody has deleted stays away."""
+    for name, content in sorted(tool_files().items()):
+        path = directory / name
+        if not path.is_file():
+            continue
+        found = path.read_bytes()
+        if found != content and hashlib.sha256(found).hexdigest() not in written_before()[str(name)]:
+            yield Done("edited", str(name))
+        else:
+            yield Done(_renew(path, content), str(name))
+
+
+def _renew(path: Path, content: bytes) -> str:
+    if path.read_bytes() == content:
+        return "kept"
+    path.write_bytes(content)
+    return "renewed"
+
+
+def tool_files() -> Files:
+    """Files for checks, CI and editors, whose text is the same for every team."""
+    files = template("shared") | template("rules")
+    return {name: content for name, content in files.items() if name.parts[0] != str(OURS)}
+
+
+def written_before() -> dict[str, list[str]]:
+    """SHA-256 of every text that ``init`` has ever written to a file of ``tool_files``, the present one last."""
+    found: dict[str, list[str]] = json.loads((_TEMPLATES / "written.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _is_teams(directory: Path) -> bool:
@@ -121,7 +168,7 @@ Files = dict[PurePosixPath, bytes]
 
 def template(kind: str) -> Files:
     """Files of a template; ``dot-`` stands for the dot of hidden ones, which packaging tools like to leave out."""
-    root = Path(__file__).resolve().parents[1] / "templates" / kind
+    root = _TEMPLATES / kind
     return {
         PurePosixPath(re.sub(r"(^|/)dot-", r"\1.", path.relative_to(root).as_posix())): path.read_bytes()
         for path in root.rglob("*")
@@ -173,10 +220,15 @@ def _ours(for_a_team: bool) -> Files:
     sources = [shipped / "capabilities.json", *(shipped / "schemas").rglob("*.json")]
     sources += [path for path in (shipped / "airflow" / "authz").rglob("*.rego") if not path.stem.endswith("_test")]
     files = {name: content for name, content in template("shared").items() if name.parts[0] == str(OURS)}
-    files |= {OURS / path.relative_to(shipped).as_posix(): path.read_bytes() for path in sources}
+    files |= {_place(path.relative_to(shipped)): path.read_bytes() for path in sources}
     if for_a_team:
         files[OURS / _ROLES / "roles.rego"] = _roles_as_rego(json.loads((shipped / _ROLES / "data.json").read_text()))
     return files
+
+
+def _place(path: Path) -> PurePosixPath:
+    """Where a file of the shipped policy goes. A schema is renamed: ``opa test`` takes each `.json` for data."""
+    return OURS / (path.with_suffix(_SCHEMA) if path.parts[0] == "schemas" else path).as_posix()
 
 
 def _roles_as_rego(roles: dict[str, object]) -> bytes:

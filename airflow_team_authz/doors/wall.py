@@ -164,11 +164,14 @@ def _refuse_unnarrowed(_: Any, __: Any, statement: str, ___: Any, context: Any, 
             f"a query reads {', '.join(sorted(owned))} and cannot be narrowed to what {_who()} may read, so it is not "
             f"sent: {statement}"
         )
-    if not request.writes_checked:
+    if request.writes_checked:
+        return
+    if context is None or context.compiled is None or not context.isinsert:
         raise NotNarrowed(
             f"a statement writes {', '.join(sorted(owned))} in a way that cannot be checked for {_who()}, so it is not "
             f"sent: {statement}"
         )
+    _check_inserted_rows(owned_tables()[context.compiled.statement.table.name], context)
 
 
 def _who() -> str:
@@ -264,6 +267,19 @@ def _check_insert(statement: Any, session: Session) -> None:
         if not _was_allowed(resource):
             if there is not None:
                 raise HTTPException(409, f"The {resource.type} {resource.id} already exists")
+            _ask("create", resource)
+
+
+def _check_inserted_rows(entity: Any, context: Any) -> None:
+    """Rows that are inserted by no session's flush: Airflow inserts the task instances of a run so."""
+    with requests.unfiltered(), Session(bind=context.root_connection) as session:
+        resources = {
+            resource
+            for values in context.compiled_parameters
+            for resource in OWNED[entity.__name__].resources(SimpleNamespace(**values), session)
+        }
+    for resource in sorted(resources, key=str):
+        if not _was_allowed(resource):
             _ask("create", resource)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
 import os
 import shlex
@@ -14,6 +16,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from airflow_team_authz.cli.init import tool_files, written_before
 from airflow_team_authz.compile import MINIMUM_OPA, compile_directory
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
@@ -77,6 +80,23 @@ def test_people_run_the_steps_that_ci_runs(run, tmp_path):
     headings = [line.removeprefix("== ") for line in done.stdout.splitlines() if line.startswith("== ")]
     assert [f"./check.sh {step}" for step in headings] == commands(tmp_path)
     assert headings == ["format", "types", "tests", "lint", "gate"]
+
+
+@pytest.mark.parametrize("options", [[], ["--team", "alpha"]])
+@pytest.mark.parametrize("command", ["opa check .", "opa test .", "regal lint ."])
+def test_what_people_type_passes_without_options(run, tmp_path, options, command):
+    run("init", tmp_path, *options)
+    done = subprocess.run(command.split(), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = {"opa check .": "", "opa test .": "PASS: ", "regal lint .": "No violations found"}
+    assert passed[command] in done.stdout
+
+
+def test_a_second_workflow_does_not_disturb_the_tests(run, tmp_path):
+    run("init", tmp_path)
+    ours = (tmp_path / ".github/workflows/policy.yml").read_text()
+    (tmp_path / ".github/workflows/other.yml").write_text(ours.replace("name: Policy", "name: Other"))
+    subprocess.run([tmp_path / "check.sh", "tests"], capture_output=True, check=True)
 
 
 @pytest.mark.parametrize("team", TEAM_IDS)
@@ -279,10 +299,51 @@ def test_update_renews_what_is_ours_and_nothing_else(run, tmp_path, options):
         ".team-authz/airflow/authz/authz.rego": "wrote",
         ".team-authz/airflow/authz/gone.rego": "removed",
     }
-    assert all(file.startswith(".team-authz/") for file in did)
+    tools = {file for file in fresh if file.startswith((".github/", ".regal/", ".vscode/"))}
+    assert {file for file in did if not file.startswith(".team-authz/")} == tools
     del fresh["check.sh"]
     expected = fresh | {"README.md": b"mine", ".team-authz/notes.txt": b"mine"}
     assert {file: (tmp_path / file).read_bytes() for file in written(tmp_path)} == expected
+
+
+def digest(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_every_text_that_was_written_is_known():
+    """Whoever changes a template adds its digest to templates/written.json: last, after those of earlier texts."""
+    assert {name: digests[-1] for name, digests in written_before().items()} == {
+        str(name): digest(content) for name, content in tool_files().items()
+    }
+
+
+def test_update_renews_what_an_earlier_version_wrote(run, tmp_path, monkeypatch):
+    run("init", tmp_path, "--team", "alpha")
+    fresh = {file: (tmp_path / file).read_bytes() for file in written(tmp_path)}
+    earlier, ours = b"# Written by an earlier version.\n", ["check.sh", ".regal/rules/entry_rule.rego"]
+    known = {name: [digest(earlier), *digests] for name, digests in written_before().items()}
+    monkeypatch.setattr(importlib.import_module("airflow_team_authz.cli.init"), "written_before", lambda: known)
+    for file in ours:
+        (tmp_path / file).write_bytes(earlier)
+    # Schemas had a name that OPA takes for data.
+    (tmp_path / ".team-authz/schemas/input.jsonschema").rename(tmp_path / ".team-authz/schemas/input.json")
+    did = entries(run("init", tmp_path, "--update", "-o", "json"))
+    assert {file: what for file, what in did.items() if what != "kept"} == dict.fromkeys(ours, "renewed") | {
+        ".team-authz/schemas/input.json": "removed",
+        ".team-authz/schemas/input.jsonschema": "wrote",
+    }
+    assert {file: (tmp_path / file).read_bytes() for file in written(tmp_path)} == fresh
+
+
+def test_update_says_what_a_person_has_edited_and_leaves_it(run, tmp_path):
+    run("init", tmp_path, "--team", "alpha")
+    (tmp_path / "check.sh").write_text("mine")
+    told = run("init", tmp_path, "--update").stdout
+    assert (tmp_path / "check.sh").read_text() == "mine"
+    assert "edited  check.sh\n" in told
+    assert "Files marked `edited` have changes of yours" in told
+    (tmp_path / "check.sh").unlink()
+    assert "edited" not in run("init", tmp_path, "--update").stdout
 
 
 def test_update_of_another_directory_is_refused(run, tmp_path):

@@ -397,12 +397,33 @@ def test_rows_that_cannot_be_checked_are_not_inserted(by: As) -> None:
         session.execute(insert(DagTag), [{"dag_id": "beta_daily", "name": "bobs"}])
 
 
-_TAG = {"dag_id": "alpha_daily", "name": "bobs"}
+# Airflow inserts the task instances of a run by these.
+AT_ONCE: dict[str, Callable[[Session, str], Any]] = {
+    "rows": lambda session, dag_id: session.bulk_insert_mappings(DagTag.__mapper__, _tags(dag_id)),
+    "objects": lambda session, dag_id: session.bulk_save_objects([DagTag(**tag) for tag in _tags(dag_id)]),
+    "into a table": lambda session, dag_id: session.execute(insert(DagTag.__table__), _tags(dag_id)),
+    "one into a table": lambda session, dag_id: session.execute(insert(DagTag.__table__).values(_tags(dag_id)[1])),
+}
+
+
+def _tags(dag_id: str) -> list[dict[str, str]]:
+    return [{"dag_id": "beta_daily", "name": "bobs"}, {"dag_id": dag_id, "name": "bobs too"}]
+
+
+@pytest.mark.parametrize("write", AT_ONCE.values(), ids=AT_ONCE)
+def test_each_of_many_rows_that_are_inserted_at_once_is_asked_about(
+    by: As, write: Callable[[Session, str], Any]
+) -> None:
+    with by(BOB) as session, pytest.raises(HTTPException, match="may not create dag alpha_daily"):
+        write(session, "alpha_daily")
+    with by(BOB) as session:
+        write(session, "beta_daily")
+    with by(BOB, ("create", Resource("dag", "alpha", "alpha_daily", "run"))) as session:
+        write(session, "alpha_daily")
+
+
 PAST_THE_SESSION: dict[str, Callable[[Session], Any]] = {
-    "rows at once": lambda session: session.bulk_insert_mappings(DagTag.__mapper__, [_TAG]),
-    "objects at once": lambda session: session.bulk_save_objects([DagTag(**_TAG)]),
     "changes at once": lambda session: session.bulk_update_mappings(Pool.__mapper__, [{"id": 1, "slots": 0}]),
-    "an insert into a table": lambda session: session.execute(insert(DagTag.__table__).values(**_TAG)),
     "an update of a table": lambda session: session.execute(update(Variable.__table__).values(val="")),
     "a delete from a table": lambda session: session.execute(delete(DagRun.__table__)),
     "text": lambda session: session.execute(text('DELETE FROM "dag_run"')),
