@@ -21,11 +21,17 @@ DOORS: dict[str, tuple[str, ...]] = {
     "airflow.api_fastapi.execution_api.routes.xcoms": ("airflow_team_authz.doors.tasks",),
     "airflow.api_fastapi.execution_api.security": ("airflow_team_authz.doors.tasks",),
     "airflow.assets.manager": ("airflow_team_authz.doors.datasets",),
+    "airflow.cli.commands.standalone_command": ("airflow_team_authz.doors.recognition",),
     "airflow.dag_processing.bundles.manager": ("airflow_team_authz.doors.names",),
     # The last one is asked first: another team's Dag is no question about pools.
-    "airflow.dag_processing.collection": ("airflow_team_authz.doors.pools", "airflow_team_authz.doors.names"),
+    "airflow.dag_processing.collection": (
+        "airflow_team_authz.doors.recognition",
+        "airflow_team_authz.doors.pools",
+        "airflow_team_authz.doors.names",
+    ),
     "airflow.dag_processing.manager": ("airflow_team_authz.doors.names",),
     "airflow.dag_processing.processor": ("airflow_team_authz.identities.machines",),
+    "airflow.jobs.scheduler_job_runner": ("airflow_team_authz.doors.lent_pools",),
     "airflow.jobs.triggerer_job_runner": ("airflow_team_authz.identities.machines",),
     "airflow.models.connection_test": ("airflow_team_authz.doors.connection_tests",),
     "airflow.models.dag": ("airflow_team_authz.doors.names",),
@@ -34,6 +40,8 @@ DOORS: dict[str, tuple[str, ...]] = {
         "airflow_team_authz.identities.machines",
         "airflow_team_authz.doors.task_log",
     ),
+    "airflow.ti_deps.deps.pool_slots_available_dep": ("airflow_team_authz.doors.lent_pools",),
+    "airflow.utils.db_cleanup": ("airflow_team_authz.doors.recognition",),
 }
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 SECTION = "team_authz"
+MANAGER = "airflow_team_authz.TeamAuthManager"
 
 
 class SettingsError(ValueError):
@@ -184,6 +185,20 @@ def is_enabled() -> bool:
         any(str(name).startswith("airflow_team_authz.") for name in classes)
         or conf.has_section(SECTION)
         or any(name.startswith(f"AIRFLOW__{SECTION.upper()}__") for name in os.environ)
+    )
+
+
+def another_manager() -> str:
+    """What it means that another auth manager is in force than this package's; nothing if it is this one."""
+    from airflow.configuration import conf
+
+    name = str(conf.get("core", "auth_manager", fallback=""))
+    if name == MANAGER:
+        return ""
+    return (
+        f"[core] auth_manager is {name}, and not {MANAGER}: nobody asks the policy about people. `airflow standalone` "
+        "sets SimpleAuthManager, whatever is configured: start api-server, scheduler, dag-processor and triggerer "
+        "one by one to have it asked"
     )
 
 

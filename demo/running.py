@@ -6,6 +6,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,11 +14,25 @@ import httpx
 
 from demo.airflow import Settings, merged
 from demo.process import StartError
-from demo.site import Site, write_dags
+from demo.site import Progress, Site, write_dags
 
 T = TypeVar("T")
 
 _DAGS = Path(__file__).parent / "dags"
+# Alpha lends one pool to beta; the other one to who parses beta's Dags, and not to their tasks.
+_LENDS = """
+allow contains "alpha lends this pool to team beta" if {
+	input.resource.id == "alpha_lent"
+	input.action == "use"
+	"beta" in input.subject.team_ids
+}
+
+allow contains "beta's Dags may name this pool" if {
+	input.resource.id == "alpha_shown"
+	input.subject.type == "dag_processor"
+	"beta" in input.subject.team_ids
+}
+"""
 _COMPONENTS = {
     "scheduler": ("scheduler",),
     "dag_processor": ("dag-processor",),
@@ -48,6 +63,7 @@ class RunningSite(Site):
         self._database = database
         self._runs = itertools.count(1)
         super().__init__(home, opa_server, _COMPONENTS)
+        self.edit_policy("teams/alpha/alpha.rego", "", _LENDS)
 
     def write_dags(self, folder: Path) -> list[dict[str, Any]]:
         """See ``Site``."""
@@ -74,6 +90,12 @@ class RunningSite(Site):
         return (
             super().guarding_settings() if self._guarded else {"core": {"multi_team": "True", "auth_manager": _SIMPLE}}
         )
+
+    def start(self, progress: Progress = nullcontext) -> None:
+        """See ``Site``."""
+        super().start(progress)
+        for name in ("alpha_lent", "alpha_shown"):
+            self._create("pools", {"name": name, "slots": 4, "team_name": "alpha"})
 
     def begin_to_run(self) -> None:
         """Have all Dags run, and a first run of each team's daily Dag behind us."""

@@ -42,6 +42,8 @@ from airflow.jobs import triggerer_job_runner
 from airflow.models import trigger
 from airflow.sdk.execution_time import supervisor
 from airflow.api_fastapi.execution_api import security
+from airflow.ti_deps.deps.pool_slots_available_dep import PoolSlotsAvailableDep
+slots = PoolSlotsAvailableDep._get_dep_statuses
 writing = manager.update_dag_parsing_results_in_db
 print(json.dumps({
     "tasks": security.require_auth.__module__,
@@ -58,6 +60,7 @@ print(json.dumps({
     "parsing": processor.DagFileProcessorProcess._handle_request.__module__,
     "triggers": triggerer_job_runner.TriggerRunnerSupervisor._handle_request.__module__,
     "testing": supervisor.InProcessTestSupervisor._handle_request.__module__,
+    "why a task waits": slots.__globals__["__name__"],
     "log": supervisor.ActivitySubprocess._handle_request.__module__,
 }))
 """
@@ -79,8 +82,15 @@ def test_every_door_is_in_its_place(tmp_path: Path) -> None:
         "parsing": "airflow_team_authz.identities.machines",
         "triggers": "airflow_team_authz.identities.machines",
         "testing": "airflow_team_authz.identities.machines",
+        "why a task waits": "airflow_team_authz.doors.lent_pools",
         "log": "airflow_team_authz.doors.task_log",
     }
+
+
+def test_the_scheduler_does_not_compare_a_pools_team(tmp_path: Path) -> None:
+    chosen = "from airflow.jobs.scheduler_job_runner import SchedulerJobRunner as runner\n"
+    chosen += "import json\nprint(json.dumps(runner._executable_task_instances_to_queued.__globals__['__name__']))"
+    assert said(tmp_path, chosen, **OURS) == "airflow_team_authz.doors.lent_pools"
 
 
 @pytest.mark.parametrize(

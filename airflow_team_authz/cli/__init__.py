@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from airflow_team_authz.cli import assets, bundle, dags, decide, doctor, imports, init, keys, server, whoami
-from airflow_team_authz.cli.console import UserError, complain
+from airflow_team_authz.cli.console import UserError, complain, print_columns
 from airflow_team_authz.escaping import logger
 
 CANNOT = 2
@@ -38,12 +38,36 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Authorization for teams in Airflow: ask for decisions, check an installation, start a policy directory.",
 )
+
+
+def _print_versions(asked: bool) -> None:
+    if asked:
+        from airflow_team_authz.cli.versions import versions
+
+        print_columns(versions())
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_versions,
+            is_eager=True,
+            help="Print the versions of this package, of Airflow and of opa, then exit.",
+        ),
+    ] = False,
+) -> None:
+    """Takes the options that stand before a command."""
+
+
 app.add_typer(assets.app, name="assets")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(dags.app, name="dags")

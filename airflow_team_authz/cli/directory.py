@@ -63,6 +63,28 @@ def directory_checks(policy: Path) -> Iterator[Check]:
         yield Check("directory", True, f"{_told(directory)} lead somewhere")
 
 
+def group_path_checks(policy: Path) -> Iterator[Check]:
+    """Whether the directory's groups can be those of Keycloak, which names all of them by their paths, or none."""
+    try:
+        directory = _decode(policy / _DIRECTORY, _Directory)
+    except ValueError:
+        return
+    names = [*directory.groups, *directory.group_patterns] if directory is not None else []
+    paths = [name for name in names if name.startswith("/")]
+    if not names:
+        return
+    if len(paths) not in {0, len(names)}:
+        told = (
+            f"{_DIRECTORY} names some groups as paths ({paths[0]}) and others not, and Keycloak's mapper gives one only"
+        )
+        help_ = f'look at "Full group path" of the mapper, and correct {policy / _DIRECTORY}'
+        yield Check("groups", False, told, help_)
+        return
+    how, switch = ("as paths", "on") if paths else ("without paths", "off")
+    told = f'{_DIRECTORY} names groups {how}, so "Full group path" of Keycloak\'s mapper has to be {switch}'
+    yield Check("groups", True, told)
+
+
 def _told(directory: _Directory) -> str:
     counts = {
         "groups": len(directory.groups),

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from airflow_team_authz.model import Evaluations
 
 WRONG = 1
-MANAGER = "airflow_team_authz.TeamAuthManager"
 _HOOKS = "airflow_team_authz.hooks"
 _NAME = "team-authz-doctor"
 
@@ -77,12 +76,13 @@ def examine(policy: Path | None, opa_url: str | None, role: str) -> Iterator[Che
         yield from _airflow_checks(readable=settings is not None)
         if settings is not None:
             yield _login_check()
+            yield from _group_checks(settings)
     if settings is not None:
         yield from _engine_checks(settings, role, in_airflow=named is None)
 
 
 def _airflow_checks(readable: bool) -> Iterator[Check]:
-    from airflow_team_authz.settings import read_installation
+    from airflow_team_authz.settings import MANAGER, another_manager, read_installation
 
     airflow = read_installation()
     if readable:
@@ -91,7 +91,7 @@ def _airflow_checks(readable: bool) -> Iterator[Check]:
     yield Check(
         "auth manager",
         airflow.auth_manager == MANAGER,
-        f"[core] auth_manager is {airflow.auth_manager}",
+        another_manager() or f"[core] auth_manager is {MANAGER}; `airflow standalone` has SimpleAuthManager instead",
         "" if airflow.auth_manager == MANAGER else f"set [core] auth_manager = {MANAGER}, or nothing here is asked",
     )
     yield Check(
@@ -134,6 +134,15 @@ def _login_check() -> Check:
         return Check("login", True, f"{name_of(manager)} logs people in {verifies}".strip())
     except (UserError, EngineError) as error:
         return Check("login", False, str(error))
+
+
+def _group_checks(settings: EngineSettings) -> Iterator[Check]:
+    """Keycloak names groups by their paths or not, and nobody sees that before somebody logs in."""
+    from airflow_team_authz.cli.directory import group_path_checks
+    from airflow_team_authz.settings import read_settings
+
+    if "Keycloak" in read_settings().authn_manager and isinstance(settings.policy, Path) and settings.policy.is_dir():
+        yield from group_path_checks(settings.policy)
 
 
 def _engine_checks(settings: EngineSettings, role: str, in_airflow: bool) -> Iterator[Check]:

@@ -71,6 +71,13 @@ def whoami(
         raise typer.Exit(1)
 
 
+_SHOWN = 5
+FULL_PATHS = (
+    "the directory knows nothing of {}: a name that begins with / is a path, as Keycloak's mapper gives it with "
+    '"Full group path" on. Turn that off, or name the paths in the directory'
+)
+
+
 def _described(
     roles: list[str] | None, groups: list[str] | None, teams: list[str] | None, claims: list[str] | None
 ) -> Subject:
@@ -132,6 +139,7 @@ def _as_json(said_by: str, subject: Subject, standing: Standing, revision: str) 
         "subject": msgspec.to_builtins(subject),
         **msgspec.to_builtins(standing),
         "revision": revision,
+        "notes": _notes(subject, standing),
     }
 
 
@@ -149,7 +157,15 @@ def _print(said_by: str, subject: Subject, standing: Standing, revision: str) ->
     rows.append(["in common", _held(standing.common_roles)])
     rows.append(["on the platform", _held(standing.platform_roles)])
     rows += [["because", _because(source)] for source in standing.entries]
+    rows += [["note", note] for note in _notes(subject, standing)]
     print_columns(rows)
+
+
+def _notes(subject: Subject, standing: Standing) -> list[str]:
+    """What is probably not meant."""
+    known = {source.name for source in standing.entries}
+    paths = [name for name in subject.groups or () if name.startswith("/") and name not in known]
+    return [FULL_PATHS.format(", ".join(paths[:_SHOWN]))] if paths else []
 
 
 def _held(roles: tuple[str, ...]) -> str:

@@ -21,6 +21,7 @@ from airflow_team_authz import questions
 from airflow_team_authz.doors import audit_rows, user_routes
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import requests
+from airflow_team_authz.settings import another_manager
 
 log = logger(__name__)
 
@@ -38,9 +39,10 @@ def guard(module: ModuleType) -> None:
 
     def init_guarded_views(app: Any) -> None:
         init_views(app)
-        # `airflow standalone` has another auth manager in force, whatever is configured: then nothing here is ours.
         if hasattr(app.state.auth_manager, "require"):
             put_into(app)
+        elif told := another_manager():
+            log.error("%s", told)
 
     views.init_views = init_guarded_views
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from airflow.api_fastapi.auth.managers.base_auth_manager import BaseAuthManager
+from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
 from airflow.models import Connection, DagModel, Pool, Variable
 from airflow.models.asset import AssetModel
 from airflow.models.dagbundle import DagBundleModel
@@ -26,7 +27,7 @@ from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.escaping import logger
-from airflow_team_authz.identities import Identity, identity_for, requests
+from airflow_team_authz.identities import Identity, identity_for, requests, unreviewed
 from airflow_team_authz.model import Context, Decision, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError, read_settings
 
@@ -337,8 +338,9 @@ def build_manager() -> type[TeamAuthorization]:
     if not (isinstance(login, type) and issubclass(login, BaseAuthManager)) or issubclass(login, TeamAuthorization):
         raise SettingsError(f"[team_authz] authn_manager: {name} is not an auth manager that logs people in")
     own: dict[str, Any] = {"__module__": "airflow_team_authz", "__doc__": TeamAuthorization.__doc__}
-    if login._get_teams is BaseAuthManager._get_teams:
-        # Airflow compares the login manager's teams with its own at start; this one has no teams.
+    if login._get_teams is not SimpleAuthManager._get_teams:
+        # Airflow compares the login manager's teams with its own at start. Here teams come from the directory; only
+        # SimpleAuthManager's users are in teams, by their setting.
         own["_get_teams"] = lambda _: set()
     try:
         identity = identity_for(login, settings.identity)
@@ -347,6 +349,7 @@ def build_manager() -> type[TeamAuthorization]:
     bases = (TeamAuthorization, identity, login)
     manager: type[TeamAuthorization] = type("TeamAuthManager", bases, own)
     refuse_foreign_decisions(manager)
+    refuse_unreviewed_methods(login)
     return manager
 
 
@@ -358,6 +361,17 @@ def refuse_foreign_decisions(manager: type) -> None:
         raise TypeError(
             f"{', '.join(foreign)} of {manager.__bases__[-1].__name__} would decide without the policy: "
             "this version of airflow-team-authz does not know it, so it does not start"
+        )
+
+
+def refuse_unreviewed_methods(login: type) -> None:
+    """``TypeError`` if Airflow would call a method of a known login manager that nobody has read for this version."""
+    names = [name for name in unreviewed(login, BaseAuthManager) if not name.startswith(_DECISION_PREFIXES)]
+    if names := [name for name in names if name not in vars(TeamAuthorization)]:
+        raise TypeError(
+            f"{', '.join(names)} of {login.__name__} is new: this version of airflow-team-authz does not know what "
+            "Airflow does by it beside logging people in, so it does not start. Look for a newer version of "
+            "airflow-team-authz, or install the provider's version from before"
         )
 
 

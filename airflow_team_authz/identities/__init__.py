@@ -72,6 +72,34 @@ _KNOWN: dict[str, Callable[[], type[Identity]]] = {
 }
 
 
+# What Airflow calls of each login manager beside decisions, when it starts, around each request and when somebody logs
+# out: that each of them has been read, and needs nothing that may be away. An ``Identity`` replaces those that did.
+_LOGIN = {"deserialize_user", "serialize_user", "get_fastapi_app", "get_url_login"}
+REVIEWED: dict[str, set[str]] = {
+    "airflow.api_fastapi.auth.managers.simple.": _LOGIN | {"_get_teams", "get_fastapi_middlewares", "init"},
+    "airflow.providers.amazon.": _LOGIN | {"get_cli_commands", "init"},
+    "airflow.providers.fab.": _LOGIN | {
+        "get_cli_commands", "get_db_manager", "get_extra_menu_items", "get_fastapi_middlewares", "get_url_logout",
+    },
+    "airflow.providers.keycloak.": _LOGIN | {
+        "_get_teams", "get_cli_commands", "get_fastapi_middlewares", "get_url_logout", "get_user_from_token",
+        "refresh_user",
+    },
+}  # fmt: skip
+
+
+def unreviewed(manager: type, base: type) -> list[str]:
+    """Methods of ``base`` that one of the known login managers has of its own, and nobody has read for this version."""
+    called = {name for name in vars(base) if not name.startswith("__") and name != "_abc_impl"}
+    return sorted(
+        name
+        for parent in manager.__mro__
+        for where, reviewed in REVIEWED.items()
+        if parent.__module__.startswith(where)
+        for name in called & vars(parent).keys() - reviewed
+    )
+
+
 def identity_for(manager: type, named: str | None = None) -> type[Identity]:
     """The ``Identity`` that knows the users of an auth manager class, or the one that a site has ``named``.
 

@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 from airflow.configuration import conf
 from msgspec import UNSET
 
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import Identity
 from airflow_team_authz.identities.issuer import Issuer
 from airflow_team_authz.identities.tokens import NotVerified, Tokens
 from airflow_team_authz.model import KeysUnknown, Subject
+
+log = logger(__name__)
 
 _SECTION = "keycloak_auth_manager"
 
@@ -53,6 +56,26 @@ class KeycloakIdentity(Identity):
             await self.prepare(user)
         return user
 
+    def refresh_user(self, *, user: Any) -> Any:
+        """See ``BaseAuthManager``; while Keycloak is away a session is neither renewed nor ended."""
+        try:
+            return super().refresh_user(user=user)  # type: ignore[misc]
+        except Exception as error:
+            if not (why := _is_away(error)):
+                raise
+            log.warning("the session of %s is not renewed: %s", user.get_name(), why)
+            # Its class takes no attributes beside its own.
+            vars(user)["team_authz_not_renewed"] = why
+            return None
+
+    def get_fastapi_app(self) -> Any:
+        """Keycloak's own, which logs out of Airflow and says 503 while Keycloak is away, rather than 500."""
+        from keycloak.exceptions import KeycloakError
+
+        app = super().get_fastapi_app()  # type: ignore[misc]
+        app.add_exception_handler(KeycloakError, _answer_without_keycloak)
+        return app
+
     async def prepare(self, user: Any) -> None:
         """Wait for a key that verifying this user's token takes, if it is not known."""
         await self._tokens.prepare(user.access_token)
@@ -77,6 +100,8 @@ class KeycloakIdentity(Identity):
         try:
             content = self._tokens.content(user.access_token, user.get_id())
         except NotVerified as reason:
+            if why := getattr(user, "team_authz_not_renewed", ""):
+                raise KeysUnknown(f"{why}, so the session is not renewed; {reason}") from None
             return Subject("user", name, (), (), (), UNSET, str(reason))
         return Subject("user", name, (), content.roles, content.groups, content.claims or UNSET)
 
@@ -94,6 +119,30 @@ class RenewedTokens:
         if getattr(user, "access_token", None):
             await self._identity.prepare(user)
         await self._app(scope, receive, send)
+
+
+async def _answer_without_keycloak(request: Any, error: Exception) -> Any:
+    """Logging out ends the session of Airflow's, though not Keycloak's; everything else has to wait."""
+    from fastapi.responses import JSONResponse, RedirectResponse
+
+    if request.url.path.endswith("/logout"):
+        log.warning("a logout ends Airflow's session only, and not Keycloak's: %s", _is_away(error) or error)
+        return RedirectResponse("logout_callback")
+    if why := _is_away(error):
+        return JSONResponse({"detail": f"Nobody can log in now: {why}"}, 503)
+    raise error
+
+
+def _is_away(error: Exception) -> str:
+    """That Keycloak does not answer, or not as itself; nothing if an error of its client means something else."""
+    from keycloak.exceptions import KeycloakConnectionError
+
+    # Airflow's provider hands on what its client has raised about a token that could not be renewed.
+    cause = next((one for one in error.args if isinstance(one, Exception)), error)
+    if isinstance(cause, KeycloakConnectionError):
+        return "Keycloak does not answer"
+    status = getattr(cause, "response_code", None)
+    return f"Keycloak answers {status}" if isinstance(status, int) and status >= 500 else ""
 
 
 def _setting(name: str) -> str:

@@ -10,11 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from airflow_team_authz.cli.doctor import MANAGER
+from airflow_team_authz.cli.directory import group_path_checks
 from airflow_team_authz.cli.engine import Named
 from airflow_team_authz.cli.opa_admin import server_checks, version_check
 from airflow_team_authz.cli.words import resource_words
 from airflow_team_authz.engines.opa_server import OpaServer
+from airflow_team_authz.settings import MANAGER
 from tests.conftest import REPOSITORY
 
 
@@ -352,3 +353,21 @@ def test_a_login_that_cannot_be_verified(program, environment, told):
     (login,) = [check for check in json.loads(done.stdout) if check["check"] == "login"]
     assert not login["ok"]
     assert told in login["detail"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "ok", "told"),
+    [
+        (("alpha-engineers", "beta"), True, "has to be off"),
+        (("/alpha/engineers", "/beta"), True, "has to be on"),
+        (("/alpha/engineers", "beta"), False, "names some groups as paths (/alpha/engineers) and others not"),
+    ],
+    ids=str,
+)
+def test_whether_the_directory_names_groups_as_keycloak_does(tmp_path, groups, ok, told):
+    file = tmp_path / "airflow/directory/data.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"groups": {name: [{"team_id": "alpha"}] for name in groups}}))
+    (check,) = group_path_checks(tmp_path)
+    assert (check.check, check.ok) == ("groups", ok)
+    assert told in check.detail

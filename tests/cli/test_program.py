@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
+
+from airflow_team_authz.compile import CompileError, find_opa, opa_version
 
 COMMANDS = ["decide", "doctor", "init"]
 
@@ -46,3 +49,33 @@ def test_a_mistake_is_one_line_on_stderr(program):
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("team-authz: nowhere.json cannot be read")
+
+
+def test_version_names_this_package_airflow_and_opa(run):
+    told = run("--version")
+    assert told.exit_code == 0
+    opa = find_opa()
+    assert [line.split() for line in told.stdout.splitlines()] == [
+        ["airflow-team-authz", version("airflow-team-authz")],
+        ["apache-airflow-core", version("apache-airflow-core")],
+        ["opa", ".".join(map(str, opa_version(opa))), f"({opa})"],
+    ]
+
+
+def test_version_needs_no_opa(run, monkeypatch):
+    def no_opa():
+        raise CompileError("none was found")
+
+    monkeypatch.setattr("airflow_team_authz.compile.find_opa", no_opa)
+    told = run("--version")
+    assert told.exit_code == 0
+    assert "opa " not in told.stdout
+
+
+def test_the_shell_completes_commands(program):
+    told = program(_TEAM_AUTHZ_COMPLETE="complete_bash", COMP_WORDS="team-authz bun", COMP_CWORD="1")
+    assert told.stdout.split() == ["bundle"]
+    assert (
+        "complete -o default -F _team_authz_completion team-authz" in program(_TEAM_AUTHZ_COMPLETE="source_bash").stdout
+    )
+    assert "--install-completion" in program("--help").stdout

@@ -123,3 +123,21 @@ def test_a_login_manager_that_cannot_be_had(program, platform):
     assert "the login manager cannot be had: [team_authz] authn_manager: no.such.Manager cannot be imported" in (
         done.stderr
     )
+
+
+def test_groups_that_are_paths_are_told(run, platform):
+    """As Keycloak names them with "Full group path" on."""
+    found = shown(run("whoami", "--group", "/engineers", "--group", "engineers", "--policy", platform, "-o", "json"))
+    (note,) = found["notes"]
+    assert note.startswith("the directory knows nothing of /engineers: ")
+    assert '"Full group path"' in run("whoami", "--group", "/engineers", "--policy", platform).stdout
+    assert shown(run("whoami", "--group", "engineers", "--policy", platform, "-o", "json"))["notes"] == []
+
+
+def test_a_path_that_the_directory_names_is_no_mistake(run, tmp_path):
+    policy = tmp_path / "policy"
+    (policy / "airflow/directory").mkdir(parents=True)
+    directory = {"groups": {"/alpha/engineers": [{"team_id": "alpha", "role": "op"}]}}
+    (policy / "airflow/directory/data.json").write_text(json.dumps(directory))
+    found = shown(run("whoami", "--group", "/alpha/engineers", "--policy", policy, "-o", "json"))
+    assert (found["team_roles"], found["notes"]) == ({"alpha": ["op", "user", "viewer"]}, [])

@@ -227,3 +227,19 @@ def test_the_documentation_lists_the_same_differences() -> None:
     head, _, *rows = re.findall(r"^\|(.+?)\|", text, re.M)
     assert head.strip() == "what"
     assert [row.strip() for row in rows] == list(DIFFERENCES)
+
+
+def test_with_all_admins_a_task_that_waits_for_named_people_is_answered_by_nobody(
+    example: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below the table in docs/roles.md."""
+    monkeypatch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS", "true")
+    build_manager.cache_clear()
+    us = build_manager()()
+    build_manager.cache_clear()
+    vars(us)["_policy"] = example.in_process
+    anonymous = SimpleAuthManagerUser(username="Anonymous", role="admin")
+    for assigned, ours in ({"ann"}, False), ({"Anonymous"}, True):
+        asked = {"assigned_users": assigned, "user": anonymous}
+        assert SimpleAuthManager().is_authorized_hitl_task(**asked) is True
+        assert us.is_authorized_hitl_task(**asked) is ours

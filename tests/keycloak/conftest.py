@@ -55,11 +55,11 @@ def keycloak(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keycloak]:
 
 @pytest.fixture(scope="session")
 def realm(keycloak: Keycloak) -> Realm:
-    """The company's realm."""
+    """The company's realm, in which nobody needs Keycloak's own authorization services."""
     made = Realm(keycloak)
     made.add_roles("Viewer", "User", "Op", "Admin", "SuperAdmin")
     made.add_groups(*sorted({group for _, groups in PEOPLE.values() for group in groups}))
-    made.add_client(CLIENT)
+    made.add_client(CLIENT, authorizationServicesEnabled=False)
     made.add_client("other")
     for name, (roles, groups) in PEOPLE.items():
         made.add_person(name, roles, groups)

@@ -80,6 +80,19 @@ def test_own_common_and_default_pools(site: RunningSite, dag_id: str, pool: str)
     assert task["pool"] == pool
 
 
+def test_a_lent_pool_runs_the_borrowers_task(site: RunningSite) -> None:
+    run_id = site.trigger("beta_in_alpha_lent")
+    site.wait_for(lambda: site.state("beta_in_alpha_lent", run_id) == "success", "beta's task in alpha's pool to run")
+
+
+def test_a_task_that_may_not_use_its_pool_does_not_run(site: RunningSite) -> None:
+    """Though its Dag was imported: by then somebody may have changed the rules, or the pool's team."""
+    run_id = site.trigger("beta_in_alpha_shown")
+    site.wait_for(lambda: site.state("beta_in_alpha_shown", run_id) == "failed", "beta's task to be refused")
+    path = f"/api/v2/dags/beta_in_alpha_shown/dagRuns/{run_id}/taskInstances/work/xcomEntries/return_value"
+    assert site.client("pat").get(path).status_code == 404
+
+
 def test_a_users_event_starts_what_the_user_may_start(site: RunningSite) -> None:
     before = site.runs_of(["alpha_takes_orders", "beta_takes_orders", "beta_closed_to_orders"])
     assets = site.client("ann").get("/api/v2/assets").json()["assets"]

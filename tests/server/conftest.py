@@ -26,6 +26,18 @@ from tests.running.postgres import Postgres, programs
 
 ENVIRONMENTS = ("staging", "production")
 
+# What is at stake in these is the database; the others ask PostgreSQL in the exhaustive form.
+_BY_EACH_DATABASE = {"test_database", "test_publishing", "test_races"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as exhaustive what asks PostgreSQL the same as SQLite."""
+    for item in items:
+        asks_postgres = "postgresql" in getattr(getattr(item, "callspec", None), "params", {}).values()
+        if asks_postgres and item.path.parent.name == "server" and item.path.stem not in _BY_EACH_DATABASE:
+            item.add_marker(pytest.mark.exhaustive)
+
 
 class Server:
     """A server, its files in ``home``; it can be killed and started again."""

@@ -20,9 +20,9 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worlds]:
 
 
 @pytest.fixture(scope="package")
-def concealing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worlds]:
-    """The same, and no refusal says whose something is."""
-    yield from _running(Worlds(tmp_path_factory.mktemp("worlds"), refusals="conceal"))
+def concealing(worlds: Worlds) -> Iterator[Worlds]:
+    """Other servers on the same databases, and no refusal says whose something is: to be used after the others."""
+    yield from _running(Worlds(worlds.home, refusals="conceal"))
 
 
 @pytest.fixture(scope="package", params=["simple", "fab"])
