@@ -26,6 +26,10 @@ _CLEANED_AT_ONCE = 1_000
 _STATEMENT_SECONDS = 15
 
 
+class NoTable(Exception):
+    """The database has no table of decisions."""
+
+
 class Database:
     """A table of Airflow's database, as long as it has one; until then records go to another sink."""
 

@@ -52,10 +52,11 @@ def _opened() -> DecisionPoint:
 @cache
 def decision_log() -> DecisionLog:
     """The decision log of this process; ``SettingsError`` if ``[team_authz]`` is wrong."""
-    return open_log(settings(), _airflows_engine, read_database()[1], settings().state or default_state())
+    return open_log(settings(), airflows_engine, read_database()[1], settings().state or default_state())
 
 
-def _airflows_engine() -> Any:
+def airflows_engine() -> Any:
+    """The engine of Airflow's database in this process."""
     # Looked up each time: Airflow makes another one when it begins anew.
     from airflow import settings as of_airflow
 
