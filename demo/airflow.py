@@ -69,11 +69,11 @@ class Airflow:
             raise StartError(f"`airflow {' '.join(arguments)}` failed:\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def attempt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run this Airflow's Python with ``arguments``, whatever comes of it."""
+    def attempt(self, *arguments: str, seconds: int = _COMMAND_SECONDS) -> subprocess.CompletedProcess[str]:
+        """Run this Airflow's Python with ``arguments``, whatever comes of it, for so many seconds at most."""
         return subprocess.run(
             [self._python, *arguments], env=self._env, cwd=self.home, capture_output=True, text=True,
-            timeout=_COMMAND_SECONDS, check=False,
+            timeout=seconds, check=False,
         )  # fmt: skip
 
     def start(self) -> None:

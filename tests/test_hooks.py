@@ -113,6 +113,24 @@ def test_where_nobody_has_configured_it_airflow_is_left_alone(tmp_path: Path) ->
     assert {module.partition(".")[0] for module in found.values()} == {"airflow"}
 
 
+@pytest.mark.parametrize("configured", [False, True])
+def test_standalone_leaves_what_users_do_unasked_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configured: bool
+) -> None:
+    """As it starts its components. Without a section of ours nothing in them says that they are ours to guard."""
+    from airflow.cli.commands.standalone_command import StandaloneCommand
+
+    for name, value in OURS.items():
+        monkeypatch.setenv(name, value)
+    forced = {name: value for name, value in StandaloneCommand().calculate_env().items() if name in OURS}
+    assert forced["AIRFLOW__CORE__AUTH_MANAGER"].endswith(".SimpleAuthManager")
+    found = said(tmp_path, LOOK, **forced, **({"AIRFLOW__TEAM_AUTHZ__DEADLINE_MS": "100"} if configured else {}))
+    assert isinstance(found, dict)
+    assert {module.partition(".")[0] for module in found.values()} == {
+        "airflow_team_authz" if configured else "airflow"
+    }
+
+
 def test_no_process_keeps_a_dags_team(tmp_path: Path) -> None:
     code = (
         "import json\nfrom airflow.models import DagModel\nprint(json.dumps(hasattr(DagModel.get_team_name, 'cache')))"

@@ -64,8 +64,9 @@ def doctor(
 
 def examine(policy: Path | None, opa_url: str | None, role: str) -> Iterator[Check]:
     """All checks, in an order in which a failure explains those after it."""
-    settings: EngineSettings | None = named_engine(policy, opa_url)
-    if settings is not None:
+    named = named_engine(policy, opa_url)
+    settings: EngineSettings | None = named
+    if named is not None:
         yield Check("settings", True, "the command line names the engine, Airflow's configuration is not read")
     else:
         try:
@@ -77,7 +78,7 @@ def examine(policy: Path | None, opa_url: str | None, role: str) -> Iterator[Che
             yield _login_check()
             yield from _group_checks(settings)
     if settings is not None:
-        yield from _engine_checks(settings, role)
+        yield from _engine_checks(settings, role, in_airflow=named is None)
 
 
 def _airflow_checks(readable: bool) -> Iterator[Check]:
@@ -144,7 +145,7 @@ def _group_checks(settings: EngineSettings) -> Iterator[Check]:
         yield from group_path_checks(settings.policy)
 
 
-def _engine_checks(settings: EngineSettings, role: str) -> Iterator[Check]:
+def _engine_checks(settings: EngineSettings, role: str, in_airflow: bool) -> Iterator[Check]:
     from airflow_team_authz.model import EngineError
 
     if isinstance(settings.policy, Path) and settings.policy.is_dir():
@@ -156,6 +157,8 @@ def _engine_checks(settings: EngineSettings, role: str) -> Iterator[Check]:
             yield Check("engine", True, _where(settings))
             yield from _server_checks(settings, engine)
             yield from _decision_checks(engine, role)
+            if in_airflow:
+                yield from _pool_checks(engine)
     except (EngineError, UserError) as error:
         yield Check("engine", False, str(error))
 
@@ -190,6 +193,28 @@ def _decision_checks(engine: Engine, role: str) -> Iterator[Check]:
     yield Check("policy", True, f"revision {revision or 'unnamed'}", "" if revision else _NAME_IT)
     for type_, question in questions.items():
         yield _decide(point, type_, question)
+
+
+def _pool_checks(engine: Engine) -> Iterator[Check]:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from airflow_team_authz.doors.pools import missing_default_pools
+    from airflow_team_authz.engines import DecisionPoint
+
+    name = "default pools"
+    try:
+        missing = missing_default_pools(DecisionPoint(engine))
+    except SQLAlchemyError as error:
+        told = f"not looked at: Airflow's database does not answer here ({type(error).__name__})"
+        yield Check(name, True, told)
+        return
+    if not missing:
+        yield Check(name, True, "each default_pool that a team's policy names is a pool")
+    for team_id, pool in missing.items():
+        told = one_line(
+            f"the default_pool of team {team_id}, {pool}, does not exist: tasks that name no pool wait for ever"
+        )
+        yield Check(name, False, told, f"create the pool, or correct default_pool in teams/{team_id}/data.json")
 
 
 _NAME_IT = "build the bundle with --revision, so that logs say which policy has decided"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from airflow.models import DagModel
@@ -14,10 +15,18 @@ from airflow.models.asset import (
 )
 from airflow.models.team import dag_bundle_team_association_table
 from airflow.models.trigger import Trigger
+from msgspec import Struct
 from sqlalchemy import Select, func, select, union_all
+
+from airflow_team_authz.doors.many_rows import many_rows
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+
+class _Owner(Struct, array_like=True, frozen=True):
+    asset_id: int
+    team_id: str | None
 
 
 def producing_teams(session: Session, asset_ids: Collection[int] | None = None) -> dict[int, str | None]:
@@ -25,17 +34,27 @@ def producing_teams(session: Session, asset_ids: Collection[int] | None = None) 
 
     Assets that nobody produces or watches are not in it. Without ``asset_ids`` it is about all assets.
     """
+    return _owners(session, _producing(), asset_ids)
+
+
+def using_teams(session: Session) -> dict[int, str | None]:
+    """The team whose Dag has waited for, or read, each asset for longest."""
+    return _owners(session, _using(), None)
+
+
+@cache
+def _producing() -> Select[Any]:
     claims = [_of_dags(TaskOutletAssetReference)]
     # Airflow 3.2 knows no teams of triggers.
     if (team_of_trigger := getattr(Trigger, "team_name", None)) is not None:
         columns = (AssetWatcherModel.asset_id, team_of_trigger.label("team_id"), Trigger.created_date.label("since"))
         claims.append(select(*columns).join(Trigger, AssetWatcherModel.trigger_id == Trigger.id))
-    return _first(claims, session, asset_ids)
+    return _oldest(claims)
 
 
-def using_teams(session: Session) -> dict[int, str | None]:
-    """The team whose Dag has waited for, or read, each asset for longest."""
-    return _first([_of_dags(DagScheduleAssetReference), _of_dags(TaskInletAssetReference)], session, None)
+@cache
+def _using() -> Select[Any]:
+    return _oldest([_of_dags(DagScheduleAssetReference), _of_dags(TaskInletAssetReference)])
 
 
 def _of_dags(reference: Any) -> Select[Any]:
@@ -49,14 +68,18 @@ def _of_dags(reference: Any) -> Select[Any]:
     )
 
 
-def _first(
-    claims: Collection[Select[Any]], session: Session, asset_ids: Collection[int] | None
-) -> dict[int, str | None]:
+def _oldest(claims: Collection[Select[Any]]) -> Select[Any]:
     """The team with the oldest claim to each asset. The database compares the times: there may be many of them."""
     claim = union_all(*claims).subquery().c
-    statement = select(claim.asset_id, claim.team_id).group_by(claim.asset_id, claim.team_id)
-    if asset_ids is not None:
-        statement = statement.where(claim.asset_id.in_(asset_ids))
-    oldest_last = statement.order_by(func.min(claim.since).desc(), func.coalesce(claim.team_id, "").desc())
-    rows: Any = session.connection().execute(oldest_last)
+    order = (claim.since, func.coalesce(claim.team_id, ""))
+    rank = func.row_number().over(partition_by=claim.asset_id, order_by=order).label("rank")
+    ranked = select(claim.asset_id, claim.team_id, rank).subquery().c
+    return select(ranked.asset_id, ranked.team_id).where(ranked.rank == 1)
+
+
+def _owners(session: Session, statement: Select[Any], asset_ids: Collection[int] | None) -> dict[int, str | None]:
+    if asset_ids is None:
+        return {owner.asset_id: owner.team_id for owner in many_rows(session, statement, _Owner)}
+    asset_id = statement.selected_columns.asset_id
+    rows: Any = session.connection().execute(statement.where(asset_id.in_(asset_ids)))
     return dict(rows.all())

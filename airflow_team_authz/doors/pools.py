@@ -20,6 +20,8 @@ import msgspec
 from airflow.configuration import AIRFLOW_HOME
 from airflow.models import DagModel, Pool
 from airflow.models.dagwarning import DagWarning, DagWarningType
+from airflow.models.team import Team
+from airflow.utils.session import create_session
 from sqlalchemy import select, update
 
 from airflow_team_authz.doors import disclosure
@@ -33,6 +35,8 @@ from airflow_team_authz.texts import with_lines
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+    from airflow_team_authz.engines import DecisionPoint
 
 log = logger(__name__)
 
@@ -96,6 +100,18 @@ def guard(module: ModuleType) -> None:
         _keep(good, session)
 
     vars(module)["update_dag_parsing_results_in_db"] = write_what_is_allowed
+
+
+def missing_default_pools(point: DecisionPoint) -> dict[str, str]:
+    """The default pools that do not exist, by the teams whose policy names them.
+
+    Raises an ``EngineError``, or SQLAlchemy's errors when Airflow's database does not answer.
+    """
+    with create_session(scoped=False) as session:
+        team_ids = tuple(session.scalars(select(Team.name).order_by(Team.name)))
+        pools = set(session.scalars(select(Pool.pool)))
+    standing, _ = point.whoami(Subject("dag_processor", "doctor", team_ids))
+    return {team_id: pool for team_id, pool in sorted(standing.default_pools.items()) if pool not in pools}
 
 
 def _ask(bundle_name: str, dags: Iterable[Any], session: Session) -> _Answers:

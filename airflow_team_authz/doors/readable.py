@@ -20,11 +20,12 @@ from airflow.models.dagbundle import DagBundleModel
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.team import Team, dag_bundle_team_association_table
 from fastapi import HTTPException
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 from sqlalchemy import select
 
 from airflow_team_authz.doors.asset_owners import producing_teams, using_teams
 from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.doors.many_rows import Row, many_rows
 from airflow_team_authz.identities import requests
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
@@ -35,11 +36,6 @@ if TYPE_CHECKING:
 READS = frozenset({"list", "read", "menu"})
 # Types of what an audit row without a Dag can be about.
 _AUDITED = ("asset", "asset_alias", "connection", "dag", "pool", "variable")
-_NAMED: dict[str, tuple[Any, Any]] = {
-    "connection": (Connection.conn_id, Connection.team_name),
-    "pool": (Pool.pool, Pool.team_name),
-    "variable": (Variable.key, Variable.team_name),
-}
 
 
 class Scope(NamedTuple):
@@ -52,10 +48,47 @@ class Scope(NamedTuple):
     ids: Collection[Any]
 
 
-class _Dag(NamedTuple):
+class _Dag(Struct, array_like=True, frozen=True):
     id: str
     team_id: str | None
-    file: tuple[str | None, str | None]
+    bundle: str | None
+    path: str | None
+
+    @property
+    def file(self) -> tuple[str | None, str | None]:
+        return self.bundle, self.path
+
+
+class _Named(Struct, array_like=True, frozen=True):
+    id: str
+    team_id: str | None
+
+
+class _Bundle(Struct, array_like=True, frozen=True):
+    name: str
+    team_id: str | None
+
+
+class _Asset(Struct, array_like=True, frozen=True):
+    id: int
+    name: str
+    uri: str
+    group: str
+
+
+_team = dag_bundle_team_association_table.c
+_DAGS = select(DagModel.dag_id, _team.team_name, DagModel.bundle_name, DagModel.relative_fileloc).outerjoin(
+    dag_bundle_team_association_table, _team.dag_bundle_name == DagModel.bundle_name
+)
+_BUNDLES = select(DagBundleModel.name, _team.team_name).outerjoin(
+    dag_bundle_team_association_table, _team.dag_bundle_name == DagBundleModel.name
+)
+_ASSETS = select(AssetModel.id, AssetModel.name, AssetModel.uri, AssetModel.group)
+_NAMED = {
+    "connection": select(Connection.conn_id, Connection.team_name),
+    "pool": select(Pool.pool, Pool.team_name),
+    "variable": select(Variable.key, Variable.team_name),
+}
 
 
 class Readable:
@@ -178,7 +211,7 @@ class Readable:
         return Scope(everything, allowed)
 
     def _listed_named(self, type_: str, writes: bool) -> Scope:
-        resources = [Resource(type_, team_id, id_) for id_, team_id in self._rows(select(*_NAMED[type_]))]
+        resources = [Resource(type_, row.team_id, row.id) for row in self._all(_NAMED[type_], _Named)]
         allowed = self._allowed("update" if writes else "read", resources)
         everything = len(allowed) == len(resources) and not writes and self.platform("rows_without_owner")
         return Scope(everything, {(str(resource.id), resource.team_id) for resource in allowed})
@@ -195,10 +228,11 @@ class Readable:
         return [(resource.type, resource.team_id) for resource in self._allowed("read", resources)]
 
     def _listed_assets(self, entity: str | UnsetType, writes: bool) -> Scope:
-        assets = self.kept("all assets", lambda: self._rows(select(*_ASSET)))
+        assets = self.kept("all assets", lambda: self._all(_ASSETS, _Asset))
         owners = self.kept(("owners", entity), lambda: self._asset_owners(entity))
         resources = [
-            Resource("asset", owners.get(id_), str(id_), entity, name, uri, group) for id_, name, uri, group in assets
+            Resource("asset", owners.get(asset.id), str(asset.id), entity, asset.name, asset.uri, asset.group)
+            for asset in assets
         ]
         ids = {int(str(resource.id)) for resource in self._allowed("update" if writes else "read", resources)}
         if entity is UNSET and not writes:
@@ -237,20 +271,15 @@ class Readable:
         with requests.unfiltered():
             return self._session.connection().execute(statement).all()
 
-    def _dags(self) -> list[_Dag]:
-        statement = select(DagModel.dag_id, DagModel.bundle_name, DagModel.relative_fileloc)
-        teams = self._teams_of_bundles()
-        return self.kept(  # type: ignore[no-any-return]
-            "all dags",
-            lambda: [_Dag(id_, teams.get(bundle), (bundle, file)) for id_, bundle, file in self._rows(statement)],
-        )
+    def _all(self, statement: Any, row: type[Row]) -> Sequence[Row]:
+        assert self._session is not None  # noqa: S101
+        return many_rows(self._session, statement, row)
+
+    def _dags(self) -> Sequence[_Dag]:
+        return self.kept("all dags", lambda: self._all(_DAGS, _Dag))  # type: ignore[no-any-return]
 
     def _teams_of_bundles(self) -> dict[str, str | None]:
-        team = dag_bundle_team_association_table.c
-        statement = select(DagBundleModel.name, team.team_name).outerjoin(
-            dag_bundle_team_association_table, team.dag_bundle_name == DagBundleModel.name
-        )
-        return self.kept("bundles", lambda: dict(self._rows(statement)))  # type: ignore[no-any-return]
+        return {bundle.name: bundle.team_id for bundle in self._all(_BUNDLES, _Bundle)}
 
     def _assets_used_by(self, dag_ids: Collection[str]) -> set[int]:
         return {
@@ -286,6 +315,3 @@ class Readable:
 def _dependencies(compressed: bytes | None) -> Sequence[dict[str, Any]]:
     """Those of a whole Dag that is kept compressed (``[core] compress_serialized_dags``)."""
     return json.loads(zlib.decompress(compressed))["dag"]["dag_dependencies"] if compressed else ()
-
-
-_ASSET = (AssetModel.id, AssetModel.name, AssetModel.uri, AssetModel.group)

@@ -16,6 +16,7 @@ from airflow_team_authz.cli.opa_admin import server_checks, version_check
 from airflow_team_authz.cli.words import resource_words
 from airflow_team_authz.engines.opa_server import OpaServer
 from airflow_team_authz.settings import MANAGER
+from tests.conftest import REPOSITORY
 
 
 def checks(result):
@@ -277,7 +278,37 @@ def test_a_configured_installation(program, opa_server, tmp_path):
     assert found["settings"]["detail"] == "[team_authz] sets opa_token_file (env var), opa_url (env var)"
     assert found["auth manager"]["ok"]
     assert found["multi team"]["ok"]
+    assert "not looked at: Airflow's database does not answer here" in found["default pools"]["detail"]
     assert "hush-hush" not in done.stdout + done.stderr
+
+
+def test_a_default_pool_that_does_not_exist(program, tmp_path):
+    from airflow.models import import_all_models
+    from airflow.models.base import Base
+    from airflow.models.team import Team
+    from sqlalchemy import create_engine
+    from sqlalchemy.orm import Session
+
+    database = f"sqlite:///{tmp_path}/airflow.db"
+    import_all_models()
+    engine = create_engine(database)
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all(Team(name=name) for name in ("alpha", "beta"))
+        session.commit()
+    engine.dispose()
+    done = program(
+        "doctor", "-o", "json",
+        AIRFLOW_HOME=str(tmp_path), AIRFLOW__CORE__AUTH_MANAGER=MANAGER, AIRFLOW__CORE__MULTI_TEAM="True",
+        AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=database, AIRFLOW__TEAM_AUTHZ__POLICY=str(REPOSITORY / "policies"),
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    (check,) = wrong(done)
+    assert (check["check"], check["detail"]) == (
+        "default pools",
+        "the default_pool of team alpha, alpha_pool, does not exist: tasks that name no pool wait for ever",
+    )
+    assert "teams/alpha/data.json" in check["help"]
 
 
 def test_an_installation_that_asks_nobody(program, tmp_path):

@@ -360,6 +360,13 @@ def test_a_teams_default_pool_that_does_not_exist_is_a_warning(
         assert warnings("unslotted") == {}
 
 
+def test_default_pools_that_do_not_exist_are_found(parsing: Recording) -> None:  # noqa: ARG001
+    point = pools.decision_point()
+    assert pools.missing_default_pools(point) == {}
+    assert pools.missing_default_pools(with_default(point, "alpha_slots")) == {"alpha": "alpha_slots"}
+    assert pools.missing_default_pools(with_default(point, "alpha_pool")) == {}
+
+
 def test_no_warning_about_pools_is_too_long_or_makes_a_line_of_its_own(
     parsing: Recording, strict: set[str]  # noqa: ARG001
 ) -> None:  # fmt: skip

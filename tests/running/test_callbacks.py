@@ -30,6 +30,8 @@ TRIED = {
     ("write variable", "alpha_config"): True,
     ("write variable", "common_config"): False,
     ("write variable", "beta_config"): False,
+    # Airflow keeps tasks from its database.
+    ("query", "connection"): False,
 }
 OF_TASKS = (
     "a callback of execution", "a callback of failure", "a callback of retry", "a callback of skipping",
@@ -76,6 +78,15 @@ def mailbox(site: RunningSite) -> Iterator[list[str]]:
             server.shutdown()
 
 
+def left_in(directory: Path) -> dict[str, dict[tuple[str, str], bool]]:
+    """What each of them has done, by its words."""
+    return {
+        file.name: {(tried["what"], tried["about"]): tried["done"] for tried in json.loads(file.read_text())}
+        for file in directory.iterdir()
+        if file.suffix != ".unfinished"
+    }
+
+
 @pytest.mark.parametrize(
     "site", ["site_in_process", pytest.param("site_with_opa", marks=pytest.mark.exhaustive)], indirect=True
 )
@@ -86,10 +97,6 @@ def test_what_callbacks_and_listeners_do_is_decided_as_their_task(site: RunningS
         site.wait_for((tmp_path / OF_THE_DAG).exists, "the run to fail, and the Dag's callback")
         assert site.state("alpha_callbacks", run_id) == "failed"
         subjects = [line for line in received if line.startswith("Subject:")]
-    left = {
-        file.name: {(tried["what"], tried["about"]): tried["done"] for tried in json.loads(file.read_text())}
-        for file in tmp_path.iterdir()
-    }
-    assert left == dict.fromkeys(OF_TASKS, TRIED) | {OF_THE_DAG: READ}
+    assert left_in(tmp_path) == dict.fromkeys(OF_TASKS, TRIED) | {OF_THE_DAG: READ}
     # One of each attempt.
     assert ["try_number=1 " in subjects[0], "try_number=2 " in subjects[1], len(subjects)] == [True, True, 2]
