@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,12 @@ class PolicyHook(BuildHookInterface):  # type: ignore[type-arg]
 
 
 def _compiler(root: Path) -> Any:
-    """The package's compile module, loaded by path: importing the package would need its dependencies."""
-    spec = importlib.util.spec_from_file_location("compile_policy", root / "airflow_team_authz" / "compile.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The package's compile module: like what it imports, it takes none of the package's dependencies."""
+    sys.path.insert(0, str(root))
+    try:
+        return importlib.import_module("airflow_team_authz.compile")
+    finally:
+        sys.path.remove(str(root))
 
 
 def _policy_files(root: Path) -> list[Path]:

@@ -13,9 +13,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
+
+from airflow_team_authz.opa_errors import Problem, in_one_text, problems
 
 MINIMUM_OPA = (1, 22, 2)
 ENTRYPOINTS = ("airflow/authz/decision", "airflow/authz/decisions", "airflow/authz/allowed", "airflow/authz/whoami")
@@ -26,7 +28,11 @@ _TIMEOUT_SECONDS = 60
 
 
 class CompileError(Exception):
-    """The policy directory cannot be compiled; the message says which file and why."""
+    """The policy directory cannot be compiled; the message says which file and why, ``problems`` what OPA has found."""
+
+    def __init__(self, told: str, found: Sequence[Problem] = ()) -> None:
+        super().__init__(told)
+        self.problems = tuple(found)
 
 
 class StartError(CompileError):
@@ -242,7 +248,7 @@ def _within(namespace: str, package: str) -> bool:
 
 
 def run_opa(command: list[str], cwd: Path | None = None) -> str:
-    """Output of a command; ``CompileError`` with what it printed if it fails."""
+    """Output of a command; ``CompileError`` with what it printed if it fails, mistakes in policies in our words."""
     try:
         done = subprocess.run(  # noqa: S603 - the program is the administrator's choice, no shell
             command,
@@ -259,5 +265,13 @@ def run_opa(command: list[str], cwd: Path | None = None) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompileError(f"cannot run {command[0]}: {error}") from error
     if done.returncode != 0:
-        raise CompileError((done.stderr or done.stdout).strip())
+        told = done.stderr or done.stdout
+        raise CompileError(in_one_text(told, functions()), problems(told, functions()))
     return done.stdout
+
+
+@cache
+def functions() -> tuple[str, ...]:
+    """Names of the built-in functions that policies may call."""
+    capabilities = json.loads((shipped_policies() / "capabilities.json").read_bytes())
+    return tuple(str(builtin["name"]) for builtin in capabilities["builtins"])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
+
+from airflow_team_authz.opa_errors import Problem
+
+# Of a message, so that a report stays readable whatever somebody has called a rule.
+_MAX_MESSAGE = 400
 
 
 class Finding(NamedTuple):
@@ -19,6 +24,17 @@ class Finding(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """The finding as ``--output json`` prints it."""
         return self._asdict()
+
+
+def of_opa(
+    rule: str, problems: Sequence[Problem], otherwise: str, own: Collection[str] | None = None
+) -> Iterator[Finding]:
+    """What OPA has found. In a file that is not among one's ``own`` it is told of ``otherwise``, with its name."""
+    for file, line, message, help_ in problems:
+        if own is None or file in own:
+            yield Finding(rule, file, line, message[:_MAX_MESSAGE], help_)
+        else:
+            yield Finding(rule, otherwise, 1, f"{file}:{line}: {message}"[:_MAX_MESSAGE], help_)
 
 
 def sarif(findings: Iterable[Finding], files: Collection[str] = ()) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import subprocess
 import tempfile
@@ -20,13 +19,14 @@ from typing import Any, NamedTuple
 
 from airflow_team_authz.bundles.archive import unpack
 from airflow_team_authz.bundles.artifact import digest
-from airflow_team_authz.bundles.findings import Finding
+from airflow_team_authz.bundles.findings import Finding, of_opa
 from airflow_team_authz.bundles.layout import TEAM_ID, Data, layout_findings, read_package
 from airflow_team_authz.bundles.measures import code_findings, data_findings
 from airflow_team_authz.bundles.operands import operand_findings
 from airflow_team_authz.bundles.patterns import pattern_findings
 from airflow_team_authz.bundles.rules import MAX_PATTERNS, Module, all_patterns, module_findings, too_deep
-from airflow_team_authz.compile import ENTRYPOINTS, CompileError, find_opa, merged, shipped_policies
+from airflow_team_authz.compile import ENTRYPOINTS, CompileError, find_opa, functions, merged, shipped_policies
+from airflow_team_authz.opa_errors import in_one_text, problems
 from airflow_team_authz.wasm import trouble_with
 
 __all__ = ["check_package", "read_package"]
@@ -35,9 +35,6 @@ MIN_COVERAGE = 90
 _SECONDS = 30
 _TEST_SECONDS = 10
 _MEMORY_BYTES = 4 * 1024**3
-_TOLD = re.compile(
-    r"^(?:\d+ errors? occurred: ?)?(?P<file>[^\s:][^\n:]*):(?P<line>\d+): (?P<message>.+)$", re.MULTILINE
-)
 # What OPA runs parameterized tests by, beside what policies may call.
 _FOR_TESTS = ("internal.test_case", "internal.print", "print", "trace")
 
@@ -171,10 +168,9 @@ class _Check:
             return [Finding("too-deep", name, 1, "it is nested too deeply", "split it into several rules")]
         if done.code == 0:
             return Module(name, tree, self._team_id)
-        help_ = "see https://www.openpolicyagent.org/docs/policy-language"
         if done.code is None:
             return [Finding("parse", name, 1, "parsing it takes too long", "make it simpler")]
-        return list(self._told("parse", done, help_, name))
+        return list(self._told("parse", done, name))
 
     def _format(self) -> Iterator[Finding]:
         done = self._run("own", "fmt", "--list", ".")
@@ -187,8 +183,7 @@ class _Check:
         limits = [*schemas, "--capabilities", str(capabilities)]
         done = self._run("typed", "check", "--strict", "--max-errors", "50", *limits, ".")
         if done.code != 0:
-            help_ = "correct it; a rule may call what capabilities.json has, and read what the schemas know"
-            yield from self._told("check", done, help_, self._root)
+            yield from self._told("check", done, self._root)
         if done.code != 0 or self._untyped(modules):
             return
 
@@ -220,22 +215,13 @@ class _Check:
                     "test-failed", tests[0], 1, "the tests take too long or too much memory", "make them smaller"
                 )
             else:
-                yield from self._told("test-failed", done, "see `opa test .`", tests[0])
+                yield from self._told("test-failed", done, tests[0])
             return
         own = [result for result in results if str(result.get("location", {}).get("file", "")).lstrip("./") in tests]
         if not sum(_cases(result, modules) for result in own):
             yield Finding("no-tests", tests[0], 1, "no test ran", help_)
-        failed = [result for result in own if result.get("fail") or result.get("error")]
-        for result in failed:
-            told = f"{result['name']} fails" + (f": {result['error'].get('message')}" if result.get("error") else "")
-            place = result["location"]
-            yield Finding(
-                "test-failed",
-                place["file"].lstrip("./"),
-                place["row"],
-                told[:300],
-                "see `opa test .`",
-            )
+        failed = [problem for problem in problems(done.out) if problem.file in tests]
+        yield from of_opa("test-failed", failed, tests[0])
         if not failed:
             yield from self._coverage(covering.result())
 
@@ -243,7 +229,7 @@ class _Check:
         try:
             reports = json.loads(done.out)["files"]
         except (ValueError, KeyError):
-            yield from self._told("coverage", done, "see `opa test --coverage .`", self._root)
+            yield from self._told("coverage", done, self._root)
             return
         reports = {name.lstrip("./"): report for name, report in reports.items()}
         covered = uncovered = 0
@@ -263,8 +249,7 @@ class _Check:
         """Together with the platform and other teams, for both engines."""
         done, wasm = self._as_wasm("merged")
         if done.code != 0:
-            help_ = "a package may not change what others are made of"
-            yield from self._told("merged", done, help_, self._root)
+            yield from self._told("merged", done, self._root)
         elif trouble := trouble_with(wasm):
             yield Finding(
                 "merged", self._root, 1, f"no engine can run it as Wasm: {trouble[:200]}", "split large rules"
@@ -300,9 +285,10 @@ class _Check:
         own = {name: text for name, text in self._own.items() if not name.endswith("_test.rego")}
         _write(self._place / "whole", {**self._others, **own, **self._platform_tests()})
         limits = ["--capabilities", str(self._place / "tests.json")]
-        done = self._run("whole", "test", "--bundle", "--timeout", f"{_SECONDS}s", *limits, ".")
+        shown = ("--format", "json", "--timeout", f"{_SECONDS}s")
+        done = self._run("whole", "test", "--bundle", *shown, *limits, ".")
         if done.code != 0:
-            told = f"with it, the platform's own tests fail: {(done.out or done.err).strip()[-300:]}"
+            told = f"with it, the platform's own tests fail: {in_one_text(done.err or done.out)[:300]}"
             yield Finding("platform-tests", self._root, 1, told, "ask the platform team which rule of yours they meet")
 
     def _patterns(self, modules: list[Module]) -> Iterator[Finding]:
@@ -317,20 +303,15 @@ class _Check:
         if len(patterns) <= MAX_PATTERNS:
             yield from pattern_findings(patterns, texts, self._opa, evaluate)
 
-    def _told(self, rule: str, done: Done, help_: str, otherwise: str) -> Iterator[Finding]:
+    def _told(self, rule: str, done: Done, otherwise: str) -> Iterator[Finding]:
         """What opa says of files and lines; of what is not the team's, as of the package."""
         if done.code is None:
             yield Finding(rule, otherwise, 1, "it takes too long or too much memory", "make it simpler")
-            return
-        told = done.err if rule != "test-failed" else done.err or done.out
-        places = list(_TOLD.finditer(told))
-        for place in places:
-            name = re.sub(r"^(\./)*", "", place["file"]).lstrip("/")
-            own = name in self._own
-            message = place["message"] if own else f"{place['message']} ({name})"
-            yield Finding(rule, name if own else otherwise, int(place["line"]) if own else 1, message[:300], help_)
-        if not places:
-            yield Finding(rule, otherwise, 1, " ".join((told or done.out).split())[:300] or "opa refuses it", help_)
+        elif found := problems(done.err or done.out, functions()):
+            yield from of_opa(rule, found, otherwise, self._own)
+        else:
+            told = in_one_text(done.err or done.out)[:300] or "opa refuses it"
+            yield Finding(rule, otherwise, 1, told, "run `opa check --strict .` in the directory")
 
     def _run(self, place: str, *arguments: str, seconds: int = _SECONDS) -> Done:
         try:

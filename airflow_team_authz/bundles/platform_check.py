@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from airflow_team_authz.bundles.archive import pack
-from airflow_team_authz.bundles.findings import Finding
+from airflow_team_authz.bundles.findings import Finding, of_opa
 from airflow_team_authz.bundles.patterns import difference
 from airflow_team_authz.bundles.rules import Pattern, patterns_in
 from airflow_team_authz.compile import CompileError, check_ownership, find_opa, merged, run_opa, shipped_policies
 
-# What `opa` says of a file, at the start of a line.
-_TOLD = re.compile(r"^(?:\d+ errors? occurred: ?)?(?P<file>[^\s:]+):(?P<line>\d+): (?P<message>.+)$", re.MULTILINE)
+_TESTED = ("--bundle", "--format", "json", "--timeout", "30s")
 _TYPED = {"airflow/directory/data.json": "directory", "airflow/roles/data.json": "roles"}
 
 
@@ -45,12 +43,9 @@ def failing_tests(platform: Mapping[str, bytes], teams: Mapping[str, bytes], opa
         (Path(directory) / "whole.tar.gz").write_bytes(pack(merged({**platform, **teams}) | tests, level=1))
         try:
             # A team's rule may be called test_… without being one.
-            run_opa(
-                [find_opa(opa), "test", "--bundle", "--timeout", "30s", "--run", r"^data\.airflow\b", "whole.tar.gz"],
-                Path(directory),
-            )
+            run_opa([find_opa(opa), "test", *_TESTED, "--run", r"^data\.airflow\b", "whole.tar.gz"], Path(directory))
         except CompileError as error:
-            return " ".join(str(error).split())[-300:]
+            return str(error)[:300]
     return ""
 
 
@@ -79,13 +74,13 @@ def _rego(staged: Path, opa: str, tested: bool) -> Iterator[Finding]:
         run_opa([opa, "check", "--bundle", "--strict", *limits, "."], staged)
         check_ownership(staged, opa)
     except CompileError as error:
-        yield from _findings("check", str(error), "correct the rule; a rule may use the built-ins of capabilities.json")
+        yield from _findings("check", error)
         return
     if tested:
         try:
-            run_opa([opa, "test", "--bundle", "--timeout", "30s", "."], staged)
+            run_opa([opa, "test", *_TESTED, "."], staged)
         except CompileError as error:
-            yield from _findings("test-failed", str(error), "run `opa test .` in the policy directory")
+            yield from _findings("test-failed", error)
 
 
 def _patterns(staged: Path, rules: list[str], opa: str) -> Iterator[Finding]:
@@ -111,12 +106,10 @@ def _patterns(staged: Path, rules: list[str], opa: str) -> Iterator[Finding]:
             yield Finding("pattern", pattern.file, pattern.line, f"the pattern {pattern.text[:60]!r} {told}", help_)
 
 
-def _findings(rule: str, told: str, way_out: str) -> Iterator[Finding]:
-    places = list(_TOLD.finditer(told))
-    for place in places:
-        yield Finding(rule, place["file"], int(place["line"]), place["message"], way_out)
-    if not places:
-        yield Finding(rule, "airflow", 1, told[-1000:], way_out)
+def _findings(rule: str, error: CompileError) -> Iterator[Finding]:
+    yield from of_opa(rule, error.problems, "airflow")
+    if not error.problems:
+        yield Finding(rule, "airflow", 1, str(error)[:1000], "correct the file that it names")
 
 
 def read_platform(directory: Path) -> dict[str, bytes]:

@@ -23,6 +23,7 @@ from airflow_team_authz.compile import fingerprint
 from airflow_team_authz.engines import NOT_JSON, Reply
 from airflow_team_authz.files import TokenUnfit, check_token
 from airflow_team_authz.model import DeadlineExceeded, EngineError, Malformed, PolicyBroken, Undefined, Unreachable
+from airflow_team_authz.opa_errors import problems
 
 _QUERY = "?strict-builtin-errors=true&provenance=true"
 _MAX_HEADER = 64 * 1024
@@ -223,7 +224,9 @@ class OpaServer:
             told = _decode_error(body)
         except NOT_JSON:
             return Malformed(f"what answers at {self._url} is no OPA: HTTP {status}")
+        where = problems(body.decode(errors="replace"))
         detail = "; ".join(error.message for error in told.errors) or told.message or "no reason given"
+        detail = "; ".join(map(str, where)) or detail
         if status == 500:
             return PolicyBroken(f"the policy in OPA at {self._url} fails while it is evaluated: {detail}")
         return Malformed(f"OPA at {self._url} refuses the question: HTTP {status}, {detail}")

@@ -19,7 +19,7 @@ from airflow_team_authz.compile import CompileError, StartError
 # What one item more takes in an engine.
 _PART_BYTES = 100
 _TOO_MUCH = "it takes more of an engine than any other package"
-_PLACE = re.compile(r"teams/([\w-]+)/[^\s:]*:\d+: ")
+_PLACE = re.compile(r"teams/([\w-]+)/")
 
 
 class Withheld(NamedTuple):
@@ -72,7 +72,8 @@ class Builder(NamedTuple):
                 if not broken:
                     raise
             except CompileError as error:
-                suspects = set(_PLACE.findall(str(error))) & used.keys() - withheld.keys() - {fresh}
+                places = [_PLACE.match(problem.file) for problem in error.problems]
+                suspects = {place[1] for place in places if place} & used.keys() - withheld.keys() - {fresh}
                 broken = {team_id: why for team_id in suspects if (why := self._trouble(used[team_id]))}
                 if not broken:
                     raise
@@ -117,7 +118,7 @@ class Builder(NamedTuple):
         try:
             build("alone", None, {artifact.owner: artifact}, 1, self.key, (), self.opa)
         except CompileError as error:
-            return " ".join(str(error).split())[:500]
+            return str(error)[:500]
         return ""
 
 

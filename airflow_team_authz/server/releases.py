@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from airflow_team_authz.bundles.aggregate import SIGN_AGAIN_HOURS, made_by, sign_again
 from airflow_team_authz.bundles.archive import BundleRefused, manifest_of, unpack
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, read_artifact, root
-from airflow_team_authz.bundles.findings import Finding
+from airflow_team_authz.bundles.findings import Finding, of_opa
 from airflow_team_authz.bundles.gate import check_package
 from airflow_team_authz.bundles.platform_check import check_platform
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
@@ -320,11 +320,14 @@ class Releases:
         except CompileError as error:
             if change is None:
                 raise
-            told, help_ = " ".join(str(error).split())[:500], "see which rule it is; what is in force stays"
-            if isinstance(error, StartError):
-                help_ = "have less data or fewer rules, or ask the platform team: all packages together take too much"
-            finding = Finding("merged", root(change.artifact.owner), 1, told, help_)
-            raise NotPublishable([finding], change.artifact.files) from None
+            place = root(change.artifact.owner)
+            findings = [*of_opa("merged", error.problems, place, change.artifact.files)]
+            if not findings:
+                help_ = "see which rule it is; what is in force stays"
+                if isinstance(error, StartError):
+                    help_ = "have less data or fewer rules, or ask the platform team: all packages take too much"
+                findings = [Finding("merged", place, 1, str(error)[:500], help_)]
+            raise NotPublishable(findings, change.artifact.files) from None
         # Going back is not held up: it may be what repairs them.
         if whole.failing and change is not None and change.action != "rollback":
             told = f"together with all teams, the platform's own tests fail: {whole.failing}"

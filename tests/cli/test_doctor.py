@@ -264,7 +264,7 @@ def test_a_directory_that_does_not_compile(run, platform, tmp_path):
     assert result.exit_code == 1
     (check,) = wrong(result)
     assert check["check"] == "engine"
-    assert "site.rego:4: rego_parse_error" in check["detail"]
+    assert "site.rego:4: the file ends in the middle of a rule" in check["detail"]
 
 
 def test_a_configured_installation(program, opa_server, tmp_path):

@@ -242,7 +242,7 @@ def test_the_platforms_own_tests_are_run_with_all_teams_and_nobody_elses() -> No
     called_test = {"teams/alpha/alpha.rego": b"package teams.alpha\n\ntest_of_nothing := false\n"}
     assert failing_tests(platform, called_test) == ""
     met = {"airflow/site/x_test.rego": b"package airflow.site_test\n\ntest_x if data.teams.alpha.test_of_nothing\n"}
-    assert "data.airflow.site_test.test_x: FAIL" in failing_tests({**platform, **met}, called_test)
+    assert "airflow/site/x_test.rego:3: test_x fails" in failing_tests({**platform, **met}, called_test)
 
 
 def test_errors_of_ours_are_none_of_the_packages(tmp_path: Path) -> None:

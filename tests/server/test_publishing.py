@@ -225,7 +225,7 @@ both if {
     assert own_server.publish(good("alpha", 1)).status_code == 200
     refused = own_server.publish(good("beta", 1))
     assert [finding["rule"] for finding in refused.json()["findings"]] == ["platform-tests"]
-    assert "test_only_one_of_them_lends: FAIL" in refused.json()["findings"][0]["message"]
+    assert "whole_test.rego:3: test_only_one_of_them_lends fails" in refused.json()["findings"][0]["message"]
     assert own_server.publish(Artifact(PLATFORM, 2, platform.files)).status_code == 200
     assert own_server.publish(good("beta", 1)).status_code == 200
     assert own_server.publish(Artifact(PLATFORM, 3, tested.files)).status_code == 422
