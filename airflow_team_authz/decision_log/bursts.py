@@ -39,7 +39,7 @@ class Bursts:
 
     def _begin_anew(self) -> None:
         self._lock = threading.Lock()
-        # In the order in which they end.
+        # In the order in which they end, and those that have ended with repetitions.
         self._running: dict[Hashable, _Burst] = {}
         self._ended: list[_Burst] = []
 
@@ -62,23 +62,22 @@ class Bursts:
         if before := self.again(key):
             return before
         with self._lock:
-            if (burst := self._running.pop(key, None)) is not None:
-                self._ended.append(burst)
+            self._end(key)
             self._running[key] = _Burst(time.monotonic() + WINDOW_SECONDS, entry)
+            while len(self._running) > _MOST:
+                self._end(next(iter(self._running)))
         return ""
 
+    def _end(self, key: Hashable) -> None:
+        burst = self._running.pop(key, None)
+        if burst is not None and burst.times:
+            self._ended.append(burst)
+
     def over(self, at_once: bool = False) -> list[tuple[Any, Repeated]]:
-        """Those that have ended, or all ``at_once``, each with its repetitions; the others had none."""
+        """Those that have ended, or all ``at_once``, with their repetitions, if they had any."""
         now = time.monotonic()
         with self._lock:
+            for key in [key for key, burst in self._running.items() if at_once or burst.ends <= now]:
+                self._end(key)
             ended, self._ended = self._ended, []
-            for key, burst in list(self._running.items()):
-                if burst.ends <= now or at_once or len(self._running) > _MOST:
-                    ended.append(self._running.pop(key))
-                else:
-                    break
-        return [
-            (burst.entry, Repeated(burst.entry.id, burst.times, burst.since, burst.until))
-            for burst in ended
-            if burst.times
-        ]
+        return [(burst.entry, Repeated(burst.entry.id, burst.times, burst.since, burst.until)) for burst in ended]

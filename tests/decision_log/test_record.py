@@ -65,7 +65,7 @@ def test_of_many_resources_the_refused_ones_are_kept(make: Make) -> None:
     (record,) = made.records()
     shown = [resource["id"] for resource in record["input"]["resources"]]
     assert shown[:2] == ["p5", "p299"]
-    assert len(shown) == len(record["result"]) == 100
+    assert len(shown) == len(record["result"]) == 50
     assert [decision["allow"] for decision in record["result"]].count(False) == 2
     assert (record["custom"]["asked"], record["custom"]["allowed"]) == (300, 298)
     assert "bundles" not in record
@@ -77,7 +77,7 @@ def test_of_a_list_the_counts_and_what_was_refused_are_kept(make: Make) -> None:
     made.log.listed(Evaluations(BOB, "list", resources), resources[::2], "r1", 1)
     (record,) = made.records()
     assert record["path"] == "airflow/authz/allowed"
-    assert [resource["id"] for resource in record["input"]["resources"]] == [str(n) for n in range(1, 200, 2)]
+    assert [resource["id"] for resource in record["input"]["resources"]] == [str(n) for n in range(1, 100, 2)]
     assert record["custom"] == {"outcome": "list", "door": "other", "asked": 1000, "allowed": 500}
 
 
@@ -148,6 +148,17 @@ def test_what_differs_is_no_repetition(make: Make) -> None:
     with origin.at("datasets"):
         ids.append(made.decided(DB))
     assert len(set(ids)) == len(ids)
+
+
+def test_many_refusals_take_bounded_memory_and_none_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_team_authz.decision_log.bursts._MOST", 10)
+    bursts, entry = Bursts(), _entry()
+    for number in range(100):
+        bursts.begin(number, entry)
+        if number % 10 == 0:
+            assert bursts.again(number) == entry.id
+    assert len(bursts._running) == 10
+    assert sum(repeated.times for _, repeated in bursts.over(at_once=True)) == 10
 
 
 def test_a_burst_that_is_over_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
