@@ -30,6 +30,7 @@ DEFAULTS = {
     "policy_max_age_hours": None,
     "policy_token_file": None,
     "opa": None,
+    "strict_policy": False,
     "deadline_ms": 250,
     "opa_ca_file": None,
     "opa_client_cert_file": None,
@@ -52,6 +53,7 @@ MISSPELT = {
 }
 NO_ADDRESS = "opa_url is unix:///path/to/socket, http://host:port or https://host:port"
 BAD = [
+    ("strict_policy", "often", "valid boolean"),
     ("deadline_ms", "0", "greater than or equal to 1"),
     ("deadline_ms", "-1", "greater than or equal to 1"),
     ("deadline_ms", "60001", "less than or equal to 60000"),
