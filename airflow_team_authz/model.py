@@ -12,6 +12,9 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+# Actions that change nothing.
+READS = frozenset({"list", "read", "menu"})
+
 SubjectType = Literal["user", "task", "dag_processor", "triggerer", "watcher"]
 Layer = Literal["guardrail", "team", "baseline", "default"]
 
@@ -151,8 +154,10 @@ class EngineError(Exception):
     """No decision could be had. Never a denial, never an allow, never kept.
 
     The message is a sentence for an administrator: what happened, to what, and what to do next. It
-    holds neither the question nor anything of the subject.
+    holds neither the question nor anything of the subject. ``decision_id`` is that of its record, if there is one.
     """
+
+    decision_id: str = ""
 
 
 class Unreachable(EngineError):

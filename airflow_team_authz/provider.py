@@ -18,6 +18,7 @@ def get_provider_info() -> dict[str, Any]:
         "description": "Authorization for teams, decided by Rego policies in Open Policy Agent.",
         "versions": [__version__],
         "auth-managers": ["airflow_team_authz.TeamAuthManager"],
+        "db-managers": ["airflow_team_authz.decision_log.db_manager.DecisionLogManager"],
         "cli": ["airflow_team_authz.provider.get_cli_commands"],
         "config": {
             SECTION: {

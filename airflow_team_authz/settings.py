@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -103,6 +103,25 @@ class Settings(BaseModel):
         "missing, to those who may see something of that type; others get the same answer as about what does not "
         "exist) or conceal (everybody who may not read it does).",
     )
+    decision_log: str = Field(
+        "database",
+        description="Where decisions are recorded: database (Airflow's own, after `airflow db migrate`), file, log "
+        "(Airflow's standard log), several of them separated by commas, or none.",
+    )
+    decision_log_levels: str = Field(
+        "changes",
+        description="What is recorded: none, denied (refusals and errors), changes (also what was allowed that is no "
+        "reading) or all; after it, other levels of types and of their actions: changes, variable=all, dag/read=none.",
+    )
+    decision_log_masks: str = Field(
+        "/input/subject/claims",
+        description="What no record holds: JSON pointers into input, result and custom, separated by commas, or none.",
+    )
+    decision_log_file: Path | None = Field(
+        None,
+        description="The file of the sink file, one record a line. Unset: decisions.ndjson in the directory state.",
+    )
+    decision_log_days: int = Field(90, ge=1, le=36_500, description="How many days the database keeps a record.")
     state: Path | None = Field(
         None,
         description="Directory for the last good signed bundle, and for the Dag processor's last answers about "
@@ -156,6 +175,21 @@ class Settings(BaseModel):
         if isinstance(value, Path) and not os.path.exists(value):
             # Not the value: who has put a token instead of its file there must not find it in a log.
             raise ValueError("there is no such file")
+        return value
+
+    @field_validator("decision_log", "decision_log_levels", "decision_log_masks")
+    @classmethod
+    def _can_be_recorded(cls, value: str, info: Any) -> str:
+        from airflow_team_authz.decision_log import sink_names
+        from airflow_team_authz.decision_log.levels import Levels
+        from airflow_team_authz.decision_log.record import Form
+
+        read: dict[str, Callable[[str], object]] = {
+            "decision_log": sink_names,
+            "decision_log_levels": Levels,
+            "decision_log_masks": Form,
+        }
+        read[info.field_name](value)
         return value
 
     @property

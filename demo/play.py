@@ -85,7 +85,9 @@ def _shown(answer: httpx.Response) -> frozenset[str] | None:
 def _reason(answer: httpx.Response) -> str:
     if answer.is_success:
         return ""
-    return str(_document(answer).get("detail", answer.text)).removeprefix("Forbidden: ")
+    told = str(_document(answer).get("detail", answer.text)).removeprefix("Forbidden: ")
+    # The id of the record is another one each time.
+    return told.partition(" (decision ")[0]
 
 
 def _document(answer: httpx.Response) -> dict[str, Any]:

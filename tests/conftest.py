@@ -53,6 +53,20 @@ tasks.guard(xcoms)
 tasks.guard(app)
 wall.install()
 
+from airflow_team_authz.decision_log import DecisionLog  # noqa: E402
+from airflow_team_authz.decision_log.levels import Levels  # noqa: E402
+from airflow_team_authz.decision_log.record import Form  # noqa: E402
+from airflow_team_authz.doors import deciding  # noqa: E402
+
+
+# This process has no database of its own to record decisions in; tests of that have.
+def log_without_sinks() -> DecisionLog:
+    """Tells of refusals in the standard log only."""
+    return DecisionLog([], Levels("changes"), Form())
+
+
+deciding.open_log = lambda *_: log_without_sinks()
+
 from airflow_team_authz.compile import ENTRYPOINTS, compile_directory, find_opa, shipped_policies  # noqa: E402
 from airflow_team_authz.engines import DecisionPoint  # noqa: E402
 from airflow_team_authz.engines.in_process import InProcess  # noqa: E402

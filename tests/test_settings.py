@@ -38,9 +38,14 @@ DEFAULTS = {
     "opa_token_file": None,
     "own_dags_without_decision": "hold",
     "refusals": "explain",
+    "decision_log": "database",
+    "decision_log_levels": "changes",
+    "decision_log_masks": "/input/subject/claims",
+    "decision_log_file": None,
+    "decision_log_days": 90,
     "state": None,
 }
-FILES = [name for name in DEFAULTS if name.endswith("_file")] + ["policy"]
+FILES = [name for name in DEFAULTS if name.endswith("_file") and name != "decision_log_file"] + ["policy"]
 MISSPELT = {
     "opa_ur": "opa_url",
     "opaurl": "opa_url",
@@ -50,6 +55,8 @@ MISSPELT = {
     "opa_token": "opa_token_file",
     "opa_cert_file": "opa_ca_file",
     "authn_managers": "authn_manager",
+    "decision_log_level": "decision_log_levels",
+    "decision_logs": "decision_log",
 }
 NO_ADDRESS = "opa_url is unix:///path/to/socket, http://host:port or https://host:port"
 BAD = [
@@ -65,6 +72,14 @@ BAD = [
     ("opa_url", "unix://", NO_ADDRESS),
     ("opa_url", "http://", NO_ADDRESS),
     ("opa_url", "http://opa/?pretty", NO_ADDRESS),
+    ("decision_log", "databse", "'databse' is no sink: name some of database, file, log, or none"),
+    ("decision_log", "none, file", "'none' is no sink"),
+    ("decision_log_levels", "change", "'change' is no level: did you mean changes?"),
+    ("decision_log_levels", "changes, dag=al", "did you mean all?"),
+    ("decision_log_levels", "changes, =all", "has no type"),
+    ("decision_log_masks", "input/subject", "'input/subject' is no mask: write a JSON pointer"),
+    ("decision_log_masks", "/subject/id", "is no mask"),
+    ("decision_log_days", "0", "greater than or equal to 1"),
     ("opa_url", "http://opa:port", "[team_authz] opa_url"),
     ("opa_url", "http://[::1", "[team_authz] opa_url"),
     *((name, "/no/such/file", "there is no such file") for name in FILES),
@@ -245,7 +260,7 @@ def test_airflows_list_of_options_has_every_setting() -> None:
     for name, option in options.items():
         assert option["description"] == Settings.model_fields[name].description
         assert option["default"] == ("" if DEFAULTS[name] is None else str(DEFAULTS[name]))
-        assert option["type"] == ("integer" if name == "deadline_ms" else "string")
+        assert option["type"] == ("integer" if name in {"deadline_ms", "decision_log_days"} else "string")
         assert parse_settings({name: option["default"]}).model_dump() == DEFAULTS
     assert get_cli_commands() == []
 

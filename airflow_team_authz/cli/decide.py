@@ -57,7 +57,7 @@ def ask(point: DecisionPoint, questions: Sequence[Evaluation]) -> list[tuple[Dec
     answers: dict[int, tuple[Decision, str]] = {}
     for (subject, action, context), indices in together.items():
         resources = [questions[i].resource for i in indices]
-        decisions, revision = point.decide(Evaluations(subject, action, resources, context))
+        decisions, revision, _ = point.decide(Evaluations(subject, action, resources, context))
         answers.update((i, (decision, revision)) for i, decision in zip(indices, decisions, strict=True))
     return [answers[i] for i in range(len(questions))]
 

@@ -19,6 +19,7 @@ from airflow_team_authz.cli.console import (
     print_json,
     talking_to_stderr,
 )
+from airflow_team_authz.cli.decisions import log_check
 from airflow_team_authz.cli.engine import (
     BadSettingsError,
     PolicyOption,
@@ -83,6 +84,7 @@ def examine(policy: Path | None, opa_url: str | None, role: str) -> Iterator[Che
         yield from _airflow_checks(readable=settings is not None)
         if settings is not None:
             yield _login_check()
+            yield log_check()
             yield from _group_checks(settings)
     if settings is not None:
         yield from _engine_checks(settings, role, in_airflow=named is None)
@@ -258,7 +260,7 @@ def _decide(point: DecisionPoint, type_: str, question: Evaluations) -> Check:
     name = f"decision {type_}"
     start = time.perf_counter_ns()
     try:
-        (decision,), _ = point.decide(question)
+        (decision,) = point.decide(question).decisions
     except EngineError as error:
         return Check(name, False, str(error))
     took = round((time.perf_counter_ns() - start) / 1000)

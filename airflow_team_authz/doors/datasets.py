@@ -21,6 +21,7 @@ from airflow.models.log import Log
 from msgspec import UNSET
 from sqlalchemy import delete, select
 
+from airflow_team_authz.decision_log import origin
 from airflow_team_authz.doors.deciding import decision_point, settings
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import requests
@@ -190,7 +191,8 @@ def _allowed(
         return set()
     by_id = {dag.dag_id: dag for dag in dags}
     try:
-        decisions = decision_point().decide(question).decisions
+        with origin.at("datasets"):
+            decisions = decision_point().decide(question).decisions
     except (EngineError, SettingsError) as error:
         return _without_decision(question, event, by_id, partition_date, str(error), session)
     allowed = set()
@@ -327,7 +329,8 @@ def _replay(row: Log, held: Held, session: Session) -> Outcome:
         against = ["the event, its asset or the Dag does not exist any more"]
     else:
         question = _question_now(held, dag, session)
-        ((_, against),) = _pairs(question, decision_point().decide(question).decisions)
+        with origin.at("datasets"):
+            ((_, against),) = _pairs(question, decision_point().decide(question).decisions)
         if not against:
             AssetManager._queue_dagruns(
                 asset_id=held.asset_id, dags_to_queue={dag}, event=event, partition_key=event.partition_key,

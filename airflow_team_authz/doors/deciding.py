@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from functools import cache
 from threading import Lock
+from typing import Any
 
 from airflow_team_authz import forks
+from airflow_team_authz.decision_log import DecisionLog, open_log
 from airflow_team_authz.engines import DecisionPoint
-from airflow_team_authz.engines.choice import open_engine
-from airflow_team_authz.settings import Settings, read_settings
+from airflow_team_authz.engines.choice import default_state, open_engine
+from airflow_team_authz.settings import Settings, read_database, read_settings
 
 _opening = Lock()
 
@@ -44,10 +46,26 @@ def settings() -> Settings:
 @cache
 def _opened() -> DecisionPoint:
     with forks.whole():
-        return DecisionPoint(open_engine(settings()))
+        return DecisionPoint(open_engine(settings()), decision_log())
+
+
+@cache
+def decision_log() -> DecisionLog:
+    """The decision log of this process; ``SettingsError`` if ``[team_authz]`` is wrong."""
+    return open_log(settings(), airflows_engine, read_database()[1], settings().state or default_state())
+
+
+def airflows_engine() -> Any:
+    """The engine of Airflow's database in this process."""
+    # Looked up each time: Airflow makes another one when it begins anew.
+    from airflow import settings as of_airflow
+
+    return of_airflow.engine
 
 
 def forget() -> None:
     """Read the settings and open the engine anew for the next question; for tests, which change them."""
-    settings.cache_clear()
-    _opened.cache_clear()
+    if decision_log.cache_info().currsize:
+        decision_log().close()
+    for kept in (settings, decision_log, _opened):
+        kept.cache_clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from fastapi import HTTPException
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
@@ -48,15 +49,27 @@ def told(
     if missing is None:
         return Told(_without_reason(question, resource), as_missing=True)
     asked = replace(resource, team_id=None) if missing is UNSET else missing
-    (said,), _ = policy.decide(replace(question, resources=[asked]))
+    (said,) = policy.decide(replace(question, resources=[asked]), aside=True).decisions
     if said.allow is True:
         return Told(_without_reason(question, resource), as_missing=True)
     return Told("; ".join(said.reasons))
 
 
+def told_id(decision_id: str) -> str:
+    """What an answer tells of the decision's record, if there is one: an administrator finds the whole reason by it."""
+    return f" (decision {decision_id})" if decision_id else ""
+
+
+def no_decision(error: Exception) -> HTTPException:
+    """The answer to a person's request about which nothing can be decided."""
+    told = told_id(getattr(error, "decision_id", ""))
+    return HTTPException(503, f"No decision can be had about this request. {error}{told}")
+
+
 def _may_know(policy: DecisionPoint, question: Evaluations, resource: Resource) -> bool:
     return any(
-        policy.allowed(replace(question, action=action, resources=resources)) for action, resources in _signs(resource)
+        policy.allowed(replace(question, action=action, resources=resources), aside=True)
+        for action, resources in _signs(resource)
     )
 
 

@@ -24,6 +24,7 @@ from airflow.models.team import Team
 from airflow.utils.session import create_session
 from sqlalchemy import select, update
 
+from airflow_team_authz.decision_log import origin
 from airflow_team_authz.doors import disclosure
 from airflow_team_authz.doors.deciding import decision_point, settings
 from airflow_team_authz.escaping import escaped, logger
@@ -119,7 +120,8 @@ def _ask(bundle_name: str, dags: Iterable[Any], session: Session) -> _Answers:
     subject = dag_processor(bundle_name, session)
     known = _read(bundle_name)
     try:
-        return _answered(bundle_name, subject, list(dags), known, session)
+        with origin.at("pools"):
+            return _answered(bundle_name, subject, list(dags), known, session)
     except (EngineError, SettingsError) as error:
         _use_default_pool(dags, known.default_pool)
         owners = _owners(dags, session)
@@ -137,8 +139,8 @@ def _answered(bundle_name: str, subject: Subject, dags: list[Any], known: _Known
     if not owners:
         return _Answers({}, "", default_pool)
     question = Evaluations(subject, "use", [Resource("pool", team_id, name) for name, team_id in owners.items()])
-    answered, revision = decision_point().decide(question)
-    decisions = [_as_told(question, *answer, revision) for answer in zip(question.resources, answered, strict=True)]
+    answered, revision, _ = decision_point().decide(question)
+    decisions = [_as_told(question, *answer) for answer in zip(question.resources, answered, strict=True)]
     now = _Known(
         default_pool or known.default_pool,
         known.decisions | {_key(*owned): said for owned, said in zip(owners.items(), decisions, strict=True)},
@@ -149,12 +151,10 @@ def _answered(bundle_name: str, subject: Subject, dags: list[Any], known: _Known
     return _Answers(dict(zip(owners, decisions, strict=True)), "", default_pool)
 
 
-def _as_told(question: Evaluations, resource: Resource, decision: Decision, revision: str) -> Decision:
+def _as_told(question: Evaluations, resource: Resource, decision: Decision) -> Decision:
     """The decision with the reason that goes into the import error, which people read whom nobody asks about pools."""
     if decision.allow is True:
         return decision
-    reasons = "; ".join(decision.reasons)
-    log.info("denied (%s, policy revision %s): %s", decision.layer, revision or "unnamed", reasons)
     told = disclosure.told(decision_point(), question, resource, decision)
     reason = "it belongs to another team" if told.as_missing else told.reason
     return msgspec.structs.replace(decision, reasons=(reason,))

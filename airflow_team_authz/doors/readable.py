@@ -19,21 +19,20 @@ from airflow.models.asset import (
 from airflow.models.dagbundle import DagBundleModel
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.team import Team, dag_bundle_team_association_table
-from fastapi import HTTPException
 from msgspec import UNSET, Struct, UnsetType
 from sqlalchemy import select
 
+from airflow_team_authz.doors import disclosure
 from airflow_team_authz.doors.asset_owners import producing_teams, using_teams
 from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.doors.many_rows import Row, many_rows
 from airflow_team_authz.identities import requests
-from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
+from airflow_team_authz.model import READS, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-READS = frozenset({"list", "read", "menu"})
 # Types of what an audit row without a Dag can be about.
 _AUDITED = ("asset", "asset_alias", "connection", "dag", "pool", "variable")
 
@@ -190,7 +189,7 @@ class Readable:
         try:
             return decision_point().allowed(Evaluations(subject, action, resources))
         except (EngineError, SettingsError) as error:
-            raise HTTPException(503, f"No decision can be had about this request. {error}") from None
+            raise disclosure.no_decision(error) from None
 
     def all_dags(self, entity: str | UnsetType, writes: bool = False) -> Scope:
         """Dags of which this part may be read, or changed, by whoever asks: a task too."""

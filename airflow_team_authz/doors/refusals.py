@@ -10,6 +10,8 @@ import json
 from contextvars import ContextVar
 from typing import Any
 
+from airflow_team_authz.decision_log import origin
+from airflow_team_authz.doors.disclosure import told_id
 from airflow_team_authz.identities import requests
 
 _refusals: ContextVar[list[str] | None] = ContextVar("team_authz_refusals", default=None)
@@ -17,11 +19,12 @@ _OF_AIRFLOW = ("/api/v2/", "/ui/")
 _SAID_BY_AIRFLOW = b'{"detail":"Forbidden"}'
 
 
-def remember_refusal(reason: str) -> None:
+def remember_refusal(reason: str, decision_id: str = "") -> None:
     """Keep a reason with the request that runs in this context, if any. Airflow's threads see the same list."""
     refusals = _refusals.get()
-    if refusals is not None and reason not in refusals:
-        refusals.append(reason)
+    told = reason + told_id(decision_id)
+    if refusals is not None and told not in refusals:
+        refusals.append(told)
 
 
 class RefusalReasons:
@@ -68,7 +71,7 @@ class RefusalReasons:
         try:
             # Not applications of plugins, which may show what is in no database.
             of_airflow = scope["path"].removeprefix(scope.get("root_path", "")).startswith(_OF_AIRFLOW)
-            with requests.request(of_airflow):
+            with requests.request(of_airflow), origin.at("users", scope):
                 await self._app(scope, receive, explain)
         finally:
             _refusals.reset(token)

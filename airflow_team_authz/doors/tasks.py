@@ -19,14 +19,13 @@ from fastapi.security import SecurityScopes
 from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import select
 
+from airflow_team_authz.decision_log import origin
 from airflow_team_authz.doors import disclosure, routes, wall
 from airflow_team_authz.doors.deciding import decision_point
-from airflow_team_authz.escaping import logger
+from airflow_team_authz.doors.disclosure import told_id
 from airflow_team_authz.identities import machines, requests
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
-
-log = logger(__name__)
 
 _DECIDED = "team_authz_decided"
 _TEAM = "team_authz_team"
@@ -54,6 +53,7 @@ async def decide(scopes: SecurityScopes, request: Request, token: Annotated[TITo
     # Cadwyn resolves dependencies twice, FastAPI once for each router above a route.
     if _DECIDED not in request.scope:
         route = request.scope.get("route")
+        origin.come_in("tasks", request.scope)
         about = (request.method, str(getattr(route, "path", "")))
         request.scope[_TEAM], allowed = await run_in_threadpool(_decide, about, request, token)
         if allowed is not None:
@@ -135,20 +135,18 @@ def _ask(subject: Subject, action: str, resource: Resource, route: routes.Route,
     """Whether it is allowed; if not, Airflow's route will not find it. Raises an ``HTTPException`` for all else."""
     question = Evaluations(subject, action, [resource])
     try:
-        (decision,), revision = decision_point().decide(question)
+        (decision,), _, decision_id = decision_point().decide(question)
         if decision.allow is True:
             return True
         told = disclosure.told(decision_point(), question, resource, decision, route.missing(asked, resource))
     except (EngineError, SettingsError) as error:
         raise _no_decision(error) from None
-    reasons = "; ".join(decision.reasons)
-    log.info("denied (%s, policy revision %s): %s", decision.layer, revision or "unnamed", reasons)
     try:
         if told.as_missing and route.finds_nothing(asked, resource):
             return False
     except routes.Missing as missing:
         raise _not_found(missing) from None
-    raise _denied(told.reason)
+    raise _denied(told.reason, decision_id)
 
 
 class _Page(BaseModel):
@@ -183,13 +181,14 @@ def _not_found(message: object) -> HTTPException:
     return HTTPException(404, {"reason": "not_found", "message": str(message)})
 
 
-def _denied(reason: str) -> HTTPException:
-    return HTTPException(403, {"reason": "access_denied", "message": reason})
+def _denied(reason: str, decision_id: str = "") -> HTTPException:
+    return HTTPException(403, {"reason": "access_denied", "message": f"{reason}{told_id(decision_id)}"})
 
 
 def _no_decision(error: Exception) -> HTTPException:
     # Airflow's client tries again what is answered by 5xx.
-    return HTTPException(503, {"reason": "no_decision", "message": f"No decision can be had. {error}"})
+    told = f"No decision can be had. {error}{told_id(getattr(error, 'decision_id', ''))}"
+    return HTTPException(503, {"reason": "no_decision", "message": told})
 
 
 def guard(module: ModuleType) -> None:

@@ -24,6 +24,7 @@ from airflow_team_authz import questions
 from airflow_team_authz.doors import disclosure, wall
 from airflow_team_authz.doors.bodies import TeamChanges, team_change
 from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.doors.disclosure import no_decision
 from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.escaping import logger
@@ -243,9 +244,9 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         try:
             subject = self.subject(user)
         except EngineError as error:
-            raise _no_decision(error) from None
+            raise no_decision(error) from None
         if not isinstance(subject, Subject):
-            raise _no_decision(EngineError("[team_authz] identity must make a Subject of a user, and has not"))
+            raise no_decision(EngineError("[team_authz] identity must make a Subject of a user, and has not"))
         requests.remember(subject)
         return subject
 
@@ -268,32 +269,31 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     def _decide(self, user: Any, action: str, resources: list[Resource], context: Context | UnsetType = UNSET) -> bool:
         question = Evaluations(self._subject(user), action, resources, context)
         try:
-            decisions, revision = self._policy.decide(question)
+            decisions, _, decision_id = self._policy.decide(question)
         except EngineError as error:
-            raise _no_decision(error) from None
+            raise no_decision(error) from None
         allowed = []
         for resource, decision in zip(resources, decisions, strict=True):
             if decision.allow is True:
                 allowed.append(resource)
-            elif not self._goes_on(question, resource, decision, revision):
+            elif not self._goes_on(question, resource, decision, decision_id):
                 return False
         for resource in allowed:
             requests.remember_allowed(action, resource)
         return True
 
-    def _goes_on(self, question: Evaluations, resource: Resource, refused: Decision, revision: str) -> bool:
+    def _goes_on(self, question: Evaluations, resource: Resource, refused: Decision, decision_id: str) -> bool:
         """Whether Airflow is to look for a refused resource, and find nothing; if not, the reason is kept."""
         try:
             told = disclosure.told(self._policy, question, resource, refused)
         except EngineError as error:
-            raise _no_decision(error) from None
-        _log_denial("; ".join(refused.reasons), refused.layer, revision)
+            raise no_decision(error) from None
         # What is created, Airflow does not look for, but for the Dag of which it becomes a part. A handler that asks
         # does not look either: it has found it already.
         is_looked_for = question.action != "create" or resource.entity is not UNSET
         if told.as_missing and is_looked_for and requests.is_before_handler() and requests.conceal(resource):
             return True
-        remember_refusal(told.reason)
+        remember_refusal(told.reason, decision_id)
         return False
 
     def _filter(self, type_: str, owned: Iterable[tuple[str, str | None]], user: Any, method: Any) -> set[str]:
@@ -312,11 +312,11 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         try:
             return self._policy.allowed(Evaluations(self._subject(user), action, resources)) if resources else []
         except EngineError as error:
-            raise _no_decision(error) from None
+            raise no_decision(error) from None
 
     def _refuse(self, reason: str) -> bool:
         remember_refusal(reason)
-        _log_denial(reason, "default", "")
+        log.info("denied (default): %s", reason)
         return False
 
 
@@ -434,11 +434,3 @@ def _where_it_is(resource: Resource) -> Resource:
 def _rows(session: Session, statement: Any) -> Iterable[tuple[str, str | None]]:
     with requests.unfiltered():
         return [(id_, team) for id_, team in session.execute(statement)]
-
-
-def _log_denial(reason: str, layer: str, revision: str) -> None:
-    log.info("denied (%s, policy revision %s): %s", layer, revision or "unnamed", reason)
-
-
-def _no_decision(error: EngineError) -> HTTPException:
-    return HTTPException(503, f"No decision can be had about this request. {error}")

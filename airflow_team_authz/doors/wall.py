@@ -26,9 +26,9 @@ from sqlalchemy.sql import visitors
 from airflow_team_authz.doors import disclosure
 from airflow_team_authz.doors.deciding import decision_point
 from airflow_team_authz.doors.owned_rows import OF_THE_PERSON, OWNED, Named, mapped_classes, owned_tables
-from airflow_team_authz.doors.readable import READS, Readable
+from airflow_team_authz.doors.readable import Readable
 from airflow_team_authz.identities import requests
-from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
+from airflow_team_authz.model import READS, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
 
 _NARROWED = "team_authz_narrowed"
@@ -236,12 +236,12 @@ def _ask(action: str, resource: Resource) -> None:
         raise HTTPException(401, "Not authenticated")
     question = Evaluations(subject, action, [resource])
     try:
-        (decision,), _ = decision_point().decide(question)
+        (decision,), _, decision_id = decision_point().decide(question)
         if decision.allow is not True:
             told = disclosure.told(decision_point(), question, resource, decision)
-            raise HTTPException(403, f"Forbidden: {told.reason}")
+            raise HTTPException(403, f"Forbidden: {told.reason}{disclosure.told_id(decision_id)}")
     except (EngineError, SettingsError) as error:
-        raise HTTPException(503, f"No decision can be had about this request. {error}") from None
+        raise disclosure.no_decision(error) from None
     requests.remember_allowed(action, resource)
 
 

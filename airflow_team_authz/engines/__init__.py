@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
@@ -56,18 +57,44 @@ class Engine(Protocol):
         """Give back threads, files and connections."""
 
 
+class Observer(Protocol):
+    """Is told of each question and what came of it, after how many nanoseconds, by the thread that asked.
+
+    It neither raises nor waits. Its answer is the id of the record that it makes of this; empty if it makes none.
+    """
+
+    def decided(self, question: Evaluations, decisions: Sequence[Decision], revision: str, nanoseconds: int) -> str: ...
+    def listed(self, question: Evaluations, allowed: Sequence[Resource], revision: str, nanoseconds: int) -> None: ...
+    def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str: ...
+
+
+class _Nobody:
+    """Is told, and keeps nothing."""
+
+    def decided(self, *_: object) -> str:
+        return ""
+
+    def listed(self, *_: object) -> None:
+        pass
+
+    def failed(self, *_: object) -> str:
+        return ""
+
+
 class Answer(NamedTuple):
-    """Decisions in the order of the resources, and the policy revision that made them."""
+    """Decisions in the order of the resources, the policy revision that made them, and the id of their record."""
 
     decisions: list[Decision]
     revision: str
+    decision_id: str = ""
 
 
 class DecisionPoint:
     """The policy decision point (PDP) as the rest of the package sees it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, observer: Observer | None = None) -> None:
         self._engine = engine
+        self._observer: Observer = observer or _Nobody()
         self._encode = msgspec.json.Encoder().encode
         # strict: a bool is a bool. "yes", 1 and null are no decisions.
         self._decode_decisions = msgspec.json.Decoder(list[Decision], strict=True).decode
@@ -83,33 +110,60 @@ class DecisionPoint:
         """Who the subject is to the policy, and the policy's revision. For people who ask, not for decisions."""
         return self._ask("whoami", lambda value, _: self._decode_standing(value), Evaluations(subject, "list", []))
 
-    def decide(self, question: Evaluations) -> Answer:
-        """Decision and reasons for each resource. All or an ``EngineError``, never a part."""
+    def decide(self, question: Evaluations, aside: bool = False) -> Answer:
+        """Decision and reasons for each resource. All or an ``EngineError``, never a part.
+
+        ``aside``: nobody is refused or allowed anything by this, so the observer is told of errors only.
+        """
+        began = time.perf_counter_ns()
+        try:
+            decisions, revision = self._decide(question)
+        except EngineError as error:
+            error.decision_id = self._observer.failed(question, error, time.perf_counter_ns() - began)
+            raise
+        if aside:
+            return Answer(decisions, revision)
+        taken = time.perf_counter_ns() - began
+        return Answer(decisions, revision, self._observer.decided(question, decisions, revision, taken))
+
+    def _decide(self, question: Evaluations) -> tuple[list[Decision], str]:
         decisions: list[Decision] = []
         revision = ""
         for part in _chunks(question):
             answered, revision = self._ask("decisions", self._read_decisions, part)
             decisions += answered
-        return Answer(decisions, revision)
+        return decisions, revision
 
-    def allowed(self, question: Evaluations) -> list[Resource]:
+    def allowed(self, question: Evaluations, aside: bool = False) -> list[Resource]:
         """The resources that are allowed, in order, without reasons: for lists.
 
         A team whose rules fail, or take more than its share of a list, does not take the others' lists along: what it
         owns is left out, of later lists without asking, until its package changes or it answers in time again. If
-        nothing else can be decided, the ``EngineError`` is raised.
+        nothing else can be decided, the ``EngineError`` is raised. ``aside`` as with ``decide``.
         """
-        return [resource for part in _chunks(question) for resource in self._allowed(part)]
+        began = time.perf_counter_ns()
+        allowed: list[Resource] = []
+        revision = ""
+        try:
+            for part in _chunks(question):
+                answered, revision = self._allowed(part)
+                allowed += answered
+        except EngineError as error:
+            error.decision_id = self._observer.failed(question, error, time.perf_counter_ns() - began)
+            raise
+        if not aside:
+            self._observer.listed(question, allowed, revision, time.perf_counter_ns() - began)
+        return allowed
 
-    def _allowed(self, question: Evaluations) -> list[Resource]:
+    def _allowed(self, question: Evaluations) -> tuple[list[Resource], str]:
         held = self._left_out.among(_owners(question))
         rest = [resource for resource in question.resources if resource.team_id not in held]
         if not held or not rest:
             # A question about those alone costs nobody else.
-            return self._allowed_together(question)[0]
+            return self._allowed_together(question)
         others, revision = self._allowed_together(msgspec.structs.replace(question, resources=rest))
         allowed = {*others, *self._allowed_again(question, held, revision)}
-        return [resource for resource in question.resources if resource in allowed]
+        return [resource for resource in question.resources if resource in allowed], revision
 
     def _allowed_together(self, question: Evaluations) -> tuple[list[Resource], str]:
         try:

@@ -36,7 +36,7 @@ def question(team_id: str) -> Evaluations:
 
 
 def decide(engine: InProcess | OpaServer, team_id: str) -> tuple[Decision, str]:
-    (decision,), revision = DecisionPoint(engine).decide(question(team_id))
+    (decision,), revision, _ = DecisionPoint(engine).decide(question(team_id))
     return decision, revision
 
 

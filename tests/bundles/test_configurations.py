@@ -113,7 +113,7 @@ def lent(server: OpaServer | Downloaded, team_id: str) -> tuple[bool, str] | Non
     """Whether anybody may read a team's connection, and the revision that says so; ``None``: no decision."""
     question = Evaluations(Subject("user", "gus"), "read", [Resource("connection", team_id, "pg")])
     try:
-        (decision,), revision = DecisionPoint(server).decide(question)
+        (decision,), revision, _ = DecisionPoint(server).decide(question)
     except EngineError:
         return None
     return decision.allow, revision.partition("-")[0]

@@ -15,6 +15,7 @@ from airflow_team_authz.cli.engine import Named
 from airflow_team_authz.cli.opa_admin import server_checks, version_check
 from airflow_team_authz.cli.words import resource_words
 from airflow_team_authz.compile import compile_directory
+from airflow_team_authz.decision_log.tables import decisions
 from airflow_team_authz.engines.opa_server import OpaServer
 from airflow_team_authz.settings import MANAGER
 from tests.conftest import REPOSITORY
@@ -314,6 +315,7 @@ def test_a_default_pool_that_does_not_exist(program, tmp_path):
     import_all_models()
     engine = create_engine(database)
     Base.metadata.create_all(engine)
+    decisions().metadata.create_all(engine)
     with Session(engine) as session:
         session.add_all(Team(name=name) for name in ("alpha", "beta"))
         session.commit()

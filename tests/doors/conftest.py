@@ -28,7 +28,7 @@ from airflow_team_authz.doors.users import build_manager
 from airflow_team_authz.engines import DecisionPoint, Reply
 from airflow_team_authz.engines.choice import packaged_baseline
 from airflow_team_authz.engines.in_process import InProcess
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, log_without_sinks
 
 # What the database holds; the example policies have rules of their own about some of these.
 OWNED: dict[str, dict[Any, str | None]] = {
@@ -210,5 +210,5 @@ def opened_world(request: pytest.FixtureRequest, bundles: dict[str, Path], datab
 def world(opened_world: World) -> World:
     """The same for every test, with its own engine and nothing asked yet."""
     opened_world.engine.asked.clear()
-    opened_world.decided_by(DecisionPoint(opened_world.engine))
+    opened_world.decided_by(DecisionPoint(opened_world.engine, log_without_sinks()))
     return opened_world

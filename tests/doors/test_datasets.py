@@ -30,6 +30,7 @@ from airflow_team_authz.doors.datasets import HELD_BACK, REFUSED, REPLAYED, Team
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import requests
 from airflow_team_authz.model import Decision, Standing, Subject, Unreachable
+from tests.decision_log.conftest import Made
 from tests.doors.conftest import Recording
 
 # Airflow 3.2 has neither authors' consent nor a choice of its own about teams.
@@ -161,6 +162,16 @@ def test_all_dags_of_an_event_are_one_question(orders: Orders) -> None:
 
 
 @needs_consent
+def test_a_refused_event_is_recorded_with_its_door(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Made("denied")
+    monkeypatch.setattr(datasets, "decision_point", lambda: DecisionPoint(orders.engine, recorded.log))
+    orders.change("beta")
+    (record,) = recorded.records()
+    assert (record["custom"]["door"], record["input"]["action"]) == ("datasets", "trigger")
+    assert "alpha_closed" in [resource["id"] for resource in record["input"]["resources"]]
+    assert 0 < record["custom"]["allowed"] < record["custom"]["asked"]
+
+
 def test_a_refusal_is_told_to_the_dag_that_was_not_started(orders: Orders) -> None:
     orders.change("beta")
     refused = told(REFUSED)

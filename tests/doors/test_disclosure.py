@@ -15,7 +15,9 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessE
 
 from airflow_team_authz.doors import deciding
 from airflow_team_authz.doors.refusals import RefusalReasons
+from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import requests
+from tests.decision_log.conftest import Made
 from tests.doors.conftest import OWNED, World
 
 DETAILS: dict[str, Any] = {
@@ -176,6 +178,22 @@ def test_a_rule_about_one_thing_tells_nothing_of_its_owner(world: World) -> None
     # The example's site denies this one by its name, the baseline by the role.
     existing, missing = (one(world, "nobody", "connection", "audit_store", team, "GET") for team in ("alpha", None))
     assert existing[:2] == missing[:2]
+
+
+@pytest.mark.usefixtures("refusals")
+def test_the_record_that_an_answer_tells_of_has_the_reason_and_does_not_tell_whether_a_thing_exists(
+    world: World,
+) -> None:
+    recorded = Made("denied")
+    world.decided_by(DecisionPoint(world.engine, recorded.log))
+    existing, missing = (one(world, "nobody", "connection", "audit_store", team, "GET") for team in ("alpha", None))
+    assert existing[:2] == missing[:2]
+    record, again = recorded.records()
+    assert json.loads(existing.body)["detail"].endswith(f" (decision {record['decision_id']})")
+    assert record["custom"]["door"] == "users"
+    assert record["custom"]["request"]["path"] == "/api/v2/x"
+    assert record["input"]["resource"] == {"type": "connection", "team_id": "alpha", "id": "audit_store"}
+    assert again["custom"]["repeated"]["decision_id"] == record["decision_id"]
 
 
 @pytest.mark.usefixtures("refusals")

@@ -24,6 +24,8 @@ from sqlalchemy import select
 from airflow_team_authz.doors import deciding, pools
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Decision, Unreachable
+from tests.conftest import log_without_sinks
+from tests.decision_log.conftest import Made
 from tests.doors.conftest import Recording
 
 BUNDLE = "of alpha"
@@ -63,7 +65,7 @@ def parsing(
     """Airflow's function with the door in it, and nothing known from before."""
     monkeypatch.setattr(collection, "update_dag_parsing_results_in_db", collection.update_dag_parsing_results_in_db)
     pools.guard(collection)
-    point = DecisionPoint(engine)
+    point = DecisionPoint(engine, log_without_sinks())
     monkeypatch.setattr(pools, "decision_point", lambda: point)
     monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__STATE", str(tmp_path))
     monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
@@ -154,6 +156,17 @@ def test_the_import_error_names_no_owner_and_the_log_does(
         assert "may not use pool beta_pool of team beta: that takes a dag_processor of team beta" in caplog.text
         caplog.clear()
     assert write(made("greedy", "alpha_pool")) == {}
+
+
+def test_a_refused_pool_is_recorded_with_its_door(parsing: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Made("denied")
+    monkeypatch.setattr(pools, "decision_point", lambda: DecisionPoint(parsing, recorded.log))
+    write(made("refused", "beta_pool", "alpha_pool"))
+    (record,) = recorded.records()
+    assert record["custom"]["door"] == "pools"
+    assert record["input"]["subject"]["type"] == "dag_processor"
+    said = dict(zip([pool["id"] for pool in record["input"]["resources"]], record["result"], strict=True))
+    assert {pool: decision["allow"] for pool, decision in said.items()} == {"alpha_pool": True, "beta_pool": False}
 
 
 def test_what_a_dags_author_writes_makes_no_line_of_its_own(parsing: Recording) -> None:  # noqa: ARG001

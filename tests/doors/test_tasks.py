@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -39,6 +40,7 @@ from airflow_team_authz.doors import deciding, routes, tasks
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import machines, requests
 from airflow_team_authz.model import Unreachable
+from tests.decision_log.conftest import Made
 from tests.doors.conftest import Recording
 
 # Airflow 3.2 lists no keys of variables and keeps no state with assets.
@@ -320,6 +322,38 @@ def test_keys_are_those_that_could_be_read(api: Api) -> None:
 
 
 @needs_state
+def test_what_a_task_asked_is_recorded_and_its_secrets_are_not(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Made("all", "none")
+    monkeypatch.setattr(tasks, "decision_point", lambda: DecisionPoint(api.engine, recorded.log))
+    refused = api.call(
+        "alpha", "PUT", "variables/beta_key?MARKED=MARKED", json={"val": "MARKED", "description": "MARKED"}
+    )
+    assert api.call("alpha", "GET", "variables/keys?prefix=alpha&MARKED=MARKED").status_code == 200
+    put, listed = recorded.records()
+    assert f"(decision {put['decision_id']})" in refused.json()["detail"]["message"]
+    assert put["custom"]["door"] == listed["custom"]["door"] == "tasks"
+    assert put["custom"]["request"] == {"method": "PUT", "path": "/variables/beta_key"}
+    assert put["input"]["subject"]["run_id"] == "r"
+    assert put["input"]["subject"]["task_id"] == "work"
+    assert listed["custom"]["outcome"] == "list"
+    assert "MARKED" not in json.dumps([put, listed])
+
+
+def test_without_a_decision_the_answer_tells_the_record(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Made("denied")
+
+    class Gone:
+        def query(self, *_: object) -> Any:
+            raise Unreachable("nobody answers")
+
+    monkeypatch.setattr(tasks, "decision_point", lambda: DecisionPoint(Gone(), recorded.log))
+    answer = api.call("alpha", "GET", "connections/alpha_db")
+    (record,) = recorded.records()
+    assert answer.status_code == 503
+    assert f"(decision {record['decision_id']})" in answer.json()["detail"]["message"]
+    assert record["error"]["code"] == "Unreachable"
+
+
 def test_pages_of_keys(api: Api) -> None:
     whole = api.call("alpha", "GET", "variables/keys").json()["keys"]
     assert len(whole) > 2

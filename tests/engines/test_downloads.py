@@ -172,7 +172,7 @@ downloads._MAX_PAUSE_SECONDS = 0.1
 point = DecisionPoint(Downloaded(sys.argv[1], Path(sys.argv[2]), Trust(Path(sys.argv[3]), "production.wasm")))
 question = Evaluations(Subject("user", "gus"), "read", [Resource("connection", "alpha", "pg")])
 for _ in sys.stdin:
-    (decision,), revision = point.decide(question)
+    (decision,), revision, _ = point.decide(question)
     print(revision.partition("-")[0], decision.team_version, decision.allow, flush=True)
 """
 

@@ -117,7 +117,7 @@ def opa(server: Server, configuration: str, place: Path, who: str, **environment
 def lent(engine: OpaServer | Downloaded, team_id: str = "alpha") -> tuple[bool, object] | None:
     question = Evaluations(Subject("user", "gus"), "read", [Resource("connection", team_id, "pg")])
     try:
-        (decision,), _ = DecisionPoint(engine).decide(question)
+        (decision,) = DecisionPoint(engine).decide(question).decisions
     except EngineError:
         return None
     return decision.allow, decision.team_version

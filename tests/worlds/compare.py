@@ -19,6 +19,10 @@ _THREADS = 4
 _SECONDS = 60
 _HEADERS = ("content-type", "location", "allow", "etag", "retry-after", "www-authenticate")
 _STAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:?\d\d)?")
+# Lists that nobody orders: what a bulk change could not do is a set of Airflow's, and who uses an asset comes as the
+# database finds it.
+_ANY_ORDER = {"aliases", "consuming_tasks", "errors", "producing_tasks", "scheduled_dags", "watchers"}
+_UNSORTED = re.compile(f'"(?:{"|".join(sorted(_ANY_ORDER))})"')
 # How long something has been going on.
 _SINCE = re.compile(r'("\w*duration"):\s?\d{7,}\.\d+')
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -116,7 +120,9 @@ class Comparison:
                     return Answer(0, {}, type(error).__name__)
             else:
                 break
-        text = _sorted_errors(answer.text) if answer.status_code == 200 and '"errors"' in answer.text else answer.text
+        text = (
+            _sorted_lists(answer.text) if answer.status_code == 200 and _UNSORTED.search(answer.text) else answer.text
+        )
         kept = {name: self._plain(world, answer.headers[name]) for name in _HEADERS if name in answer.headers}
         return Answer(answer.status_code, kept, self._plain(world, text))
 
@@ -137,13 +143,20 @@ class Comparison:
         return "<now>" if stamp > self._worlds.begun else found[0]
 
 
-def _sorted_errors(text: str) -> str:
-    """An answer to a bulk change: Airflow keeps what it could not do in a set, in any order."""
-    parts = json.loads(text)
-    for part in parts.values() if isinstance(parts, dict) else ():
-        if isinstance(part, dict) and isinstance(part.get("errors"), list):
-            part["errors"].sort(key=str)
-    return json.dumps(parts)
+def _sorted_lists(text: str) -> str:
+    """An answer with those of its lists in order that Airflow, or PostgreSQL for it, puts into any order."""
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    waiting = [whole]
+    while waiting:
+        part = waiting.pop()
+        waiting += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        for name in _ANY_ORDER & part.keys() if isinstance(part, dict) else ():
+            if isinstance(part[name], list):
+                part[name].sort(key=json.dumps)
+    return json.dumps(whole)
 
 
 def difference(person: str, call: Call, without: Answer, with_: Answer) -> Difference | None:

@@ -1,0 +1,315 @@
+"""``team-authz decisions``: what was decided, out of the decision log."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from airflow_team_authz.cli.checks import Check
+from airflow_team_authz.cli.console import UserError, complain, print_columns, print_json, print_line, talking_to_stderr
+from airflow_team_authz.cli.engine import configured_engine
+
+if TYPE_CHECKING:
+    from airflow_team_authz.decision_log.reading import Record, Records
+
+NOTHING = 1
+_FOLLOW_SECONDS = 1.0
+_ID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_COLUMNS = ("time", "outcome", "times", "user", "action", "type", "resource", "team", "door", "reason", "decision")
+# A spreadsheet takes a cell that begins so as a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+class Form(StrEnum):
+    """The form of what this command prints."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+def decisions(
+    decision: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="The decision that a 403 or a 503 has told the id of.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Not before: 90m, 2h, 7d, or 2026-11-27T08:00 (UTC).")
+    ] = None,
+    user: Annotated[str | None, typer.Option(metavar="NAME", help="What this person, or this task, has asked.")] = None,
+    team: Annotated[str | None, typer.Option(metavar="ID", help="What was about a thing of this team.")] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="What was about this type: connection, dag, …")] = None,
+    denied: Annotated[bool, typer.Option("--denied", help="Refusals and errors only.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many; the newest ones are shown.")] = 100,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until interrupted.")] = False,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file of the decision log, whatever is configured.")
+    ] = None,
+    output: Annotated[Form, typer.Option("--output", "-o", help="The form; JSON is one record a line.")] = Form.TABLE,
+) -> None:
+    """Show what was decided: the newest of the decision log, or one decision by its id.
+
+    It reads Airflow's database, or the log's file, with the rights of whoever calls it: for administrators of the host.
+
+    Exit code 0: shown. 1: there is nothing of that kind. 2: the decision log cannot be read.
+    """
+    from airflow_team_authz.decision_log.reading import Wanted
+
+    wanted = Wanted(_moment(since), user, team, type_, denied)
+    if decision is not None and (follow or wanted != Wanted()):
+        raise UserError("name a decision, or say which ones are wanted: not both")
+    if decision is not None and not re.fullmatch(_ID, decision):
+        raise UserError(f"{decision!r} is no id of a decision: it is like 01a21b3a-846f-7e1e-b060-5da91a6773a4")
+    with _records(file) as records:
+        if decision is not None:
+            found = _one(records, decision)
+            _print([found], output, whole=True)
+            return
+        if follow:
+            records.begin()
+        found_now = records.newest(wanted, limit)
+        _print(found_now, output)
+        if follow:
+            _follow(lambda: records.new(wanted), output)
+    if not found_now:
+        raise typer.Exit(NOTHING)
+
+
+def _one(records: Records, id_: str) -> Record:
+    if (found := records.one(id_)) is None:
+        complain(
+            f"the decision log has no record {id_}: it may be written in a moment, be older than "
+            "[team_authz] decision_log_days, or be in another sink"
+        )
+        raise typer.Exit(NOTHING)
+    return found
+
+
+def _follow(new: Callable[[], list[Record]], output: Form) -> None:
+    try:
+        while True:
+            time.sleep(_FOLLOW_SECONDS)
+            if found := new():
+                _print(found, output, with_head=False)
+    except KeyboardInterrupt:
+        return
+
+
+@contextmanager
+def _records(file: Path | None) -> Iterator[Records]:
+    """Where the records are; ``UserError`` if they cannot be read there."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from airflow_team_authz.decision_log.database import NoTable
+    from airflow_team_authz.decision_log.reading import InDatabase, InFile
+
+    try:
+        if file is not None:
+            yield InFile(file)
+            return
+        with talking_to_stderr():
+            found = _configured()
+        if isinstance(found, InDatabase):
+            found.require()
+        yield found
+    except NoTable as error:
+        raise UserError(str(error)) from None
+    except OSError as error:
+        raise UserError(f"the decision log cannot be read: {error.filename}: {error.strerror}") from None
+    except SQLAlchemyError as error:
+        # Not its address, which may have a password.
+        why = str(getattr(error, "orig", None) or type(error).__name__)
+        raise UserError(f"the decision log in Airflow's database cannot be read: {why}") from None
+
+
+def _configured() -> Records:
+    from airflow_team_authz.decision_log import log_file, sink_names
+    from airflow_team_authz.decision_log.reading import InDatabase, InFile
+    from airflow_team_authz.engines.choice import default_state
+    from airflow_team_authz.settings import read_database
+
+    settings = configured_engine()
+    sinks = sink_names(settings.decision_log)
+    if "database" in sinks:
+        from airflow_team_authz.doors.deciding import airflows_engine
+
+        return InDatabase(airflows_engine(), read_database()[1])
+    if "file" in sinks:
+        return InFile(log_file(settings, settings.state or default_state()))
+    raise UserError(
+        f"[team_authz] decision_log is {settings.decision_log}, which cannot be searched from here: set database or "
+        "file, or name a file by --file"
+    )
+
+
+def log_check() -> Check:
+    """Where decisions are recorded, and whether they can be."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from airflow_team_authz.decision_log import log_file, sink_names
+    from airflow_team_authz.engines.choice import default_state
+
+    settings = configured_engine()
+    places = {
+        "database": f"the table {_TABLE} of Airflow's database, {settings.decision_log_days} days",
+        "file": str(log_file(settings, settings.state or default_state())),
+        "log": "Airflow's standard log",
+    }
+    sinks = sink_names(settings.decision_log)
+    where = ", ".join(places[sink] for sink in sinks) or "nowhere: [team_authz] decision_log is none"
+    told = f"decisions are recorded in {where}" if sinks else f"decisions are recorded {where}"
+    told += f"; level {settings.decision_log_levels}"
+    if "database" not in sinks:
+        return Check(_NAME, True, told)
+    try:
+        return Check(_NAME, True, told) if _table_is_there() else Check(_NAME, False, told + _NO_TABLE, _MIGRATE)
+    except SQLAlchemyError as error:
+        return Check(_NAME, True, f"{told} (not looked at: Airflow's database does not answer, {type(error).__name__})")
+
+
+_NAME = "decision log"
+_TABLE = "team_authz_decision"
+_NO_TABLE = ", which does not exist: until it does, they go to the standard log"
+_MIGRATE = "run `airflow db migrate`"
+
+
+def _table_is_there() -> bool:
+    """Whether the table is there, or Airflow's database has no tables at all yet."""
+    from sqlalchemy import inspect
+
+    from airflow_team_authz.doors.deciding import airflows_engine
+    from airflow_team_authz.settings import read_database
+
+    tables = inspect(airflows_engine()).get_table_names(schema=read_database()[1])
+    return _TABLE in tables or "dag" not in tables
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    if ago := re.fullmatch(r"(\d{1,6})([smhdw])", text):
+        return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _UNITS[ago[2]])
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"--since: {text!r} is no time: write 90m, 2h, 7d, or 2026-11-27T08:00") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _print(records: list[Record], output: Form, whole: bool = False, with_head: bool = True) -> None:
+    if output is Form.JSON and whole:
+        print_json(records[0])
+    elif output is Form.JSON:
+        for record in records:
+            print_line(json.dumps(record))
+    elif output is Form.CSV:
+        _print_csv(records, with_head)
+    elif whole:
+        print_columns([[name, value] for name, value in _told(records[0])])
+    elif records:
+        shown = [_COLUMNS] if with_head else []
+        print_columns([*shown, *([*_row(record).values()] for record in records)])
+    elif with_head:
+        print_line("No decision of that kind is recorded.")
+
+
+def _print_csv(records: list[Record], with_head: bool) -> None:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    if with_head:
+        writer.writerow(_COLUMNS)
+    for record in records:
+        # A line break inside of a cell would be one of the terminal's too.
+        writer.writerow([_harmless(" ".join(cell.splitlines())) for cell in _row(record).values()])
+    for line in out.getvalue().splitlines():
+        print_line(line)
+
+
+def _harmless(cell: str) -> str:
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell
+
+
+def _row(record: Record) -> dict[str, str]:
+    from airflow_team_authz.decision_log.reading import resources
+
+    custom, input_ = record["custom"], record.get("input", {})
+    about = resources(record)
+    more = custom.get("asked", 1) - 1
+    named = str(about[0].get("id", "")) if about else ""
+    teams = dict.fromkeys(str(one["team_id"]) for one in about if one.get("team_id"))
+    values = (
+        record["timestamp"][:19] + "Z",
+        custom["outcome"],
+        str(custom.get("repeated", {}).get("times", 1)),
+        str(input_.get("subject", {}).get("id", "")),
+        str(input_.get("action", "")),
+        "/".join(str(about[0][name]) for name in ("type", "entity") if name in about[0]),
+        f"{named} and {more} more" if more > 0 else named,
+        ", ".join(teams),
+        custom.get("door", ""),
+        _reason(record),
+        record["decision_id"],
+    )
+    return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _reason(record: Record) -> str:
+    custom = record["custom"]
+    if custom["outcome"] == "gap":
+        return f"{custom['lost']} records were lost in {custom['sink']}, from {custom['since']} to {custom['until']}"
+    if "error" in record:
+        return str(record["error"]["message"])
+    if custom["outcome"] == "list":
+        return f"{custom['allowed']} of {custom['asked']} are allowed"
+    said = record.get("result", [])
+    decisions_ = [said] if isinstance(said, dict) else said
+    wanted = [one for one in decisions_ if not one.get("allow")] or decisions_
+    return "; ".join(dict.fromkeys(reason for one in wanted for reason in one.get("reasons", ())))
+
+
+def _told(record: Record) -> Iterator[tuple[str, str]]:
+    """All of one record, for people."""
+    row = _row(record)
+    row["time"] = record["timestamp"]
+    yield from ((name, value) for name, value in row.items() if value)
+    input_, custom = record.get("input", {}), record["custom"]
+    for name, value in input_.get("subject", {}).items():
+        if name != "id":
+            yield f"subject {name}", _words(value)
+    for name, value in (input_.get("context") or {}).items():
+        yield f"context {name}", _words(value)
+    if isinstance(said := record.get("result"), dict):
+        yield from ((name, _words(said[name])) for name in ("layer", "team_version") if name in said)
+    elif isinstance(said, list):
+        for one, decision in zip(input_.get("resources", []), said, strict=False):
+            outcome = "allow" if decision.get("allow") else "deny"
+            yield outcome, f"{one.get('type')} {one.get('id', '')}: {'; '.join(decision.get('reasons', ()))}"
+    if bundle := record.get("bundles", {}).get("authz"):
+        yield "policy", f"revision {bundle['revision']}"
+    if taken := record.get("metrics", {}).get("timer_server_handler_ns"):
+        yield "took", f"{taken / 1000:.0f} µs"
+    for name, value in custom.get("request", {}).items():
+        yield f"request {name}", _words(value)
+    if again := custom.get("repeated"):
+        yield "repeats", f"{again['decision_id']}, from {again['since']} to {again['until']}"
+    for name in ("requested_by", "trace_id", "span_id", "erased"):
+        if name in record:
+            yield name.replace("_", " "), _words(record[name])
+    yield "process", f"{record['labels'].get('pid')} on {record['labels'].get('host')}, {record['labels'].get('id')}"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)

@@ -1,0 +1,78 @@
+"""The same refusal again and again: one record when it begins, and one that counts the rest."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+from airflow_team_authz import forks
+
+# How long the same counts as repetition, and of how many refusals at once this is known.
+WINDOW_SECONDS = 60.0
+_MOST = 10_000
+
+
+class Repeated(NamedTuple):
+    """What came again: the id of its record, how often, and when first and last (seconds of Unix time)."""
+
+    decision_id: str
+    times: int
+    since: float
+    until: float
+
+
+class _Burst(NamedTuple):
+    ends: float
+    entry: Any
+    times: int = 0
+    since: float = 0.0
+    until: float = 0.0
+
+
+class Bursts:
+    """Remembers what was refused lately. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._begin_anew()
+        forks.after_fork(self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        self._lock = threading.Lock()
+        # In the order in which they end.
+        self._running: dict[Hashable, _Burst] = {}
+        self._ended: list[_Burst] = []
+
+    def begin(self, key: Hashable, entry: Any) -> str:
+        """Note a refusal; the id under which the same was recorded before, or nothing if it is new.
+
+        ``entry`` has an ``id``, and is handed back by ``over`` if it has come again.
+        """
+        now = time.monotonic()
+        with self._lock:
+            burst = self._running.get(key)
+            if burst is None or burst.ends <= now:
+                if burst is not None:
+                    self._ended.append(self._running.pop(key))
+                self._running[key] = _Burst(now + WINDOW_SECONDS, entry)
+                return ""
+            said = time.time()
+            self._running[key] = burst._replace(times=burst.times + 1, since=burst.since or said, until=said)
+            return str(burst.entry.id)
+
+    def over(self, at_once: bool = False) -> list[tuple[Any, Repeated]]:
+        """Those that have ended, or all ``at_once``, each with its repetitions; the others had none."""
+        now = time.monotonic()
+        with self._lock:
+            ended, self._ended = self._ended, []
+            for key, burst in list(self._running.items()):
+                if burst.ends <= now or at_once or len(self._running) > _MOST:
+                    ended.append(self._running.pop(key))
+                else:
+                    break
+        return [
+            (burst.entry, Repeated(burst.entry.id, burst.times, burst.since, burst.until))
+            for burst in ended
+            if burst.times
+        ]

@@ -1,0 +1,183 @@
+"""The sink that is Airflow's own database."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Table, delete, insert, inspect, select, text
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+
+from airflow_team_authz.decision_log.record import encode, without_secrets
+from airflow_team_authz.decision_log.tables import LONGEST, LONGEST_TEAMS, TABLE, decisions
+from airflow_team_authz.decision_log.writer import Sink
+from airflow_team_authz.escaping import logger
+
+log = logger(__name__)
+
+NO_TABLE = f"Airflow's database has no table {TABLE}: run `airflow db migrate`"
+_LOOK_AGAIN_SECONDS = 60.0
+_CLEAN_SECONDS = 3600.0
+_CLEANED_AT_ONCE = 1_000
+_STATEMENT_SECONDS = 15
+
+
+class NoTable(Exception):
+    """The database has no table of decisions."""
+
+
+class Database:
+    """A table of Airflow's database, as long as it has one; until then records go to another sink."""
+
+    name = "Airflow's database"
+
+    def __init__(
+        self, engine: Callable[[], Engine], schema: str | None, days: int, instead: Sink | None = None
+    ) -> None:
+        """``engine`` gives Airflow's, which changes when a process forks. Records are kept for so many days."""
+        self._engine = engine
+        self._table = decisions(schema)
+        self._days = days
+        self._instead = instead
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """See ``writer.Sink``."""
+        self._is_there: bool | None = None
+        self._look_at = 0.0
+        # Not at once: processes that start together do not all clean at the same time.
+        self._clean_at = time.monotonic() + _CLEAN_SECONDS * (os.getpid() % 100 + 1) / 100
+
+    def write(self, records: Sequence[dict[str, Any]]) -> int:
+        """See ``writer.Sink``."""
+        if not self._has_table():
+            return self._instead.write(records) if self._instead is not None else 0
+        rows = [_row(record) for record in records]
+        try:
+            with self._begin() as connection:
+                connection.execute(insert(self._table), rows)
+            refused = 0
+        except OperationalError:
+            self._is_there = None
+            raise
+        except SQLAlchemyError:
+            # A row is there from an attempt whose success nobody heard of, or the database does not take one of them.
+            self._is_there = None
+            if not self._has_table():
+                return self.write(records)
+            refused = sum(not self._insert(row) for row in rows)
+        self._clean()
+        return refused
+
+    def _insert(self, row: dict[str, Any]) -> bool:
+        """Whether the row is there now."""
+        try:
+            with self._begin() as connection:
+                connection.execute(insert(self._table), [row])
+        except OperationalError:
+            raise
+        except SQLAlchemyError as error:
+            if isinstance(error, IntegrityError) and self._has(row["decision_id"]):
+                return True
+            log.error("Airflow's database does not take a decision: %s", type(error).__name__)
+            return False
+        return True
+
+    def _has(self, decision_id: str) -> bool:
+        number = select(self._table.c.number).where(self._table.c.decision_id == decision_id)
+        with self._begin() as connection:
+            return connection.scalar(number) is not None
+
+    def _begin(self) -> _Transaction:
+        return _Transaction(self._engine())
+
+    def _has_table(self) -> bool:
+        if self._is_there or (self._is_there is False and time.monotonic() < self._look_at):
+            return bool(self._is_there)
+        there = has_table(self._engine(), self._table)
+        if not there and self._is_there is None:
+            log.error("%s. Until then decisions go to the standard log", NO_TABLE)
+        self._is_there, self._look_at = there, time.monotonic() + _LOOK_AGAIN_SECONDS
+        return there
+
+    def _clean(self) -> None:
+        """Delete what is too old, a part at a time, so that nobody waits for long."""
+        if time.monotonic() < self._clean_at:
+            return
+        self._clean_at = time.monotonic() + _CLEAN_SECONDS
+        try:
+            clean(self._engine(), self._table, self._days)
+        except SQLAlchemyError as error:
+            log.warning("old decisions could not be deleted (%s)", type(error).__name__)
+
+
+class _Transaction:
+    """A transaction that does not wait for ever, where the database can be told so."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._transaction = engine.begin()
+
+    def __enter__(self) -> Connection:
+        connection: Connection = self._transaction.__enter__()
+        if connection.dialect.name == "postgresql":
+            connection.execute(text(f"SET LOCAL statement_timeout = '{_STATEMENT_SECONDS}s'"))
+        return connection
+
+    def __exit__(self, *raised: Any) -> None:
+        self._transaction.__exit__(*raised)
+
+
+def has_table(engine: Engine, table: Table) -> bool:
+    """Whether the database has the table; raises what SQLAlchemy does if it cannot be asked."""
+    return inspect(engine).has_table(table.name, schema=table.schema)
+
+
+def clean(engine: Engine, table: Table, days: int) -> int:
+    """Delete the records that are older than so many days; how many there were."""
+    before = datetime.now(UTC).replace(tzinfo=None) - timedelta(days=days)
+    old = select(table.c.number).where(table.c.decided_at < before).order_by(table.c.decided_at).limit(_CLEANED_AT_ONCE)
+    deleted = 0
+    while True:
+        with _Transaction(engine) as connection:
+            # MySQL takes no limit in a subquery.
+            if not (numbers := list(connection.scalars(old))):
+                return deleted
+            connection.execute(delete(table).where(table.c.number.in_(numbers)))
+        deleted += len(numbers)
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    """The row of a record: what is masked is in none of its columns."""
+    input_ = record.get("input", {})
+    resources = input_.get("resources") or [input_.get("resource", {})]
+    first = resources[0]
+    names = dict.fromkeys(team for one in resources if (team := one.get("team_id")))
+    return {
+        "decision_id": record["decision_id"],
+        "decided_at": datetime.fromisoformat(record["timestamp"]).replace(tzinfo=None),
+        "outcome": record["custom"]["outcome"],
+        "subject": column(input_.get("subject", {}).get("id", "")),
+        "action": column(input_.get("action", "")),
+        "type": column(first.get("type", ""))[:50],
+        "resource": column(str(first.get("id", ""))),
+        "teams": _teams(names),
+        "record": encode(record),
+    }
+
+
+def _teams(names: Any) -> str:
+    told = ","
+    for name in names:
+        if len(longer := f"{told}{column(name)},") > LONGEST_TEAMS:
+            break
+        told = longer
+    return told
+
+
+def column(value: str) -> str:
+    """A value that each of Airflow's databases takes: as in JSON, where every sign is ASCII and none controls."""
+    return json.dumps(without_secrets(value), ensure_ascii=not value.isprintable())[1:-1][:LONGEST]

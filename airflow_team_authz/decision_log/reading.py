@@ -1,0 +1,199 @@
+"""Finds records where they were written: in the table of Airflow's database, or in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
+
+from sqlalchemy import Engine, Table, select
+
+from airflow_team_authz.decision_log.database import NO_TABLE, NoTable, column, has_table
+from airflow_team_authz.decision_log.sinks import KEPT
+from airflow_team_authz.decision_log.tables import decisions
+
+Record = dict[str, Any]
+# What is committed late may have a lower number than what was read before: so many numbers are read again.
+_OVERLAP = 2_000
+_SEEN = 50_000
+
+
+class Wanted(NamedTuple):
+    """Which records are wanted: those that fit everything that is said. ``since`` is in UTC."""
+
+    since: datetime | None = None
+    user: str | None = None
+    team: str | None = None
+    type: str | None = None
+    denied: bool = False
+
+    def fits(self, record: Record) -> bool:
+        """Whether a record is wanted. A gap has no subject and no resource, but hides such, so it always is."""
+        if self.since is not None and moment(record) < self.since:
+            return False
+        if record["custom"]["outcome"] == "gap":
+            return True
+        input_ = record.get("input", {})
+        return (
+            (self.user is None or input_.get("subject", {}).get("id") == self.user)
+            and (self.team is None or self.team in {one.get("team_id") for one in resources(record)})
+            and (self.type is None or self.type in {one.get("type") for one in resources(record)})
+            and (not self.denied or record["custom"]["outcome"] in {"deny", "error"})
+        )
+
+
+class Records(Protocol):
+    """Records of one place."""
+
+    def newest(self, wanted: Wanted, limit: int) -> list[Record]:
+        """The newest that are wanted, in the order in which they were written."""
+
+    def begin(self) -> None:
+        """``new`` begins after what is there now."""
+
+    def new(self, wanted: Wanted) -> list[Record]:
+        """Those that have been written since ``begin``, or since the last call."""
+
+    def one(self, decision_id: str) -> Record | None:
+        """The record of this id."""
+
+
+def resources(record: Record) -> list[dict[str, Any]]:
+    """What a record is about."""
+    input_ = record.get("input", {})
+    found: list[dict[str, Any]] = input_.get("resources") or [input_.get("resource", {})]
+    return found
+
+
+def moment(record: Record) -> datetime:
+    """When it was decided."""
+    return datetime.fromisoformat(record["timestamp"])
+
+
+class InDatabase:
+    """Records in the table; raises what SQLAlchemy does."""
+
+    def __init__(self, engine: Engine, schema: str | None) -> None:
+        self._engine = engine
+        self.table: Table = decisions(schema)
+        self._last = 0
+        self._seen: deque[int] = deque(maxlen=_SEEN)
+
+    def require(self) -> None:
+        """``NoTable`` if there is none."""
+        if not has_table(self._engine, self.table):
+            raise NoTable(NO_TABLE)
+
+    def newest(self, wanted: Wanted, limit: int) -> list[Record]:
+        """See ``Records``."""
+        rows = self._rows(wanted, lambda query: query.order_by(self.table.c.number.desc()).limit(limit))
+        return [record for _, record in reversed(rows)]
+
+    def new(self, wanted: Wanted) -> list[Record]:
+        """See ``Records``."""
+        newer = self.table.c.number > self._last - _OVERLAP
+        seen = set(self._seen)
+        rows = self._rows(wanted, lambda query: query.where(newer).order_by(self.table.c.number))
+        return [record for number, record in rows if number not in seen]
+
+    def begin(self) -> None:
+        """See ``Records``."""
+        query = select(self.table.c.number).order_by(self.table.c.number.desc()).limit(_OVERLAP)
+        with self._engine.connect() as connection:
+            self._note(list(connection.scalars(query)))
+
+    def one(self, decision_id: str) -> Record | None:
+        """See ``Records``."""
+        query = select(self.table.c.record).where(self.table.c.decision_id == decision_id)
+        with self._engine.connect() as connection:
+            text = connection.scalar(query)
+        return None if text is None else json.loads(text)
+
+    def _rows(self, wanted: Wanted, narrowed: Callable[[Any], Any]) -> list[tuple[int, Record]]:
+        c = self.table.c
+        query = select(c.number, c.record)
+        gap = c.outcome == "gap"
+        if wanted.since is not None:
+            query = query.where(c.decided_at >= wanted.since.astimezone(UTC).replace(tzinfo=None))
+        if wanted.user is not None:
+            query = query.where(gap | (c.subject == column(wanted.user)))
+        if wanted.team is not None:
+            query = query.where(gap | c.teams.contains(f",{column(wanted.team)},", autoescape=True))
+        if wanted.type is not None:
+            query = query.where(gap | (c.type == wanted.type))
+        if wanted.denied:
+            query = query.where(c.outcome.in_(("deny", "error", "gap")))
+        with self._engine.connect() as connection:
+            rows = [(number, json.loads(text)) for number, text in connection.execute(narrowed(query))]
+        self._note([number for number, _ in rows])
+        return rows
+
+    def _note(self, numbers: Sequence[int]) -> None:
+        self._seen.extend(set(numbers) - set(self._seen))
+        self._last = max(self._last, *numbers, 0)
+
+
+class InFile:
+    """Records in a file and in those that were put aside; raises ``OSError``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def newest(self, wanted: Wanted, limit: int) -> list[Record]:
+        """See ``Records``."""
+        return list(deque((record for record in self._all() if wanted.fits(record)), maxlen=limit))
+
+    def begin(self) -> None:
+        """See ``Records``."""
+        self._file = self._path.open("rb")
+        self._file.seek(0, os.SEEK_END)
+
+    def new(self, wanted: Wanted) -> list[Record]:
+        """See ``Records``."""
+        if self._file is None:
+            self.begin()
+        assert self._file is not None  # noqa: S101
+        found = _rest(self._file)
+        if self._path.exists() and not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+            # It was put aside; something may have come in between.
+            found += _rest(self._file)
+            self._file.close()
+            self._file = self._path.open("rb")
+            found += _rest(self._file)
+        return [record for record in found if wanted.fits(record)]
+
+    def one(self, decision_id: str) -> Record | None:
+        """See ``Records``."""
+        return next((record for record in self._all() if record["decision_id"] == decision_id), None)
+
+    def _all(self) -> Iterator[Record]:
+        for number in range(KEPT, -1, -1):
+            path = Path(f"{self._path}.{number}") if number else self._path
+            if number and not path.exists():
+                continue
+            with path.open("rb") as file:
+                yield from _records(file)
+
+
+def _rest(file: IO[bytes]) -> list[Record]:
+    """The records of all lines from here on that have an end."""
+    start = file.tell()
+    whole = file.read().rpartition(b"\n")[0]
+    file.seek(start + len(whole) + 1 if whole else start)
+    return list(_records(whole.splitlines()))
+
+
+def _records(lines: Iterable[bytes]) -> Iterator[Record]:
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            # A process was killed while it wrote.
+            continue
+        if isinstance(record, dict) and "decision_id" in record:
+            yield record

@@ -1,0 +1,253 @@
+"""One record: the fields of OPA's decision log events, and what is ours under ``custom``. See ``record.schema.json``.
+
+What a record holds is decided here, and so is what it must not hold: masked values, and what looks like a secret.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import msgspec
+from msgspec import UNSET
+
+from airflow_team_authz.decision_log.bursts import Repeated
+from airflow_team_authz.decision_log.origin import Origin
+from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource
+
+try:
+    _VERSION = version("airflow-team-authz")
+except PackageNotFoundError:
+    _VERSION = "unknown"
+# Of a question about many resources a record holds as many, refused ones first.
+MOST_RESOURCES = 100
+DEFAULT_MASKS = "/input/subject/claims"
+HIDDEN = "***"
+
+# Credentials in an address, tokens, and what stands behind the word for one: no id or reason has business with them.
+_SECRETS = re.compile(
+    r"""(?<=://)[^/\s"'\\@]*:[^/\s"'\\]*(?=@)"""
+    r"""|\beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)+"""
+    r"""|(?<=[Bb]earer )[\w.~+/=-]{8,}"""
+    r"""|(?<=[Bb]asic )[\w+/=-]{8,}"""
+    r"""|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:(?!-----END)[^"])*"""
+)
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562): it tells when it was made, to the millisecond, and sorts by that."""
+    bits = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    bits = bits & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62
+    text = f"{bits:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+class Entry(NamedTuple):
+    """A question that was answered, as it waits to be written. ``resources`` and ``decisions`` are a part of many.
+
+    ``at`` is Unix time in nanoseconds. Of a list there are the first refused resources, and no decisions.
+    """
+
+    id: str
+    at: int
+    nanoseconds: int
+    origin: Origin
+    question: Evaluations
+    revision: str
+    asked: int
+    allowed: int
+    resources: Sequence[Resource]
+    decisions: Sequence[Decision] | None = None
+    error: EngineError | None = None
+    repeated: Repeated | None = None
+
+
+class Gap(NamedTuple):
+    """Records that a sink has lost: how many, and when first and last (Unix time in nanoseconds)."""
+
+    lost: int
+    since: int
+    until: int
+
+
+def refused_first(resources: Sequence[Resource], decisions: Sequence[Decision]) -> tuple[Any, Any]:
+    """At most ``MOST_RESOURCES`` of them, each with its decision."""
+    if len(resources) <= MOST_RESOURCES:
+        return resources, decisions
+    order = sorted(range(len(resources)), key=lambda i: decisions[i].allow is True)[:MOST_RESOURCES]
+    return [resources[i] for i in order], [decisions[i] for i in order]
+
+
+def refused_of(resources: Sequence[Resource], allowed: Sequence[Resource]) -> list[Resource]:
+    """The first ``MOST_RESOURCES`` that are not among the allowed, which are in the same order."""
+    refused: list[Resource] = []
+    rest = iter(allowed)
+    following = next(rest, None)
+    for resource in resources:
+        if resource is following or resource == following:
+            following = next(rest, None)
+        elif len(refused) < MOST_RESOURCES:
+            refused.append(resource)
+        else:
+            break
+    return refused
+
+
+class Form:
+    """Makes records of entries, without what the masks name. The masks are JSON pointers, as OPA has them."""
+
+    def __init__(self, masks: str = DEFAULT_MASKS) -> None:
+        """``ValueError`` says which mask is wrong; ``none`` masks nothing."""
+        named = [mask for part in masks.split(",") if (mask := part.strip())]
+        self._masks = [] if named == ["none"] else [(mask, _pointer(mask)) for mask in named]
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._pid = os.getpid()
+        self._labels = {
+            "app": "airflow-team-authz",
+            "version": _VERSION,
+            "id": str(uuid4()),
+            "host": socket.gethostname(),
+            "pid": str(self._pid),
+        }
+
+    def record(self, entry: Entry) -> dict[str, Any]:
+        """The record of an answered question."""
+        question, origin = entry.question, entry.origin
+        is_list = entry.decisions is None and entry.error is None
+        one = entry.asked == 1 and not is_list
+        input_: dict[str, Any] = {"subject": _plain(question.subject), "action": question.action}
+        resources = [_plain(resource) for resource in entry.resources]
+        input_ |= {"resource": resources[0]} if one and resources else {"resources": resources}
+        if question.context is not UNSET:
+            input_["context"] = _plain(question.context)
+        record = self._event(entry.id, entry.at) | {
+            "path": f"airflow/authz/{'allowed' if is_list else 'decision' if one else 'decisions'}",
+            "input": input_,
+            "metrics": {"timer_server_handler_ns": entry.nanoseconds},
+        }
+        if entry.decisions is not None:
+            decisions = [_plain(decision) for decision in entry.decisions]
+            record["result"] = decisions[0] if one and decisions else decisions
+        if entry.error is not None:
+            record["error"] = {"code": type(entry.error).__name__, "message": str(entry.error)}
+        if entry.revision:
+            record["bundles"] = {"authz": {"revision": entry.revision}}
+        for name, value in (
+            ("trace_id", origin.trace_id),
+            ("span_id", origin.span_id),
+            ("requested_by", origin.client),
+        ):
+            if value:
+                record[name] = value
+        record["custom"] = self._custom(entry, is_list)
+        self._mask(record)
+        return record
+
+    def gap(self, gap: Gap, sink: str) -> dict[str, Any]:
+        """The record that others were lost."""
+        return self._event(new_id(), time.time_ns()) | {
+            "custom": {
+                "outcome": "gap",
+                "sink": sink,
+                "lost": gap.lost,
+                "since": _time(gap.since),
+                "until": _time(gap.until),
+            }
+        }
+
+    def _event(self, id_: str, at: int) -> dict[str, Any]:
+        if self._pid != os.getpid():
+            self._begin_anew()
+        return {"labels": self._labels, "decision_id": id_, "timestamp": _time(at)}
+
+    def _custom(self, entry: Entry, is_list: bool) -> dict[str, Any]:
+        origin = entry.origin
+        outcome = "error" if entry.error is not None else "allow" if entry.allowed == entry.asked else "deny"
+        custom: dict[str, Any] = {
+            "outcome": "list" if is_list else outcome,
+            "door": origin.door,
+            "asked": entry.asked,
+            "allowed": entry.allowed,
+        }
+        request = {"id": origin.request_id, "method": origin.method, "path": origin.path}
+        if request := {name: value for name, value in request.items() if value}:
+            custom["request"] = request
+        if (again := entry.repeated) is not None:
+            custom["repeated"] = {
+                "decision_id": again.decision_id,
+                "times": again.times,
+                "since": _time(int(again.since * 1e9)),
+                "until": _time(int(again.until * 1e9)),
+            }
+        return custom
+
+    def _mask(self, record: dict[str, Any]) -> None:
+        erased = [mask for mask, parts in self._masks if _erase(record, parts)]
+        if erased:
+            record["erased"] = erased
+
+
+def _plain(value: Any) -> Any:
+    """The same of dictionaries, lists and texts."""
+    value = msgspec.to_builtins(value)
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def encode(record: dict[str, Any]) -> str:
+    """The record as one line of JSON in ASCII, whatever was in it; what looks like a secret is left out."""
+    return _SECRETS.sub(HIDDEN, json.dumps(record, separators=(",", ":")))
+
+
+def without_secrets(text: str) -> str:
+    """The text, with ``***`` for what looks like a secret."""
+    return _SECRETS.sub(HIDDEN, text)
+
+
+def _time(nanoseconds: int) -> str:
+    moment = datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{nanoseconds % 1_000_000_000 // 1000:06}Z"
+
+
+def _pointer(mask: str) -> tuple[str, ...]:
+    """RFC 6901; in OPA a mask begins with what it is in."""
+    parts = tuple(part.replace("~1", "/").replace("~0", "~") for part in mask.split("/")[1:])
+    if not mask.startswith("/") or not parts or parts[0] not in {"input", "result", "custom"}:
+        raise ValueError(f"{mask!r} is no mask: write a JSON pointer such as /input/subject/groups or /result/reasons")
+    return parts
+
+
+def _erase(value: Any, parts: tuple[str, ...]) -> bool:
+    """Take away what the pointer leads to; of many resources and decisions, from each. Whether it was there."""
+    name, *rest = parts
+    if isinstance(value, list) and name.isdecimal():
+        if int(name) >= len(value):
+            return False
+        if rest:
+            return _erase(value[int(name)], tuple(rest))
+        del value[int(name)]
+        return True
+    if isinstance(value, list):
+        erased = [_erase(one, parts) for one in value]
+        return any(erased)
+    if not isinstance(value, dict):
+        return False
+    if name == "resource" and "resource" not in value:
+        name = "resources"
+    if name not in value:
+        return False
+    if not rest:
+        del value[name]
+        return True
+    return _erase(value[name], tuple(rest))

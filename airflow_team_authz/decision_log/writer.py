@@ -1,0 +1,173 @@
+"""What waits to be written to a sink, and the thread that writes it: nobody who asks ever waits for a sink."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from multiprocessing.util import Finalize
+from typing import Any, Protocol
+
+from airflow_team_authz import forks
+from airflow_team_authz.decision_log.record import Entry, Form, Gap
+from airflow_team_authz.escaping import logger
+
+log = logger(__name__)
+
+# How many entries may wait; what comes then is lost, and counted.
+MOST_WAITING = 10_000
+_BATCH = 500
+# How long the thread waits for more before it writes, how often it looks for bursts that are over, how soon it tries a
+# sink again that has failed, and how long a process that ends waits for it.
+_LINGER_SECONDS = 0.05
+_TICK_SECONDS = 1.0
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 30.0
+_ENDING_SECONDS = 2.0
+
+
+class Sink(Protocol):
+    """Where records go. Used by one thread."""
+
+    name: str
+
+    def write(self, records: Sequence[dict[str, Any]]) -> int:
+        """Write them, or raise: then all are written again later. How many can never be written, and were left out."""
+
+    def begin_anew(self) -> None:
+        """In a forked child: what is open is the parent's."""
+
+
+class Writer:
+    """A bounded queue before one sink. ``tick`` is called about once a second, while the sink is in order or not."""
+
+    def __init__(self, sink: Sink, form: Form, tick: Callable[[], None], most: int = MOST_WAITING) -> None:
+        self.sink = sink
+        self._form = form
+        self._tick = tick
+        self._most = most
+        self._begin_anew()
+        forks.after_fork(self._fork)
+
+    def _fork(self) -> None:
+        # What waits, the parent writes.
+        self._begin_anew()
+        self.sink.begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._waiting: deque[Entry] = deque()
+        # Taken from the queue, and not yet known to be written.
+        self._batch: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+        self._gap: Gap | None = None
+        self._wake = threading.Event()
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._at_end: Finalize | None = None
+        self._failing = False
+        self.written = self.lost = 0
+
+    def offer(self, entry: Entry) -> None:
+        """Have an entry written, or counted as lost if too many wait. Never waits, never raises."""
+        if len(self._waiting) >= self._most:
+            self._lose(1, entry.at, entry.at)
+            return
+        self._waiting.append(entry)
+        if self._thread is None:
+            self._start()
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def waiting(self) -> int:
+        """How many are not known to be written."""
+        return len(self._waiting) + len(self._batch)
+
+    def close(self, seconds: float = _ENDING_SECONDS) -> None:
+        """Write what waits, as long as that takes no more than this; what is lost is told to the log. Once."""
+        if self._at_end is None:
+            return
+        self._at_end.cancel()
+        self._at_end = None
+        self._ending.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(seconds)
+        if lost := self.waiting():
+            log.error("%d decisions could not be recorded in %s before this process ended", lost, self.sink.name)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="team-authz-decisions", daemon=True)
+                self._thread.start()
+                # At the end of this process, also of one that multiprocessing has made.
+                self._at_end = Finalize(self, self.close, exitpriority=10)
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            self._wake.wait(_TICK_SECONDS)
+            self._ending.wait(_LINGER_SECONDS)
+            self._wake.clear()
+            self._tick()
+            self._write_waiting()
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while self._take():
+            try:
+                refused = self.sink.write(self._batch)
+            except Exception as error:  # of a database, a driver, a file system
+                self._failed(error)
+                if self._ending.is_set():
+                    return
+                self._ending.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                self._tick()
+                continue
+            self.written += len(self._batch) - refused
+            self._batch = []
+            pause = _FIRST_PAUSE_SECONDS
+            if refused:
+                now = time.time_ns()
+                self._lose(refused, now, now)
+            self._works()
+
+    def _take(self) -> bool:
+        """Whether there is something to write; it is in the batch then."""
+        if self._batch:
+            return True
+        while self._waiting and len(self._batch) < _BATCH:
+            entry = self._waiting.popleft()
+            try:
+                self._batch.append(self._form.record(entry))
+            except Exception:
+                log.exception("a decision could not be recorded in %s", self.sink.name)
+                self._lose(1, entry.at, entry.at)
+        with self._lock:
+            gap, self._gap = self._gap, None
+        if gap is not None:
+            self._batch.append(self._form.gap(gap, self.sink.name))
+        return bool(self._batch)
+
+    def _lose(self, count: int, since: int, until: int) -> None:
+        with self._lock:
+            if self._gap is None:
+                log.error("decisions are lost: they come faster than %s takes them, or not at all", self.sink.name)
+                self._gap = Gap(count, since, until)
+            else:
+                self._gap = Gap(self._gap.lost + count, min(since, self._gap.since), max(until, self._gap.until))
+            self.lost += count
+
+    def _failed(self, error: Exception) -> None:
+        if not self._failing:
+            self._failing = True
+            # Not what a driver says: it shows statements, and with them the records.
+            why = str(getattr(error, "orig", None) or error)
+            log.error("decisions cannot be recorded in %s (%s): %s", self.sink.name, type(error).__name__, why)
+
+    def _works(self) -> None:
+        if self._failing:
+            self._failing = False
+            log.warning("decisions can be recorded again in %s", self.sink.name)
