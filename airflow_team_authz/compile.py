@@ -124,23 +124,24 @@ def compile_bundle(bundle: Path, out: Path, opa: str | None = None) -> None:
 
 def merged(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """The shipped policy and the files that OPA would load, tests excepted; roles default to the shipped ones."""
-    own = {name: content for name, content in files.items() if _is_policy(name) and not _within_shipped(name)}
+    own = {name: content for name, content in files.items() if _is_policy(name) and not is_shipped(name)}
     parts = (
         [_SHIPPED_ONLY] if any(name.startswith(f"{_DEFAULT_DATA}/") for name in own) else [_SHIPPED_ONLY, _DEFAULT_DATA]
     )
     root = shipped_policies()
     shipped = {
-        path.relative_to(root).as_posix(): path.read_bytes() for part in parts for path in _policy_files(root / part)
+        path.relative_to(root).as_posix(): path.read_bytes() for part in parts for path in policy_files(root / part)
     }
     return own | shipped
 
 
-def _is_policy(name: str) -> bool:
+def _is_policy(name: str, tests: bool = False) -> bool:
     file = name.rpartition("/")[2]
-    return file in _DATA_FILES or (file.endswith(".rego") and not file.endswith("_test.rego"))
+    return file in _DATA_FILES or (file.endswith(".rego") and (tests or not file.endswith("_test.rego")))
 
 
-def _within_shipped(name: str) -> bool:
+def is_shipped(name: str) -> bool:
+    """Whether a path in a policy directory is of the part that comes with the package."""
     return name.startswith(f"{_SHIPPED_ONLY}/")
 
 
@@ -157,19 +158,22 @@ def _state(status: os.stat_result) -> str:
     return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
 
 
-def _policy_files(root: Path) -> list[Path]:
-    """Rego and data files that OPA would load from a bundle directory, tests excepted; sorted."""
-    return sorted(Path(path) for path, _ in _policy_entries(root))
+def policy_files(root: Path, tests: bool = False) -> list[Path]:
+    """Rego and data files that OPA would load from a bundle directory, sorted; those of tests only if asked for.
+
+    ``OSError`` if a part of it cannot be read, or is a link to a directory.
+    """
+    return sorted(Path(path) for path, _ in _policy_entries(root, tests))
 
 
-def _policy_entries(folder: str | Path) -> Iterator[tuple[str, os.stat_result]]:
+def _policy_entries(folder: str | Path, tests: bool = False) -> Iterator[tuple[str, os.stat_result]]:
     """Path and status of each policy file. Strings and one system call a file: a site may have thousands of teams."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 if not entry.name.startswith("."):
-                    yield from _policy_entries(entry.path)
-            elif _is_policy(entry.name):
+                    yield from _policy_entries(entry.path, tests)
+            elif _is_policy(entry.name, tests):
                 yield entry.path, entry.stat()
             elif entry.is_symlink() and not entry.name.startswith(".") and entry.is_dir():
                 # Following it may never end, and leaving it out, as OPA does, loses a `deny` without a word.
@@ -177,7 +181,7 @@ def _policy_entries(folder: str | Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def _copy_policy(source: Path, target: Path) -> None:
-    for path in _policy_files(source):
+    for path in policy_files(source):
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
@@ -187,7 +191,7 @@ def _build(staged: Path, out: Path, opa: str) -> None:
     """Compile what lies in ``staged``; the revision is a digest of its content, so equal policy is equal revision."""
     check_ownership(staged, opa)
     digest = hashlib.sha256()
-    for path in _policy_files(staged):
+    for path in policy_files(staged):
         digest.update(os.fsencode(path.relative_to(staged)) + b"\0")
         digest.update(path.read_bytes() + b"\0")
     _compile(staged, ".", out, digest.hexdigest()[:12], opa)

@@ -127,6 +127,8 @@ def _plain(name: str) -> str:
 
 
 def _in_our_words(said: _Said, functions: Collection[str]) -> Problem:
+    # The names that its compiler gives to variables are nobody's.
+    said = said._replace(message=re.sub(r"__local\d+__", "_", said.message))
     told = (f"{said.code}: {said.message}" if said.code else said.message)[:200].rstrip()
     for mistake in _MISTAKES:
         if match := mistake.said.search(f"{said.code}: {said.message}{said.details}"):
@@ -311,7 +313,7 @@ rule (?:data\.)?(\S+) conflicts with
 {0} is a rule, and the beginning of another's name
 call one of them otherwise
 
-(?:rule|function) (\S+) is recursive: (.*)
+(?:rule|function) (\S+) (?:is|may be) recursive: (.*)
 {0} is made of itself: {1}
 take one of these steps out: Rego has no recursion
 

@@ -7,6 +7,8 @@ from typing import Any
 from airflow_team_authz import __version__
 from airflow_team_authz.settings import SECTION, Settings
 
+_TYPES: dict[Any, str] = {int: "integer", bool: "boolean"}
+
 
 def get_provider_info() -> dict[str, Any]:
     """Provider metadata; the option reference is made from ``Settings``, so that it cannot fall behind."""
@@ -25,7 +27,7 @@ def get_provider_info() -> dict[str, Any]:
                     name: {
                         "description": field.description,
                         "version_added": __version__,
-                        "type": "integer" if field.annotation is int else "string",
+                        "type": _TYPES.get(field.annotation, "string"),
                         "example": None,
                         "default": "" if field.default is None else str(field.default),
                     }

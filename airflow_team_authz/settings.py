@@ -70,6 +70,12 @@ class Settings(BaseModel):
         None,
         description="Path of the `opa` program that compiles a policy directory. Unset: beside Python, then on PATH.",
     )
+    strict_policy: bool = Field(
+        False,
+        description="Whether a policy that is loaded in this process is refused if a rule reads what no question has, "
+        "or if rules are where no engine looks (True), or the log warns of it (False). "
+        "`team-authz doctor` tells of it in both cases.",
+    )
     deadline_ms: int = Field(
         250,
         ge=1,
@@ -199,6 +205,8 @@ class Settings(BaseModel):
             raise ValueError("policy is an address, so policy_keys_file must say whose signature counts")
         if self.policy_max_age_hours is not None and (self.policy_keys_file is None or self.opa_url):
             raise ValueError("policy_max_age_hours takes policy_keys_file, and no opa_url: OPA looks at no such time")
+        if self.strict_policy and self.opa_url:
+            raise ValueError("strict_policy takes no opa_url: an OPA server loads its policy by itself")
         return self
 
 

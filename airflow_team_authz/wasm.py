@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +74,7 @@ _decode_results = msgspec.json.Decoder(list[_Result]).decode
 
 
 class Policy(NamedTuple):
-    """A compiled policy: what all threads share."""
+    """A compiled policy: what all threads share. ``rego`` is the source that was beside it, for who loads it."""
 
     engine: wasmtime.Engine
     module: wasmtime.Module
@@ -82,6 +83,7 @@ class Policy(NamedTuple):
     serial: int = 0
     key_id: str = ""
     issued_at: int | None = None
+    rego: Mapping[str, bytes] | None = None
 
 
 def trouble_with(wasm: bytes) -> str:

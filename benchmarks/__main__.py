@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--doors", action="store_true", help="compare tasks, asset events and parsed Dags instead")
     parser.add_argument("--bundles", action="store_true", help="compare ways and sizes of policy bundles instead")
     parser.add_argument("--rows", action="store_true", help="compare lists of many rows and the UI's pages instead")
+    parser.add_argument("--decision-log", action="store_true", help="compare the cost of the decision log instead")
     parser.add_argument("--postgres", action="store_true", help="with --rows: on PostgreSQL rather than on SQLite")
     parser.add_argument("--only", default="", help="with --rows: only what holds this text, such as dagRuns or admin")
     options = parser.parse_args()
@@ -54,6 +55,10 @@ def main() -> int:
             from benchmarks import rows as of_rows
 
             rows = list(of_rows.comparisons(Path(home), options.postgres, options.only))
+        elif options.decision_log:
+            from benchmarks import decision_log
+
+            rows = list(decision_log.comparisons(Path(home), options.rounds))
         elif options.doors:
             from benchmarks import doors
 

@@ -30,6 +30,7 @@ DEFAULTS = {
     "policy_max_age_hours": None,
     "policy_token_file": None,
     "opa": None,
+    "strict_policy": False,
     "deadline_ms": 250,
     "opa_ca_file": None,
     "opa_client_cert_file": None,
@@ -59,6 +60,7 @@ MISSPELT = {
 }
 NO_ADDRESS = "opa_url is unix:///path/to/socket, http://host:port or https://host:port"
 BAD = [
+    ("strict_policy", "often", "valid boolean"),
     ("deadline_ms", "0", "greater than or equal to 1"),
     ("deadline_ms", "-1", "greater than or equal to 1"),
     ("deadline_ms", "60001", "less than or equal to 60000"),
@@ -252,13 +254,25 @@ def test_every_setting_is_documented_as_it_is() -> None:
         assert meaning.replace("`", "") == str(field.description).replace("`", ""), name
 
 
+@pytest.mark.parametrize(("text", "strict"), [("True", True), ("false", False), ("", False)])
+def test_a_policy_that_an_opa_server_loads_is_not_checked_here(text: str, strict: bool) -> None:
+    assert parse_settings({"strict_policy": text}).strict_policy is strict
+    server = {"strict_policy": text, "opa_url": "http://opa:8181"}
+    if strict:
+        with pytest.raises(SettingsError, match="strict_policy takes no opa_url"):
+            parse_settings(server)
+    else:
+        assert parse_settings(server).strict_policy is False
+
+
 def test_airflows_list_of_options_has_every_setting() -> None:
     options = get_provider_info()["config"][SECTION]["options"]
     assert list(options) == list(DEFAULTS)
     for name, option in options.items():
         assert option["description"] == Settings.model_fields[name].description
         assert option["default"] == ("" if DEFAULTS[name] is None else str(DEFAULTS[name]))
-        assert option["type"] == ("integer" if name in {"deadline_ms", "decision_log_days"} else "string")
+        types = {"deadline_ms": "integer", "decision_log_days": "integer", "strict_policy": "boolean"}
+        assert option["type"] == types.get(name, "string")
         assert parse_settings({name: option["default"]}).model_dump() == DEFAULTS
     assert get_cli_commands() == []
 

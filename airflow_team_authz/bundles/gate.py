@@ -24,7 +24,14 @@ from airflow_team_authz.bundles.layout import TEAM_ID, Data, layout_findings, re
 from airflow_team_authz.bundles.measures import code_findings, data_findings
 from airflow_team_authz.bundles.operands import operand_findings
 from airflow_team_authz.bundles.patterns import pattern_findings
-from airflow_team_authz.bundles.rules import MAX_PATTERNS, Module, all_patterns, module_findings, too_deep
+from airflow_team_authz.bundles.rules import (
+    MAX_PATTERNS,
+    Module,
+    all_patterns,
+    module_findings,
+    only_in_tests,
+    too_deep,
+)
 from airflow_team_authz.compile import ENTRYPOINTS, CompileError, find_opa, functions, merged, shipped_policies
 from airflow_team_authz.opa_errors import in_one_text, problems
 from airflow_team_authz.wasm import trouble_with
@@ -109,6 +116,7 @@ class _Check:
                 names[module.package] |= set() if module.name.endswith("_test.rego") else module.rule_names
             yield from (finding for module in modules for finding in module.findings(names[module.package]))
             yield from module_findings(modules)
+            yield from only_in_tests(modules, self._team_id)
             keys = set().union(*(module.keys for module in modules))
             broken += self._data.key_findings(keys)
             yield from broken

@@ -10,8 +10,18 @@ from pathlib import Path
 from airflow_team_authz.bundles.archive import pack
 from airflow_team_authz.bundles.findings import Finding, of_opa
 from airflow_team_authz.bundles.patterns import difference
+from airflow_team_authz.bundles.policy_files import rule_findings
 from airflow_team_authz.bundles.rules import Pattern, patterns_in
-from airflow_team_authz.compile import CompileError, check_ownership, find_opa, merged, run_opa, shipped_policies
+from airflow_team_authz.compile import (
+    CompileError,
+    check_ownership,
+    find_opa,
+    is_shipped,
+    merged,
+    policy_files,
+    run_opa,
+    shipped_policies,
+)
 
 _TESTED = ("--bundle", "--format", "json", "--timeout", "30s")
 _TYPED = {"airflow/directory/data.json": "directory", "airflow/roles/data.json": "roles"}
@@ -30,6 +40,8 @@ def check_platform(files: Mapping[str, bytes], opa: str | None = None) -> list[F
             (staged / name).write_bytes(content)
         program = find_opa(opa)
         found += _rego(staged, program, bool(tests))
+        # Also those whose metadata names no schema.
+        found += rule_findings(files, opa) if not found else []
         rules = [name for name in files if name.endswith(".rego") and name not in tests]
         return found + (list(_patterns(staged, rules, program)) if not found else [])
 
@@ -52,6 +64,10 @@ def failing_tests(platform: Mapping[str, bytes], teams: Mapping[str, bytes], opa
 def _data(files: Mapping[str, bytes]) -> Iterator[Finding]:
     import jsonschema
 
+    for name in files:
+        if name.endswith((".yaml", ".yml")):
+            told = "bundles have data as JSON"
+            yield Finding("data-place", name, 1, told, f"move it into {name.rpartition('/')[0]}/data.json")
     for name, schema in _TYPED.items():
         if name not in files:
             continue
@@ -113,14 +129,15 @@ def _findings(rule: str, error: CompileError) -> Iterator[Finding]:
 
 
 def read_platform(directory: Path) -> dict[str, bytes]:
-    """The platform's own files of a policy directory: rules and their tests, role table, directory, data."""
+    """The platform's own files of a policy directory: rules and their tests, role table, directory, data.
+
+    The same that an engine loads which is given the directory, and the tests. ``CompileError`` if they cannot be read.
+    """
     root = directory / "airflow"
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and (path.suffix == ".rego" or path.name == "data.json") and not _shipped(path, root)
-    }
-
-
-def _shipped(path: Path, root: Path) -> bool:
-    return path.is_relative_to(root / "authz")
+    if not root.is_dir():
+        return {}
+    try:
+        names = {path.relative_to(directory).as_posix(): path for path in policy_files(root, tests=True)}
+        return {name: path.read_bytes() for name, path in names.items() if not is_shipped(name)}
+    except OSError as error:
+        raise CompileError(f"the policy in {directory} cannot be read: {error}") from None

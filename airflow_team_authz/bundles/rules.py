@@ -43,6 +43,8 @@ READABLE = (
 )
 _STANDING = ("airflow", "authz", "standing")
 _ENTRIES = {"allow", "deny"}
+# What engines ask of a package.
+ENTRIES = _ENTRIES | {"default_pool"}
 _TERMS = SCALARS | COMPREHENSIONS | {"var", "ref", "array", "object", "set", "call", "templatestring"}
 _MEMBER = ("internal.member_2", "internal.member_3")
 
@@ -82,11 +84,23 @@ class Module:
         # What is put together by templates that rules may read again.
         self.templates = 0
 
+    @property
+    def declared(self) -> set[str]:
+        """What it declares in the team's package, by the first name; of tests only what others could read."""
+        if len(self.package) > 2:
+            return {str(self.package[2])}
+        return {name for name in self.rule_names if not name.startswith(("test_", "todo_test_"))}
+
+    def line_of(self, name: str) -> int:
+        """Where a rule of this name is, or the first line."""
+        return next((row(rule, row(rule["head"], 1)) for rule in self.rules if rule_name(rule) == name), 1)
+
     def findings(self, rules: set[str]) -> Iterator[Finding]:
         """Everything that is wrong with the file; ``rules`` are the names of all rules of its package."""
         self._fixed |= rules
         yield from self._package()
         if self.name.endswith("_test.rego"):
+            yield from entries_in_test(self.name, self._tree)
             return
         for imported in self._tree.get("imports") or []:
             yield from self._import(imported)
@@ -105,7 +119,7 @@ class Module:
         if self.package[:2] != self._own and not (is_test and self.package == tests):
             told = f"it declares package {_dotted(self.package)}"
             yield self._found("foreign-package", told, f"declare {_dotted(self._own)}, or a package below it")
-        elif len(self.package) > 2 and self.package[2] in {*_ENTRIES, "default_pool"}:
+        elif len(self.package) > 2 and self.package[2] in ENTRIES:
             told = f"a package {self.package[2]} would decide as if it were the rule"
             yield self._found("entry-rule", told, "give the package another name")
 
@@ -306,6 +320,32 @@ class Module:
         self._fixed = outer | shallow(list(value.values()))
         yield from self._walk(list(value.values()))
         self._fixed = outer
+
+
+def entries_in_test(name: str, tree: Node) -> Iterator[Finding]:
+    """Rules of a test file, as ``opa parse`` shows it, that look as if they decided: no engine loads them."""
+    package = _path((tree.get("package") or {}).get("path") or [])
+    asked = package in {("airflow", "site"), tuple(name.split("/")[:2])}
+    for rule in tree.get("rules") or []:
+        if (entry := rule_name(rule)) in ENTRIES and (asked or _is_set(rule["head"])):
+            told = f"{entry} is in a test file, which no engine loads: it decides nothing"
+            help_ = "move it into a file whose name does not end with _test.rego, or call it otherwise"
+            yield Finding("test-decides", name, row(rule, row(rule["head"], 1)), told, help_)
+
+
+def only_in_tests(modules: list[Module], team_id: str) -> Iterator[Finding]:
+    """What a team's rules read of their own package while they are tested, and do not have when they decide."""
+    own = ("teams", team_id)
+    rules = [module for module in modules if not module.name.endswith("_test.rego")]
+    read = {name for module in rules for name in module.own_names}
+    declared = {name for module in rules if module.package[:2] == own for name in module.declared}
+    for module in modules:
+        if module not in rules and module.package[:2] == own:
+            for name in sorted(module.declared - ENTRIES):
+                if name in read | declared or None in read:
+                    told = f"{name} is declared in a test file, and rules read it or are called so"
+                    help_ = "move it into a file that is no test, or call it otherwise: no engine loads tests"
+                    yield Finding("test-decides", module.name, module.line_of(name), told, help_)
 
 
 def _pattern(name: str, arguments: list[Node], file: str, line: int) -> Pattern | None:

@@ -47,6 +47,9 @@ def doctor(
     role: Annotated[
         str, typer.Option(help="The role of your platform's admins, if the role table calls it otherwise.")
     ] = "admin",
+    rules: Annotated[
+        bool, typer.Option("--rules", help="Check the files of the policy alone, which takes no engine.")
+    ] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Check settings, engine and policy, and ask for one decision about each type of resource.
@@ -54,7 +57,11 @@ def doctor(
     Exit code 0: all is well. 1: something is wrong. 2: the checks could not be made.
     """
     with talking_to_stderr():
-        found = list(examine(policy, opa_url, role))
+        found = list(
+            _rule_checks(named_engine(policy, opa_url) or configured_engine())
+            if rules
+            else examine(policy, opa_url, role)
+        )
     if output is Output.JSON:
         print_json([check.as_json() for check in found])
     else:
@@ -154,6 +161,8 @@ def _engine_checks(settings: EngineSettings, role: str, in_airflow: bool) -> Ite
         from airflow_team_authz.cli.directory import directory_checks
 
         yield from directory_checks(settings.policy)
+    if isinstance(settings.policy, Path):
+        yield from _rule_checks(settings)
     try:
         with opened(settings) as engine:
             yield Check("engine", True, _where(settings))
@@ -163,6 +172,29 @@ def _engine_checks(settings: EngineSettings, role: str, in_airflow: bool) -> Ite
                 yield from _pool_checks(engine)
     except (EngineError, UserError) as error:
         yield Check("engine", False, str(error))
+
+
+def _rule_checks(settings: EngineSettings) -> Iterator[Check]:
+    """Each rule reads what a question has, and is where an engine looks."""
+    from airflow_team_authz.bundles.archive import BundleRefused, unpack
+    from airflow_team_authz.bundles.policy_files import directory_findings, rule_findings
+    from airflow_team_authz.compile import CompileError
+
+    if not isinstance(settings.policy, Path):
+        yield Check("rules", True, "not looked at: they are not in files here")
+        return
+    try:
+        if settings.policy.is_dir():
+            found = directory_findings(settings.policy, settings.opa)
+        else:
+            found = rule_findings(unpack(settings.policy.read_bytes()), settings.opa)
+    except (BundleRefused, CompileError, OSError) as error:
+        yield Check("rules", False, f"{settings.policy} cannot be checked: {error}")
+        return
+    for file, line, message, help_ in (finding[1:] for finding in found):
+        yield Check("rules", False, f"{file}:{line}: {message}", help_)
+    if not found:
+        yield Check("rules", True, "each reads what a question has, and is where an engine looks")
 
 
 def _where(settings: EngineSettings) -> str:

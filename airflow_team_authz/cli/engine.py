@@ -44,6 +44,7 @@ class Named(NamedTuple):
     state: Path | None = None
     opa_url: str | None = None
     opa: str | None = None
+    strict_policy: bool = False
     deadline_ms: int = 250
     opa_ca_file: Path | None = None
     opa_client_cert_file: Path | None = None

@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from msgspec.structs import replace
+
 from airflow_team_authz.decision_log import origin
 from airflow_team_authz.decision_log.bursts import Bursts
 from airflow_team_authz.decision_log.levels import Levels
@@ -71,9 +73,13 @@ class DecisionLog:
             return ""
         recorded = self._levels.of(resources[0].type, question.action)
         try:
-            if allowed == len(resources):
-                return self._keep(question, decisions, revision, nanoseconds, allowed) if recorded.allowed else ""
-            return self._refused(question, decisions, revision, nanoseconds, allowed, recorded.denied)
+            if allowed < len(resources):
+                return self._refused(question, decisions, revision, nanoseconds, allowed, recorded.denied)
+            if not recorded.allowed or not self.writers:
+                return ""
+            entry = _entry(question, decisions, revision, nanoseconds, allowed)
+            self._offer(entry)
+            return entry.id
         except Exception:
             log.exception("a decision could not be recorded")
             return ""
@@ -85,22 +91,21 @@ class DecisionLog:
             return
         try:
             refused = refused_of(resources, allowed)
-            asked, entry = len(resources), self._entry(question, revision, nanoseconds)
-            self._offer(entry._replace(asked=asked, allowed=len(allowed), resources=refused))
+            self._offer(_entry(question, None, revision, nanoseconds, len(allowed), refused))
         except Exception:
             log.exception("a decision could not be recorded")
 
     def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str:
         """The id of the record that no decision could be had; nothing if there is none."""
         resources = question.resources
-        if not resources or not self._levels.of(resources[0].type, question.action).denied:
+        if not resources or not self._levels.of(resources[0].type, question.action).denied or not self.writers:
             return ""
         try:
-            entry = self._entry(question, "", nanoseconds)
-            return self._once(
-                (type(error), *_about(question)),
-                entry._replace(asked=len(resources), resources=resources[:MOST_RESOURCES], error=error),
-            )
+            about = (type(error), *_about(question))
+            if before := self._bursts.again(about):
+                return before
+            entry = _entry(question, None, "", nanoseconds, 0, resources[:MOST_RESOURCES], error)
+            return self._begin(about, entry)
         except Exception:
             log.exception("a decision could not be recorded")
             return ""
@@ -114,35 +119,20 @@ class DecisionLog:
         allowed: int,
         is_recorded: bool,
     ) -> str:
-        id_, is_new = "", True
+        id_ = ""
         if is_recorded and self.writers:
-            resources, kept = refused_first(question.resources, decisions)
-            entry = self._entry(question, revision, nanoseconds)._replace(
-                asked=len(question.resources), allowed=allowed, resources=resources, decisions=kept
-            )
-            id_ = self._once(_about(question), entry)
-            is_new = id_ == entry.id
-        if self._tells_lines and is_new:
+            about = _about(question)
+            if before := self._bursts.again(about):
+                return before
+            id_ = self._begin(about, _entry(question, decisions, revision, nanoseconds, allowed))
+        if self._tells_lines:
             for decision in decisions:
                 if decision.allow is not True:
                     _tell(decision, revision, id_)
         return id_
 
-    def _keep(
-        self, question: Evaluations, decisions: Sequence[Decision], revision: str, nanoseconds: int, allowed: int
-    ) -> str:
-        resources, kept = refused_first(question.resources, decisions)
-        entry = self._entry(question, revision, nanoseconds)
-        self._offer(entry._replace(asked=len(question.resources), allowed=allowed, resources=resources, decisions=kept))
-        return entry.id if self.writers else ""
-
-    def _entry(self, question: Evaluations, revision: str, nanoseconds: int) -> Entry:
-        return Entry(new_id(), time.time_ns(), nanoseconds, origin.current(), question, revision, 0, 0, ())
-
-    def _once(self, about: Hashable, entry: Entry) -> str:
-        """The id of its record, or of the one before that is about the same."""
-        if not self.writers:
-            return ""
+    def _begin(self, about: Hashable, entry: Entry) -> str:
+        """The id of its record, which another thread may have begun meanwhile."""
         if before := self._bursts.begin(about, entry):
             return before
         self._offer(entry)
@@ -163,11 +153,33 @@ class DecisionLog:
             writer.close()
 
 
+def _entry(
+    question: Evaluations,
+    decisions: Sequence[Decision] | None,
+    revision: str,
+    nanoseconds: int,
+    allowed: int,
+    resources: Sequence[Resource] | None = None,
+    error: EngineError | None = None,
+) -> Entry:
+    """What is to be recorded; of many resources a part, which is chosen here unless it is given."""
+    asked = len(question.resources)
+    if resources is None and decisions is not None:
+        resources, decisions = refused_first(question.resources, decisions)
+    if asked > MOST_RESOURCES:
+        # Otherwise what waits would hold on to all of them.
+        question = replace(question, resources=())
+    return Entry(
+        new_id(), time.time_ns(), nanoseconds, origin.current(), question, revision, asked, allowed, resources or (),
+        decisions, error,
+    )  # fmt: skip
+
+
 def _about(question: Evaluations) -> tuple[Hashable, ...]:
     """What makes two refusals the same. Not whose a resource is: an id in an answer would tell that it has changed."""
-    named = tuple((resource.type, resource.id, resource.entity) for resource in question.resources[:MOST_RESOURCES])
-    subject = question.subject
-    return origin.door(), subject.type, subject.id, question.action, len(question.resources), named
+    subject, resources = question.subject, question.resources
+    named = tuple((resource.type, resource.id, resource.entity) for resource in resources[:MOST_RESOURCES])
+    return origin.door(), subject.type, subject.id, question.action, len(resources), named
 
 
 def _tell(decision: Decision, revision: str, id_: str) -> None:

@@ -23,12 +23,11 @@ class Repeated(NamedTuple):
     until: float
 
 
-class _Burst(NamedTuple):
-    ends: float
-    entry: Any
-    times: int = 0
-    since: float = 0.0
-    until: float = 0.0
+class _Burst:
+    __slots__ = ("ends", "entry", "since", "times", "until")
+
+    def __init__(self, ends: float, entry: Any) -> None:
+        self.ends, self.entry, self.times, self.since, self.until = ends, entry, 0, 0.0, 0.0
 
 
 class Bursts:
@@ -40,39 +39,45 @@ class Bursts:
 
     def _begin_anew(self) -> None:
         self._lock = threading.Lock()
-        # In the order in which they end.
+        # In the order in which they end, and those that have ended with repetitions.
         self._running: dict[Hashable, _Burst] = {}
         self._ended: list[_Burst] = []
 
+    def again(self, key: Hashable) -> str:
+        """The id under which the same was recorded lately, and note that it came again; nothing if it is new."""
+        with self._lock:
+            burst = self._running.get(key)
+            if burst is None or burst.ends <= time.monotonic():
+                return ""
+            burst.times += 1
+            burst.until = time.time()
+            burst.since = burst.since or burst.until
+            return str(burst.entry.id)
+
     def begin(self, key: Hashable, entry: Any) -> str:
-        """Note a refusal; the id under which the same was recorded before, or nothing if it is new.
+        """Note what is new; the id of the same if another thread was faster.
 
         ``entry`` has an ``id``, and is handed back by ``over`` if it has come again.
         """
-        now = time.monotonic()
+        if before := self.again(key):
+            return before
         with self._lock:
-            burst = self._running.get(key)
-            if burst is None or burst.ends <= now:
-                if burst is not None:
-                    self._ended.append(self._running.pop(key))
-                self._running[key] = _Burst(now + WINDOW_SECONDS, entry)
-                return ""
-            said = time.time()
-            self._running[key] = burst._replace(times=burst.times + 1, since=burst.since or said, until=said)
-            return str(burst.entry.id)
+            self._end(key)
+            self._running[key] = _Burst(time.monotonic() + WINDOW_SECONDS, entry)
+            while len(self._running) > _MOST:
+                self._end(next(iter(self._running)))
+        return ""
+
+    def _end(self, key: Hashable) -> None:
+        burst = self._running.pop(key, None)
+        if burst is not None and burst.times:
+            self._ended.append(burst)
 
     def over(self, at_once: bool = False) -> list[tuple[Any, Repeated]]:
-        """Those that have ended, or all ``at_once``, each with its repetitions; the others had none."""
+        """Those that have ended, or all ``at_once``, with their repetitions, if they had any."""
         now = time.monotonic()
         with self._lock:
+            for key in [key for key, burst in self._running.items() if at_once or burst.ends <= now]:
+                self._end(key)
             ended, self._ended = self._ended, []
-            for key, burst in list(self._running.items()):
-                if burst.ends <= now or at_once or len(self._running) > _MOST:
-                    ended.append(self._running.pop(key))
-                else:
-                    break
-        return [
-            (burst.entry, Repeated(burst.entry.id, burst.times, burst.since, burst.until))
-            for burst in ended
-            if burst.times
-        ]
+        return [(burst.entry, Repeated(burst.entry.id, burst.times, burst.since, burst.until)) for burst in ended]

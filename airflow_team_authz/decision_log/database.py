@@ -180,4 +180,7 @@ def _teams(names: Any) -> str:
 
 def column(value: str) -> str:
     """A value that each of Airflow's databases takes: as in JSON, where every sign is ASCII and none controls."""
-    return json.dumps(without_secrets(value), ensure_ascii=not value.isprintable())[1:-1][:LONGEST]
+    value = without_secrets(value)
+    if value.isprintable() and '"' not in value and "\\" not in value:
+        return value[:LONGEST]
+    return json.dumps(value, ensure_ascii=not value.isprintable())[1:-1][:LONGEST]

@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-import structlog
-
-# What clients send as an id of theirs, such as a header, is cut here.
+# What clients send as an id is cut here.
 _LONGEST = 200
 # W3C Trace Context, version 00 and what is compatible with it.
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-")
 
 
 class Origin(NamedTuple):
-    """What a record tells of a question's origin; what is not known is empty. Of a request there are neither query,
-    body nor headers, but for the two headers that name it.
+    """Where a question came from, as it is remembered until it is recorded; what is not known is empty.
+
+    Of ``headers`` a record tells two that name the request, and no other. ``span`` is OpenTelemetry's.
     """
 
     door: str
     method: str = ""
     path: str = ""
-    request_id: str = ""
-    trace_id: str = ""
-    span_id: str = ""
-    client: str = ""
+    client: tuple[str, int] | None = None
+    headers: Iterable[tuple[bytes, bytes]] = ()
+    span: Any = None
+
+    def request_id(self) -> str:
+        """What Airflow calls the request in its own log; the client says it."""
+        return _header(self.headers, b"x-request-id")[:_LONGEST].decode("ascii", "replace")
+
+    def trace(self) -> tuple[str, str]:
+        """Ids of the trace and of the span: of OpenTelemetry where it traces, else of what the client says."""
+        if self.span is not None:
+            return f"{self.span.trace_id:032x}", f"{self.span.span_id:016x}"
+        said = _TRACEPARENT.match(_header(self.headers, b"traceparent"))
+        return (said[1].decode(), said[2].decode()) if said else ("", "")
+
+
+def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
+    return next((value for found, value in headers if found == name), b"")
 
 
 class _Door(NamedTuple):
@@ -61,29 +74,13 @@ def door() -> str:
 
 
 def current() -> Origin:
-    """All that is known of where the present question comes from."""
+    """All that is known of where the present question comes from. Quick: whoever asks waits for it."""
     name, scope = _door.get()
-    if scope is None:
-        return Origin(name, "", "", "", *_span(()))
-    request_id = str(structlog.contextvars.get_contextvars().get("request_id") or "")
-    address = scope.get("client")
-    return Origin(
-        name,
-        str(scope.get("method", ""))[:_LONGEST],
-        str(scope.get("path", ""))[: 5 * _LONGEST],
-        request_id[:_LONGEST],
-        *_span(scope.get("headers") or ()),
-        f"{address[0]}:{address[1]}" if address else "",
-    )
-
-
-def _span(headers: Any) -> tuple[str, str]:
-    """Ids of the trace and of the span: of OpenTelemetry where it traces, else of what the client says."""
+    span = None
     if (tracing := sys.modules.get("opentelemetry.trace")) is not None:
         context = tracing.get_current_span().get_span_context()
-        if context.is_valid:
-            return f"{context.trace_id:032x}", f"{context.span_id:016x}"
-    for name, value in headers:
-        if name == b"traceparent" and (said := _TRACEPARENT.match(value)):
-            return said[1].decode(), said[2].decode()
-    return "", ""
+        span = context if context.is_valid else None
+    if scope is None:
+        return Origin(name, span=span)
+    get = scope.get
+    return Origin(name, get("method", ""), get("path", ""), get("client"), get("headers", ()), span)

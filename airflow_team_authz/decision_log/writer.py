@@ -25,6 +25,8 @@ _TICK_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _ENDING_SECONDS = 2.0
+# How often the log tells of losses.
+_TELL_SECONDS = 60.0
 
 
 class Sink(Protocol):
@@ -66,6 +68,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._at_end: Finalize | None = None
         self._failing = False
+        self._look_at = self._tell_at = 0.0
         self.written = self.lost = 0
 
     def offer(self, entry: Entry) -> None:
@@ -109,7 +112,7 @@ class Writer:
             self._wake.wait(_TICK_SECONDS)
             self._ending.wait(_LINGER_SECONDS)
             self._wake.clear()
-            self._tick()
+            self._look()
             self._write_waiting()
         self._write_waiting()
 
@@ -124,7 +127,7 @@ class Writer:
                     return
                 self._ending.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                self._tick()
+                self._look()
                 continue
             self.written += len(self._batch) - refused
             self._batch = []
@@ -133,6 +136,13 @@ class Writer:
                 now = time.time_ns()
                 self._lose(refused, now, now)
             self._works()
+            self._look()
+
+    def _look(self) -> None:
+        """``tick``, if it is time to."""
+        if (now := time.monotonic()) >= self._look_at:
+            self._look_at = now + _TICK_SECONDS
+            self._tick()
 
     def _take(self) -> bool:
         """Whether there is something to write; it is in the batch then."""
@@ -154,11 +164,18 @@ class Writer:
     def _lose(self, count: int, since: int, until: int) -> None:
         with self._lock:
             if self._gap is None:
-                log.error("decisions are lost: they come faster than %s takes them, or not at all", self.sink.name)
                 self._gap = Gap(count, since, until)
             else:
                 self._gap = Gap(self._gap.lost + count, min(since, self._gap.since), max(until, self._gap.until))
             self.lost += count
+            is_told = time.monotonic() < self._tell_at
+            if not is_told:
+                self._tell_at = time.monotonic() + _TELL_SECONDS
+        if not is_told:
+            log.error(
+                "decisions are lost, %d so far: more come than %s takes; how many is told there by gaps",
+                self.lost, self.sink.name,
+            )  # fmt: skip
 
     def _failed(self, error: Exception) -> None:
         if not self._failing:

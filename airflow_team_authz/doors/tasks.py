@@ -19,6 +19,7 @@ from fastapi.security import SecurityScopes
 from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import select
 
+from airflow_team_authz import questions
 from airflow_team_authz.decision_log import origin
 from airflow_team_authz.doors import disclosure, routes, wall
 from airflow_team_authz.doors.deciding import decision_point
@@ -81,7 +82,8 @@ def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[s
     Raises an ``HTTPException`` unless it is allowed.
     """
     if about not in routes.ROUTES:
-        raise _denied(f"the route {' '.join(about)} is unknown to this version of airflow-team-authz")
+        unknown = f"the route {' '.join(about)} is unknown to this version of airflow-team-authz"
+        raise _refused(Subject("task", str(token.id)), about, unknown)
     route = routes.ROUTES[about]
     acting = machines.is_acting() and _jwt_bearer in request.app.dependency_overrides
     if route is None and about != _KEYS and not acting:
@@ -90,11 +92,12 @@ def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[s
         # In process Airflow makes a token of whatever task instance the path names.
         subject = machines.subject_of_token(machines.NO_TASK if acting else token.id, session)
         if subject is None:
-            raise _denied("the task instance of this token is not there any more")
+            gone = "the task instance of this token is not there any more"
+            raise _refused(Subject("task", str(token.id)), about, gone)
         if about == _KEYS:
             raise _Answered(_readable_keys(request, subject, session))
         if acting and "task_instance_id" in request.path_params:
-            _refuse_others_task(UUID(str(request.path_params["task_instance_id"])), subject, session)
+            _refuse_others_task(UUID(str(request.path_params["task_instance_id"])), subject, about, session)
         if route is None:
             return None, None
         asked = routes.Request(request.path_params, request.query_params, subject, session)
@@ -103,7 +106,7 @@ def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[s
         except routes.Missing as missing:
             raise _not_found(missing) from None
         except routes.Ambiguous as error:
-            raise _denied(str(error)) from None
+            raise _refused(subject, about, str(error)) from None
         except routes.Unanswered as error:
             raise _no_decision(error) from None
         if resource is None:
@@ -117,14 +120,14 @@ def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[s
     return resource.team_id, allowed
 
 
-def _refuse_others_task(task_instance_id: UUID, subject: Subject, session: Any) -> None:
+def _refuse_others_task(task_instance_id: UUID, subject: Subject, about: tuple[str, str], session: Any) -> None:
     """What acts in process reports of tasks of its own team; one that runs a single task, of that one."""
     task = machines.task(task_instance_id, session)
     if task is None:
         raise _not_found(f"Task Instance {task_instance_id} not found")
     if task != subject if subject.type == "task" else task.team_ids != subject.team_ids:
         whose = ", ".join(f"team {team_id}" for team_id in task.team_ids or ()) or "no team"
-        raise _denied(f"{subject.type} {subject.id} may not act for task {task.id} of {whose}")
+        raise _refused(subject, about, f"{subject.type} {subject.id} may not act for task {task.id} of {whose}")
 
 
 def _create_or_update(asked: routes.Request) -> str:
@@ -179,6 +182,17 @@ def _readable_keys(request: Request, subject: Subject, session: Any) -> Response
 
 def _not_found(message: object) -> HTTPException:
     return HTTPException(404, {"reason": "not_found", "message": str(message)})
+
+
+def _refused(subject: Subject, about: tuple[str, str], reason: str) -> HTTPException:
+    """The answer to what is refused without a question to the policy; it is recorded as a refusal of the route."""
+    action, resource = questions.route(*about)
+    try:
+        decision_id = decision_point().refuse(Evaluations(subject, action, [resource]), reason)
+    except (EngineError, SettingsError):
+        # There is no decision point, which changes nothing of the answer.
+        decision_id = ""
+    return _denied(reason, decision_id)
 
 
 def _denied(reason: str, decision_id: str = "") -> HTTPException:

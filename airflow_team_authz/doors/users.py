@@ -21,6 +21,7 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy import select
 
 from airflow_team_authz import questions
+from airflow_team_authz.decision_log import origin
 from airflow_team_authz.doors import disclosure, wall
 from airflow_team_authz.doors.bodies import TeamChanges, team_change
 from airflow_team_authz.doors.deciding import decision_point
@@ -89,7 +90,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
 
     def is_authorized_backfill(self, *, user: Any, **_: Any) -> bool:
         """Deprecated by Airflow, which asks about the Dag's runs instead; no backfill tells its Dag here."""
-        return self._refuse(f"user {self._subject(user).id}: ask about the runs of the backfill's Dag instead")
+        return self._refuse(f"user {self._subject(user).id}: ask about the runs of the backfill's Dag instead", user)
 
     def is_authorized_asset(self, *, method: Any, user: Any, details: Any = None, **_: Any) -> bool:
         return self._may("asset", method, user, details)
@@ -110,7 +111,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         try:
             return self._decide(user, "read", [questions.view(access_view)])
         except questions.UnknownQuestion as unknown:
-            return self._refuse(str(unknown))
+            return self._refuse(str(unknown), user)
 
     def is_authorized_custom_view(self, *, method: Any, resource_name: str, user: Any, **_: Any) -> bool:
         action, resource = questions.custom_view(method, resource_name)
@@ -262,7 +263,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
                 resource = questions.resource(type_, request.get("details"), request.get("access_entity"))
                 by_action.setdefault(questions.action(request["method"], resource), []).append(resource)
         except questions.UnknownQuestion as unknown:
-            return self._refuse(str(unknown))
+            return self._refuse(str(unknown), user)
         return all(
             self._decide(user, action, _with_destinations(action, resources)) for action, resources in by_action.items()
         )
@@ -305,7 +306,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         try:
             action = questions.action(method, resources[0])
         except questions.UnknownQuestion as unknown:
-            self._refuse(str(unknown))
+            self._refuse(str(unknown), user)
             return set()
         return {str(resource.id) for resource in self._allowed(user, action, resources)}
 
@@ -315,9 +316,12 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         except EngineError as error:
             raise no_decision(error) from None
 
-    def _refuse(self, reason: str) -> bool:
-        remember_refusal(reason)
-        log.info("denied (default): %s", reason)
+    def _refuse(self, reason: str, user: Any) -> bool:
+        """``False``, for what cannot be asked; it is recorded as a refusal of the request's route."""
+        here = origin.current()
+        action, resource = questions.route(here.method, here.path)
+        decision_id = self._policy.refuse(Evaluations(self._subject(user), action, [resource]), reason)
+        remember_refusal(reason, decision_id)
         return False
 
 

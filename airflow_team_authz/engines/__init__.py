@@ -126,6 +126,12 @@ class DecisionPoint:
         taken = time.perf_counter_ns() - began
         return Answer(decisions, revision, self._observer.decided(question, decisions, revision, taken))
 
+    def refuse(self, question: Evaluations, reason: str) -> str:
+        """Tell the observer of what a door refuses without asking, as nobody can say what to ask; the record's id."""
+        return self._observer.decided(
+            question, [Decision(False, (reason,), "default")] * len(question.resources), "", 0
+        )
+
     def _decide(self, question: Evaluations) -> tuple[list[Decision], str]:
         decisions: list[Decision] = []
         revision = ""

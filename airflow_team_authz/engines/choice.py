@@ -27,6 +27,8 @@ class EngineSettings(Protocol):
     @property
     def opa(self) -> str | None: ...
     @property
+    def strict_policy(self) -> bool: ...
+    @property
     def deadline_ms(self) -> int: ...
     @property
     def opa_ca_file(self) -> Path | None: ...
@@ -54,7 +56,7 @@ def open_engine(settings: EngineSettings) -> Engine:
     from airflow_team_authz.engines.in_process import InProcess
 
     if settings.policy_keys_file is None:
-        return InProcess(Path(settings.policy or packaged_baseline()), settings.opa)
+        return InProcess(Path(settings.policy or packaged_baseline()), settings.opa, strict=settings.strict_policy)
     from airflow_team_authz.bundles.trusted import Trust
     from airflow_team_authz.engines.downloads import Downloaded, bundle_name, shared_place
 
@@ -62,7 +64,7 @@ def open_engine(settings: EngineSettings) -> Engine:
     url = policy if isinstance(policy, str) else f"file://{policy.absolute()}"
     place = shared_place(settings.state or default_state(), url)
     trust = Trust(settings.policy_keys_file, bundle_name(url), settings.policy_max_age_hours)
-    return Downloaded(url, place, trust, settings.policy_token_file)
+    return Downloaded(url, place, trust, settings.policy_token_file, settings.strict_policy)
 
 
 def default_state() -> Path:

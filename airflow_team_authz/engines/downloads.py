@@ -80,8 +80,11 @@ class Downloaded:
     store itself before its first question is answered; later one of them asks for all.
     """
 
-    def __init__(self, url: str, place: Path, trust: Trust, token_file: Path | None = None) -> None:
+    def __init__(
+        self, url: str, place: Path, trust: Trust, token_file: Path | None = None, strict: bool = False
+    ) -> None:
         self._url = url
+        self._strict = strict
         self._file = place / "bundle.tar.gz"
         self._trust = trust
         self._store = open_store(url, token_file)
@@ -107,7 +110,7 @@ class Downloaded:
             with suppress(Exception):
                 self._keep(self._store.fetch("", 0))
         try:
-            return InProcess(self._file, trust=self._trust, settled=True)
+            return InProcess(self._file, trust=self._trust, settled=True, strict=self._strict)
         except PolicyBroken as kept:
             missing = not self._file.exists()
             try:
@@ -115,7 +118,7 @@ class Downloaded:
             except Exception as error:
                 why = f"the bundle {self._url} cannot be had: {_told(error)}"
                 raise PolicyBroken(why if missing else f"{why}; and {kept}") from None
-            return InProcess(self._file, trust=self._trust, settled=True)
+            return InProcess(self._file, trust=self._trust, settled=True, strict=self._strict)
 
     @property
     def revision(self) -> str:

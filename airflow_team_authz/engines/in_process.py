@@ -7,6 +7,7 @@ import math
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,6 +43,8 @@ POLL_SECONDS = 0.2
 _AGAIN_SECONDS = 2.0
 # How often a process that begins looks whether somebody is still writing, before it loads what there is.
 _MOST_LOOKS = 20
+# More than these nobody reads in a log.
+_MOST_TOLD = 20
 
 
 class _InForce(NamedTuple):
@@ -56,17 +59,28 @@ class InProcess:
 
     A changed policy is in force as soon as it is compiled; a broken one is reported, and the last good one stays. With
     ``trust`` a bundle has to be signed, and an older one than the present is refused. ``settled``: the file is never
-    written in place, but replaced as a whole.
+    written in place, but replaced as a whole. ``strict``: a policy is broken, too, if a rule reads what no question
+    has, or if rules are where no engine looks; else the log warns of it, once the policy is in force.
     A forked process begins as a new one does: its first question is answered by what there is then. If that has changed
     since the fork and is broken, it has no policy, since it cannot know which one was the last good.
     Raises ``PolicyBroken`` if there is no good one to begin with.
     """
 
-    def __init__(self, source: Path, opa: str | None = None, trust: Trust | None = None, settled: bool = False) -> None:
+    def __init__(
+        self,
+        source: Path,
+        opa: str | None = None,
+        trust: Trust | None = None,
+        settled: bool = False,
+        strict: bool = False,
+    ) -> None:
         self._source = source
         self._opa = opa
         self._trust = trust
         self._settled = settled
+        self._strict = strict
+        # What is in force and has still to be looked at: a directory, or the files of a bundle.
+        self._unexamined: Path | Mapping[str, bytes] | None = None
         # What is wrong with what is there at present, if it is not in force, and with what is in force.
         self._refused = self._distrusted = ""
         # Why this process has no policy, though its parent had one.
@@ -141,6 +155,8 @@ class InProcess:
         self._starting, self._loading = threading.Lock(), threading.Lock()
         self._closed = forks.renewed(self._closed)
         self._watcher, self._is_forked = None, True
+        # The parent goes on with it.
+        self._unexamined = None
         # The parent's machine is still good, but its memory would be copied page by page.
         self._local = threading.local()
         # Another thread of the parent may have held its lock.
@@ -154,7 +170,9 @@ class InProcess:
 
     def _load(self, quick: bool = False) -> Policy:
         if not self._source.is_dir():
-            return load_bundle(self._source, self._trust, quick)
+            policy = load_bundle(self._source, self._trust, quick)
+            self._examine(policy.rego or {})
+            return policy._replace(rego=None)
         if self._trust is not None:
             raise PolicyBroken(f"{self._source} is a directory, and only bundles are signed")
         with tempfile.TemporaryDirectory() as directory:
@@ -165,7 +183,41 @@ class InProcess:
                 raise PolicyBroken(f"the policy in {self._source} does not compile: {error}") from None
             except OSError as error:
                 raise PolicyBroken(f"the policy in {self._source} cannot be read: {error}") from None
+            self._examine(self._source)
             return load_bundle(bundle)
+
+    def _examine(self, policy: Path | Mapping[str, bytes]) -> None:
+        """Refuse what is wrong with it, or have it looked at when it is in force, which takes a while."""
+        if not self._strict:
+            self._unexamined = policy
+            return
+        try:
+            found = _findings(policy, self._opa)
+        except (CompileError, OSError) as error:
+            raise PolicyBroken(f"the policy {self._source} cannot be checked: {error}") from None
+        if found:
+            told = "; ".join(found[:_MOST_TOLD])
+            raise PolicyBroken(f"the policy {self._source} is not what [team_authz] strict_policy asks for: {told}")
+
+    def _warn(self) -> None:
+        """Tell what is wrong with the policy in force, once."""
+        policy, self._unexamined = self._unexamined, None
+        if policy is None:
+            return
+        try:
+            # A child that is forked meanwhile would keep a pipe to the program open.
+            with forks.whole():
+                found = _findings(policy, self._opa)
+        except (CompileError, OSError) as error:
+            log.info("the rules of %s are not checked: %s", self._source, error)
+            return
+        except Exception:
+            log.exception("checking the rules of %s failed", self._source)
+            return
+        for told in found[:_MOST_TOLD]:
+            log.warning("policy %s is in force, but %s", self._source, told)
+        if len(found) > _MOST_TOLD:
+            log.warning("`team-authz doctor` tells %d more of policy %s", len(found) - _MOST_TOLD, self._source)
 
     def _replace(self, policy: Policy) -> None:
         # Who has stolen a key may have signed any serial.
@@ -209,6 +261,7 @@ class InProcess:
                     self._replace_by(now, quick=True)
             elif time.monotonic() >= self._again:
                 self._replace_by(now, quick=False)
+            self._warn()
 
     def _is_at_rest(self, fingerprint_: str) -> bool:
         """Whether nobody is writing: two looks in a row have to agree."""
@@ -229,6 +282,9 @@ class InProcess:
                 if quick:
                     log.info("policy revision %s of %s is in force", self._policy.revision, self._source)
                     self._again = math.inf if self._source.is_dir() else time.monotonic() + _AGAIN_SECONDS
+                else:
+                    # It is the same once more.
+                    self._unexamined = None
             except PolicyBroken as error:
                 self._refuse(str(error))
                 log.error("%s: %s", self._what_stays(), error)
@@ -247,6 +303,13 @@ class InProcess:
         if self._missing:
             return "this process has no policy"
         return f"policy revision {self._policy.revision} stays in force"
+
+
+def _findings(policy: Path | Mapping[str, bytes], opa: str | None) -> list[str]:
+    from airflow_team_authz.bundles.policy_files import directory_findings, rule_findings
+
+    found = directory_findings(policy, opa) if isinstance(policy, Path) else rule_findings(policy, opa)
+    return [f"{finding.file}:{finding.line}: {finding.message}: {finding.help}" for finding in found]
 
 
 def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False) -> Policy:
@@ -270,7 +333,8 @@ def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False) -> 
     if (wasm := files.get("policy.wasm")) is None:
         raise PolicyBroken(f"the bundle {path} holds no policy.wasm: build it with `opa build --target wasm`")
     data = files.get("data.json", b"{}")
+    rego = {name: text for name, text in files.items() if name.endswith(".rego")}
     try:
-        return compiled(wasm, data, str(revision), serial, key_id, quick)._replace(issued_at=issued_at)
+        return compiled(wasm, data, str(revision), serial, key_id, quick)._replace(issued_at=issued_at, rego=rego)
     except PolicyBroken as error:
         raise PolicyBroken(f"the policy.wasm of {path} cannot be run: {error}") from None

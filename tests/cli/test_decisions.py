@@ -30,7 +30,7 @@ def made(subject: str, resource: Resource, said: Decision | None = NO, days: flo
     at = int((datetime.now(UTC) - timedelta(days=days)).timestamp() * 1e9)
     question = Evaluations(Subject("user", subject), "read", [resource])
     error = None if said else Unreachable("nobody answers")
-    origin = Origin("users", "GET", "/api/v2/x", "r-1")
+    origin = Origin("users", "GET", "/api/v2/x", headers=[(b"x-request-id", b"r-1")])
     entry = Entry(new_id(), at, 71_000, origin, question, "r1", 1, int(said is YES), [resource], said and [said], error)
     return Form().record(entry._replace(**named))
 

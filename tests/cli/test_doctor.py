@@ -14,6 +14,7 @@ from airflow_team_authz.cli.directory import group_path_checks
 from airflow_team_authz.cli.engine import Named
 from airflow_team_authz.cli.opa_admin import server_checks, version_check
 from airflow_team_authz.cli.words import resource_words
+from airflow_team_authz.compile import compile_directory
 from airflow_team_authz.decision_log.tables import decisions
 from airflow_team_authz.engines.opa_server import OpaServer
 from airflow_team_authz.settings import MANAGER
@@ -262,9 +263,29 @@ def test_a_directory_that_does_not_compile(run, platform, tmp_path):
     (policy / "airflow/site/site.rego").write_text("package airflow.site\n\nallow if\n")
     result = run("doctor", "--policy", policy, "-o", "json")
     assert result.exit_code == 1
-    (check,) = wrong(result)
-    assert check["check"] == "engine"
-    assert "site.rego:4: the file ends in the middle of a rule" in check["detail"]
+    assert [check["check"] for check in wrong(result)] == ["rules", "engine"]
+    assert all("site.rego:4: the file ends in the middle of a rule" in check["detail"] for check in wrong(result))
+
+
+@pytest.mark.parametrize("as_bundle", [False, True])
+def test_rules_that_read_what_no_question_has(run, platform, tmp_path, as_bundle):
+    policy = copied(platform, tmp_path)
+    rule = 'package airflow.site\n\ndeny contains "x" if input.resource.tem_id == "alpha"\n'
+    (policy / "airflow/site/more.rego").write_text(rule)
+    (policy / "airflow/site/more_test.rego").write_text('package airflow.site\n\ndeny contains "y"\n')
+    if as_bundle:
+        compile_directory(policy, tmp_path / "bundle.tar.gz")
+        policy = tmp_path / "bundle.tar.gz"
+    result = run("doctor", "--policy", policy, "-o", "json")
+    assert result.exit_code == 1
+    found = [(check["check"], check["detail"].partition(" (")[0], check["help"]) for check in wrong(result)]
+    typo = ("rules", "airflow/site/more.rego:3: there is no input.resource.tem_id", "did you mean team_id?")
+    # A bundle has no tests in it.
+    assert found[-1] == typo
+    assert len(found) == (1 if as_bundle else 2)
+    alone = run("doctor", "--rules", "--policy", policy, "-o", "json")
+    assert alone.exit_code == 1
+    assert json.loads(alone.stdout) == wrong(result)
 
 
 def test_a_configured_installation(program, opa_server, tmp_path):

@@ -130,6 +130,15 @@ MISTAKES_OF_A_PLATFORM = [
         "\ncamelCase := 1\n\n# METADATA\n# scope: document\nallow contains",
         "camelCase",
     ),
+    # Its metadata names no schema.
+    (
+        "gate",
+        "site.rego",
+        "# schemas:\n#   - input: schema.input\npackage airflow.site\n\nimport data.airflow.authz.standing\n",
+        "package airflow.site\n\nimport data.airflow.authz.standing\n\n# METADATA\n# title: A typo\n"
+        '# scope: rule\ndeny contains "it is theirs" if input.resource.tem_id == "alpha"\n',
+        "there is no input.resource.tem_id",
+    ),
 ]
 _ALLOW = "# METADATA\n# title: Reasons to allow\n"
 MISTAKES_OF_A_TEAM = [

@@ -95,7 +95,7 @@ def test_what_a_stopped_sink_cannot_take_is_counted_and_told_to_it(caplog: pytes
     assert gap["sink"] == "memory"
     assert time.strftime("%Y-%m-%dT%H:%M", time.gmtime(before)) <= gap["since"][:16] <= gap["until"][:16]
     assert [record.getMessage() for record in caplog.records] == [
-        "decisions are lost: they come faster than memory takes them, or not at all"
+        "decisions are lost, 1 so far: more come than memory takes; how many is told there by gaps"
     ]
 
 
@@ -112,6 +112,21 @@ def test_what_a_sink_refuses_for_a_while_is_written_later(caplog: pytest.LogCapt
         "decisions cannot be recorded in memory (OSError): [Errno 28] No space left on device",
         "decisions can be recorded again in memory",
     ]
+
+
+def test_bursts_are_looked_for_while_a_sink_has_no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_TICK_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "_BATCH", 1)
+    looked: list[int] = []
+    sink = Held()
+    writing = Writer(sink, Form(), lambda: looked.append(writing.waiting()))
+    sink.goes.clear()
+    for number in range(5):
+        writing.offer(entry(str(number)))
+    sink.goes.set()
+    eventually(lambda: writing.written == 5)
+    writing.close()
+    assert len(set(looked)) > 2
 
 
 def test_what_can_never_be_written_is_a_gap() -> None:

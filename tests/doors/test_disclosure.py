@@ -197,6 +197,17 @@ def test_the_record_that_an_answer_tells_of_has_the_reason_and_does_not_tell_whe
 
 
 @pytest.mark.usefixtures("refusals")
+def test_what_is_refused_without_a_question_is_recorded_too(world: World) -> None:
+    recorded = Made("denied")
+    world.decided_by(DecisionPoint(world.engine, recorded.log))
+    answer = ask(world, "is_authorized_backfill", "op", method="GET")
+    (record,) = recorded.records()
+    assert json.loads(answer.body)["detail"].endswith(f" (decision {record['decision_id']})")
+    assert (record["input"]["resource"]["type"], record["input"]["subject"]["id"]) == ("route", "sue")
+    assert record["result"]["reasons"] == ["user sue: ask about the runs of the backfill's Dag instead"]
+
+
+@pytest.mark.usefixtures("refusals")
 def test_the_log_has_the_whole_reason(world: World, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         answer = one(world, "viewer", "connection", "alpha_db", "alpha", "GET")

@@ -339,6 +339,19 @@ def test_what_a_task_asked_is_recorded_and_its_secrets_are_not(api: Api, monkeyp
     assert "MARKED" not in json.dumps([put, listed])
 
 
+def test_what_is_refused_without_a_question_is_recorded_too(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Made("denied")
+    monkeypatch.setattr(tasks, "decision_point", lambda: DecisionPoint(api.engine, recorded.log))
+    monkeypatch.delitem(routes.ROUTES, ("GET", "/connections/{connection_id}"))
+    refused = api.call("alpha", "GET", "connections/alpha_db")
+    (record,) = recorded.records()
+    assert refused.status_code == 403
+    assert f"(decision {record['decision_id']})" in refused.json()["detail"]["message"]
+    assert record["input"]["resource"]["id"] == "GET /connections/{connection_id}"
+    assert record["input"]["subject"]["type"] == "task"
+    assert record["custom"]["request"]["path"] == "/connections/alpha_db"
+
+
 def test_without_a_decision_the_answer_tells_the_record(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = Made("denied")
 

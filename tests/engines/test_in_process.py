@@ -440,3 +440,60 @@ def test_a_team_whose_rules_fail_loses_its_lists_only(either: DecisionPoint, sit
             with pytest.raises(PolicyBroken):
                 ask(about(ANN, team))
     assert verdict(either) == ONE
+
+
+TYPO = 'package teams.alpha\n\ndeny contains "x" if input.resource.tem_id == "alpha"\n'
+TOLD = "teams/alpha/more.rego:3: there is no input.resource.tem_id"
+
+
+@pytest.mark.parametrize("as_bundle", [False, True])
+def test_rules_that_read_what_no_question_has_are_a_warning_once(
+    policy: Policy, tmp_path: Path, caplog: Log, as_bundle: bool
+) -> None:
+    source = policy({"teams/alpha/more.rego": TYPO})
+    if as_bundle:
+        compile_directory(source, tmp_path / "bundle.tar.gz")
+        source = tmp_path / "bundle.tar.gz"
+    with opened(source):
+        eventually(lambda: TOLD in caplog.text)
+        assert "did you mean team_id?" in caplog.text
+        caplog.clear()
+        if not as_bundle:
+            # What has changed is looked at again.
+            policy({"teams/alpha/more.rego": TYPO.replace("tem_id", "nam")})
+            eventually(lambda: "there is no input.resource.nam" in caplog.text)
+            assert TOLD not in caplog.text
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == (0 if as_bundle else 1)
+
+
+@pytest.mark.parametrize("as_bundle", [False, True])
+def test_a_strict_engine_refuses_them(policy: Policy, tmp_path: Path, caplog: Log, as_bundle: bool) -> None:
+    source, bundle = policy({"teams/alpha/more.rego": "package teams.alpha\n"}), tmp_path / "bundle.tar.gz"
+    compile_directory(source, bundle)
+    engine = InProcess(bundle if as_bundle else source, strict=True)
+    try:
+        good = engine.revision
+        policy({"teams/alpha/more.rego": TYPO})
+        if as_bundle:
+            compile_directory(source, bundle)
+        eventually(lambda: TOLD in engine.trouble)
+        assert engine.revision == good
+        eventually(lambda: any(TOLD in error for error in errors(caplog)))
+        with pytest.raises(PolicyBroken, match=r"is not what \[team_authz\] strict_policy asks for: teams/alpha/more"):
+            InProcess(bundle if as_bundle else source, strict=True)
+        policy({"teams/alpha/more.rego": TYPO.replace("tem_id", "team_id")})
+        if as_bundle:
+            compile_directory(source, bundle)
+        eventually(lambda: engine.trouble == "" and engine.revision != good)
+    finally:
+        engine.close()
+
+
+def test_a_strict_engine_that_cannot_check_does_not_begin(policy: Policy, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle.tar.gz"
+    compile_directory(policy({"teams/alpha/more.rego": TYPO}), bundle)
+    with pytest.raises(PolicyBroken, match="cannot be checked"):
+        InProcess(bundle, opa=str(tmp_path / "missing"), strict=True)
+    # Which takes no opa if it need not be.
+    InProcess(bundle, opa=str(tmp_path / "missing")).close()

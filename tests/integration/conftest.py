@@ -7,8 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from demo.airflow import Settings
 from demo.site import Site
 from tests.integration.fab_site import FabSite
+
+
+class Recording(Site):
+    """The same, with each sink of the decision log."""
+
+    def guarding_settings(self) -> Settings:
+        settings = super().guarding_settings()
+        return {**settings, "team_authz": {**settings["team_authz"], "decision_log": "database, file, log"}}
+
 
 ENGINES = {"in process": False, "OPA server": True}
 
@@ -16,7 +26,7 @@ ENGINES = {"in process": False, "OPA server": True}
 @pytest.fixture(scope="session", params=ENGINES)
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The demonstration's site, with one engine after the other."""
-    yield from _running(Site(tmp_path_factory.mktemp("site"), ENGINES[request.param]))
+    yield from _running(Recording(tmp_path_factory.mktemp("site"), ENGINES[request.param]))
 
 
 @pytest.fixture(scope="session")
