@@ -10,7 +10,8 @@ import pytest
 from demo.running import RunningSite
 from tests.decision_log.conftest import valid
 
-pytestmark = pytest.mark.timeout(900)
+# A task and an event take most of a minute, and each door has quick tests of its own.
+pytestmark = [pytest.mark.timeout(900), pytest.mark.exhaustive]
 
 
 def recorded(site: RunningSite) -> list[dict[str, Any]]:
