@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from airflow_team_authz.cli import assets, bundle, dags, decide, decisions, doctor, imports, init, keys, server, whoami
+from airflow_team_authz.cli import (
+    assets,
+    bundle,
+    dags,
+    decide,
+    decisions,
+    doctor,
+    explain,
+    imports,
+    init,
+    keys,
+    server,
+    whoami,
+)
 from airflow_team_authz.cli.console import UserError, complain, print_columns
 from airflow_team_authz.escaping import logger
 
@@ -74,6 +87,7 @@ app.add_typer(dags.app, name="dags")
 app.command("decide")(decide.decide)
 app.command("decisions")(decisions.decisions)
 app.command("doctor")(doctor.doctor)
+app.command("explain")(explain.explain)
 app.command("init")(init.init)
 app.add_typer(imports.app, name="import")
 app.add_typer(keys.app, name="keys")

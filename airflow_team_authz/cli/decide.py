@@ -35,7 +35,7 @@ def decide(
     from airflow_team_authz.cli.question_file import read_questions
     from airflow_team_authz.engines import DecisionPoint
 
-    name, text = _read(file)
+    name, text = read_file(file)
     questions = read_questions(name, text)
     with opened(named_engine(policy, opa_url) or configured_engine()) as engine:
         answers = ask(DecisionPoint(engine), questions)
@@ -62,8 +62,8 @@ def ask(point: DecisionPoint, questions: Sequence[Evaluation]) -> list[tuple[Dec
     return [answers[i] for i in range(len(questions))]
 
 
-def _read(file: Path) -> tuple[str, bytes]:
-    """What to call the document in messages, and its content."""
+def read_file(file: Path) -> tuple[str, bytes]:
+    """What to call a document in messages, and its content; ``-`` is standard input."""
     if str(file) == "-":
         return "standard input", typer.get_binary_stream("stdin").read()
     try:

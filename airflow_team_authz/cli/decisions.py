@@ -86,6 +86,14 @@ def decisions(
         raise typer.Exit(NOTHING)
 
 
+def record_of(decision: str) -> Record:
+    """The record of a decision; ``UserError`` or ``typer.Exit`` if there is none."""
+    if not re.fullmatch(_ID, decision):
+        raise UserError(f"{decision!r} is no id of a decision: it is like 01a21b3a-846f-7e1e-b060-5da91a6773a4")
+    with _records(None) as records:
+        return _one(records, decision)
+
+
 def _one(records: Records, id_: str) -> Record:
     if (found := records.one(id_)) is None:
         complain(

@@ -156,7 +156,7 @@ def _print(said_by: str, subject: Subject, standing: Standing, revision: str) ->
     rows += [[f"in team {team_id}", _held(roles)] for team_id, roles in sorted(standing.team_roles.items())]
     rows.append(["in common", _held(standing.common_roles)])
     rows.append(["on the platform", _held(standing.platform_roles)])
-    rows += [["because", _because(source)] for source in standing.entries]
+    rows += [["because", because(source)] for source in standing.entries]
     rows += [["note", note] for note in _notes(subject, standing)]
     print_columns(rows)
 
@@ -172,7 +172,8 @@ def _held(roles: tuple[str, ...]) -> str:
     return ", ".join(roles) or "no role"
 
 
-def _because(source: Source) -> str:
+def because(source: Source) -> str:
+    """What an entry of the directory gives somebody, and by which name."""
     return f"{source.table} {source.name!r} of the directory: {_entry(source.entry)}"
 
 

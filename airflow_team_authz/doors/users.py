@@ -15,7 +15,7 @@ from airflow.models import Connection, DagModel, Pool, Variable
 from airflow.models.asset import AssetModel
 from airflow.models.dagbundle import DagBundleModel
 from airflow.models.team import Team, dag_bundle_team_association_table
-from airflow.utils.session import NEW_SESSION, provide_session
+from airflow.utils.session import NEW_SESSION, create_session, provide_session
 from fastapi import HTTPException
 from msgspec import UNSET, UnsetType
 from sqlalchemy import select
@@ -30,6 +30,7 @@ from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import Identity, identity_for, requests, unreviewed
+from airflow_team_authz.identities.machines import teams_of_dags
 from airflow_team_authz.model import Context, Decision, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError, read_settings
 
@@ -426,6 +427,18 @@ def _with_destinations(action: str, resources: list[Resource]) -> list[Resource]
                 asked.append(resource)
         return asked
     return resources
+
+
+def owner_of(type_: str, id_: str) -> str | None:
+    """The team of something in Airflow's database; ``None`` for what is common. ``LookupError`` if it is not there."""
+    keys = {"connection": Connection.conn_id, "dag": DagModel.dag_id, "pool": Pool.pool, "variable": Variable.key}
+    if type_ not in keys:
+        raise LookupError(f"Airflow's database does not say whose a {type_} is")
+    with create_session(scoped=False) as session:
+        if session.scalar(select(keys[type_]).where(keys[type_] == id_)) is None:
+            raise LookupError(f"there is no {type_} {id_}")
+        team_id: str | None = teams_of_dags([id_], session)[id_] if type_ == "dag" else _OWNERS[type_](id_)
+        return team_id
 
 
 def _where_it_is(resource: Resource) -> Resource:

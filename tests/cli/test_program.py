@@ -10,7 +10,7 @@ import pytest
 
 from airflow_team_authz.compile import CompileError, find_opa, opa_version
 
-COMMANDS = ["decide", "doctor", "init"]
+COMMANDS = ["decide", "doctor", "explain", "init"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -22,7 +22,7 @@ _STAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:?
 # Lists that nobody orders: what a bulk change could not do is a set of Airflow's, and who uses an asset comes as the
 # database finds it.
 _ANY_ORDER = {"aliases", "consuming_tasks", "errors", "producing_tasks", "scheduled_dags", "watchers"}
-_UNSORTED = re.compile(f'"(?:{"|".join(sorted(_ANY_ORDER))})"')
+_UNSORTED = re.compile(f'"(?:{"|".join(sorted({*_ANY_ORDER, "dags"}))})"')
 # How long something has been going on.
 _SINCE = re.compile(r'("\w*duration"):\s?\d{7,}\.\d+')
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -120,9 +120,9 @@ class Comparison:
                     return Answer(0, {}, type(error).__name__)
             else:
                 break
-        text = (
-            _sorted_lists(answer.text) if answer.status_code == 200 and _UNSORTED.search(answer.text) else answer.text
-        )
+        text = answer.text
+        if answer.status_code == 200 and _UNSORTED.search(text):
+            text = _sorted_lists(text, _ANY_ORDER if call.route.reads else _ANY_ORDER | {"dags"})
         kept = {name: self._plain(world, answer.headers[name]) for name in _HEADERS if name in answer.headers}
         return Answer(answer.status_code, kept, self._plain(world, text))
 
@@ -143,7 +143,7 @@ class Comparison:
         return "<now>" if stamp > self._worlds.begun else found[0]
 
 
-def _sorted_lists(text: str) -> str:
+def _sorted_lists(text: str, names: set[str]) -> str:
     """An answer with those of its lists in order that Airflow, or PostgreSQL for it, puts into any order."""
     try:
         whole = json.loads(text)
@@ -153,7 +153,7 @@ def _sorted_lists(text: str) -> str:
     while waiting:
         part = waiting.pop()
         waiting += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-        for name in _ANY_ORDER & part.keys() if isinstance(part, dict) else ():
+        for name in names & part.keys() if isinstance(part, dict) else ():
             if isinstance(part[name], list):
                 part[name].sort(key=json.dumps)
     return json.dumps(whole)
