@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -69,6 +70,7 @@ class Writer:
         self._at_end: Finalize | None = None
         self._failing = False
         self._look_at = self._tell_at = 0.0
+        self._give_up_at = math.inf
         self.written = self.lost = 0
 
     def offer(self, entry: Entry) -> None:
@@ -92,6 +94,7 @@ class Writer:
             return
         self._at_end.cancel()
         self._at_end = None
+        self._give_up_at = time.monotonic() + seconds
         self._ending.set()
         self._wake.set()
         if self._thread is not None:
@@ -123,8 +126,10 @@ class Writer:
                 refused = self.sink.write(self._batch)
             except Exception as error:  # of a database, a driver, a file system
                 self._failed(error)
-                if self._ending.is_set():
+                if time.monotonic() >= self._give_up_at:
                     return
+                if self._ending.is_set():
+                    time.sleep(_LINGER_SECONDS)
                 self._ending.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
                 self._look()

@@ -40,6 +40,7 @@ def _recorded(site: Site, id_: str) -> bool:
     return bool(count) and id_ in _file(site).read_text() and id_ in site.airflow.log()
 
 
+@pytest.mark.parametrize("site", ["in process"], indirect=True)
 def test_an_answers_id_leads_to_the_record_and_no_sink_has_a_secret(site: Site) -> None:
     ann, bob = site.client("ann"), site.client("bob")
     refused = {
