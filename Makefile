@@ -77,7 +77,7 @@ $(DONE)/opa: tools/opa/go.mod tools/opa/go.sum tools/install_tool.sh requirement
 	@touch $@
 
 # Without build isolation, so that the build too uses locked versions only, and finds .venv/bin/opa.
-$(DONE)/project: pyproject.toml hatch_build.py airflow_team_authz/compile.py airflow_team_authz/opa_errors.py policies/capabilities.json $(SHIPPED) $(DONE)/dependencies $(DONE)/opa
+$(DONE)/project: pyproject.toml hatch_build.py airflow_team_authz/opa/compile.py airflow_team_authz/opa/errors.py policies/capabilities.json $(SHIPPED) $(DONE)/dependencies $(DONE)/opa
 	@echo "[4/5] Installing the project and compiling the shipped policy (5 seconds)"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@

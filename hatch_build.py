@@ -29,7 +29,7 @@ def _compiler(root: Path) -> Any:
     """The package's compile module: like what it imports, it takes none of the package's dependencies."""
     sys.path.insert(0, str(root))
     try:
-        return importlib.import_module("airflow_team_authz.compile")
+        return importlib.import_module("airflow_team_authz.opa.compile")
     finally:
         sys.path.remove(str(root))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from airflow_team_authz.doors.datasets import TeamAssetManager
+    from airflow_team_authz.doors.assets import TeamAssetManager
     from airflow_team_authz.doors.users import TeamAuthorization as TeamAuthManager
 
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> object:
 
         return build_manager()
     if name == "TeamAssetManager":
-        from airflow_team_authz.doors.datasets import TeamAssetManager
+        from airflow_team_authz.doors.assets import TeamAssetManager
 
         return TeamAssetManager
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

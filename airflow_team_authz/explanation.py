@@ -23,9 +23,9 @@ import msgspec
 from msgspec import UnsetType
 from msgspec.structs import replace
 
-from airflow_team_authz.compile import CompileError, find_opa, merged, run_opa
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Decision, Evaluation, Evaluations, Resource, Standing, Subject
+from airflow_team_authz.opa.compile import CompileError, find_opa, merged, run_opa
 
 _PROBE = "team_authz_probe"
 _BASELINE = "data.airflow.authz.baseline"

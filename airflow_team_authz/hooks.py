@@ -20,7 +20,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "airflow.api_fastapi.execution_api.app": ("airflow_team_authz.doors.tasks",),
     "airflow.api_fastapi.execution_api.routes.xcoms": ("airflow_team_authz.doors.tasks",),
     "airflow.api_fastapi.execution_api.security": ("airflow_team_authz.doors.tasks",),
-    "airflow.assets.manager": ("airflow_team_authz.doors.datasets",),
+    "airflow.assets.manager": ("airflow_team_authz.doors.assets",),
     "airflow.cli.commands.standalone_command": ("airflow_team_authz.doors.recognition",),
     "airflow.dag_processing.bundles.manager": ("airflow_team_authz.doors.names",),
     # The last one is asked first: another team's Dag is no question about pools.
@@ -35,7 +35,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "airflow.jobs.triggerer_job_runner": ("airflow_team_authz.identities.machines",),
     "airflow.models.connection_test": ("airflow_team_authz.doors.connection_tests",),
     "airflow.models.dag": ("airflow_team_authz.doors.names",),
-    "airflow.models.trigger": ("airflow_team_authz.doors.datasets",),
+    "airflow.models.trigger": ("airflow_team_authz.doors.assets",),
     "airflow.sdk.execution_time.supervisor": (
         "airflow_team_authz.identities.machines",
         "airflow_team_authz.doors.task_log",

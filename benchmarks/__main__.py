@@ -254,7 +254,7 @@ def manager_with(**settings: Any) -> Any:
 
 def write_policies(directory: Path, teams: int) -> Path:
     """A platform policy with that many team packages, each with a rule to lend and one to deny."""
-    from airflow_team_authz.compile import shipped_policies
+    from airflow_team_authz.opa.compile import shipped_policies
 
     for part in ("airflow/authz", "airflow/roles"):
         for source in (shipped_policies() / part).rglob("*"):
@@ -282,7 +282,7 @@ deny contains "not for interns" if input.subject.id in data.teams.{team}.interns
 
 
 def compiled(policies: Path) -> Path:
-    from airflow_team_authz.compile import ENTRYPOINTS, find_opa, shipped_policies
+    from airflow_team_authz.opa.compile import ENTRYPOINTS, find_opa, shipped_policies
 
     bundle = policies.with_suffix(".tar.gz")
     entrypoints = [argument for name in ENTRYPOINTS for argument in ("--entrypoint", name)]
@@ -301,7 +301,7 @@ def opa_server(policies: Path) -> Iterator[str]:
 @contextmanager
 def opa_servers(directories: list[Path]) -> Iterator[list[tuple[Path, str]]]:
     """OPA servers on unix sockets, as the project's documentation starts them."""
-    from airflow_team_authz.compile import find_opa
+    from airflow_team_authz.opa.compile import find_opa
 
     served = [(directory, str(directory.with_suffix(".sock"))) for directory in directories]
     command = [find_opa(), "run", "--server", "--skip-version-check", "--log-level", "error"]

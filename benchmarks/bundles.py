@@ -21,14 +21,14 @@ import httpx
 
 from airflow_team_authz.bundles.aggregate import build
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, build_artifact
-from airflow_team_authz.bundles.platform_check import read_platform
 from airflow_team_authz.bundles.signing import SigningKey
-from airflow_team_authz.bundles.trusted import Trust
-from airflow_team_authz.compile import find_opa, shipped_policies
+from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.downloads import Downloaded
 from airflow_team_authz.engines.opa_server import OpaServer
+from airflow_team_authz.gate.platform_part import read_platform
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
+from airflow_team_authz.opa.compile import find_opa, shipped_policies
 
 PUBLISHED_TEAMS = 200
 MANY_TEAMS = 1_000
@@ -145,7 +145,7 @@ def resident(pid: int) -> float:
 _WATCH = """
 import sys, time
 from pathlib import Path
-from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines.downloads import Downloaded
 from benchmarks.bundles import version_of
 engine = Downloaded(sys.argv[1], Path(sys.argv[2]), Trust(Path(sys.argv[3]), "production.wasm"))

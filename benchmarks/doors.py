@@ -59,7 +59,7 @@ def events() -> Iterator[dict[str, Any]]:
     from airflow.models.asset import AssetDagRunQueue, AssetModel
     from sqlalchemy import delete
 
-    from airflow_team_authz.doors.datasets import TeamAssetManager
+    from airflow_team_authz.doors.assets import TeamAssetManager
 
     runs = count()
 

@@ -82,7 +82,7 @@ def _site(directory: Path) -> Path:
 
 
 def _with_shipped(site: Path, target: Path) -> Path:
-    from airflow_team_authz.compile import merged
+    from airflow_team_authz.opa.compile import merged
 
     files = {path.relative_to(site).as_posix(): path.read_bytes() for path in site.rglob("*") if path.is_file()}
     for name, content in merged(files).items():

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from airflow_team_authz.compile import CompileError
+from airflow_team_authz.opa.compile import CompileError
 from demo.play import play
 from demo.play_running import play_running
 from demo.process import StartError

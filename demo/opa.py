@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from airflow_team_authz.compile import find_opa
+from airflow_team_authz.opa.compile import find_opa
 from demo.process import Process, environment
 
 _START_SECONDS = 30

@@ -56,7 +56,7 @@ wall.install()
 from airflow_team_authz.decision_log import DecisionLog  # noqa: E402
 from airflow_team_authz.decision_log.levels import Levels  # noqa: E402
 from airflow_team_authz.decision_log.record import Form  # noqa: E402
-from airflow_team_authz.doors import deciding  # noqa: E402
+from airflow_team_authz.doors import decision_point  # noqa: E402
 
 
 # This process has no database of its own to record decisions in; tests of that have.
@@ -65,12 +65,12 @@ def log_without_sinks() -> DecisionLog:
     return DecisionLog([], Levels("changes"), Form())
 
 
-deciding.open_log = lambda *_: log_without_sinks()
+decision_point.open_log = lambda *_: log_without_sinks()
 
-from airflow_team_authz.compile import ENTRYPOINTS, compile_directory, find_opa, shipped_policies  # noqa: E402
 from airflow_team_authz.engines import DecisionPoint  # noqa: E402
 from airflow_team_authz.engines.in_process import InProcess  # noqa: E402
 from airflow_team_authz.engines.opa_server import OpaServer  # noqa: E402
+from airflow_team_authz.opa.compile import ENTRYPOINTS, compile_directory, find_opa, shipped_policies  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from airflow_team_authz import compile as compiler
-from airflow_team_authz.compile import CompileError, compile_directory, compile_shipped, find_opa, fingerprint
 from airflow_team_authz.model import Decision, Evaluations, Resource, Subject
+from airflow_team_authz.opa import compile as compiler
+from airflow_team_authz.opa.compile import CompileError, compile_directory, compile_shipped, find_opa, fingerprint
 from tests.conftest import opened, restore, unpack, write
 
 Policy = Callable[[dict[str, str]], Path]

@@ -17,8 +17,8 @@ from fastapi import FastAPI
 from typer.main import get_command
 
 from airflow_team_authz.cli import app as cli
-from airflow_team_authz.compile import find_opa
 from airflow_team_authz.model import Subject
+from airflow_team_authz.opa.compile import find_opa
 from airflow_team_authz.server.routes import router
 from airflow_team_authz.settings import Settings
 
@@ -152,7 +152,7 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 def test_the_gates_rules_are_those_of_its_page() -> None:
     """In the code each is the first argument of what makes a finding."""
-    code = "".join(path.read_text() for path in (REPOSITORY / "airflow_team_authz/bundles").glob("*.py"))
+    code = "".join(path.read_text() for path in (REPOSITORY / "airflow_team_authz/gate").glob("*.py"))
     made = re.findall(r'(?:Finding|_found|_told|_findings)\(\s*"([a-z-]+)"', code)
     page = (REPOSITORY / "docs/bundles.md").read_text()
     table = page.partition("| rule | what it refuses |\n")[2].partition("\n\n")[0]

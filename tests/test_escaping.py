@@ -14,7 +14,7 @@ from io import StringIO
 import pytest
 
 import airflow_team_authz
-from airflow_team_authz.cli import console
+from airflow_team_authz.cli.support import console
 from airflow_team_authz.escaping import escaped, logger, one_line
 from airflow_team_authz.server.page import render
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from airflow_team_authz import forks
-from airflow_team_authz.doors import deciding
+from airflow_team_authz.doors import decision_point
 from tests.conftest import forked
 
 
@@ -76,11 +76,11 @@ def test_a_child_does_not_wait_for_who_opens_the_engine_in_its_parent(monkeypatc
             go_on.wait(60)
         return "opened"
 
-    monkeypatch.setattr(deciding, "_opened", slow)
-    thread = threading.Thread(target=deciding.decision_point)
+    monkeypatch.setattr(decision_point, "_opened", slow)
+    thread = threading.Thread(target=decision_point.decision_point)
     thread.start()
     assert opening.wait(30)
-    with forked(deciding.decision_point) as ask:
+    with forked(decision_point.decision_point) as ask:
         assert ask() == "opened"
     go_on.set()
     thread.join()

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from airflow_team_authz.bundles.findings import sarif
-from airflow_team_authz.bundles.gate import check_package
-from airflow_team_authz.bundles.platform_check import check_platform
 from airflow_team_authz.cli import app
-from airflow_team_authz.compile import CompileError, compile_directory, find_opa, run_opa, shipped_policies
 from airflow_team_authz.engines import in_process
-from airflow_team_authz.opa_errors import in_one_text, problems
+from airflow_team_authz.gate.check import check_package
+from airflow_team_authz.gate.findings import sarif
+from airflow_team_authz.gate.platform_part import check_platform
+from airflow_team_authz.opa.compile import CompileError, compile_directory, find_opa, run_opa, shipped_policies
+from airflow_team_authz.opa.errors import in_one_text, problems
 from tests.conftest import eventually, write
 
 SITE = "package airflow.site\n\n"

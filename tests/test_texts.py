@@ -34,7 +34,7 @@ def test_few_reasons_are_told_and_of_many_how_many_more_there_are() -> None:
 # The functions that make rows with texts.
 _WRITTEN_IN = {
     "doors/audit_rows.py": {"_row"},  # a row of Airflow's, with no more in it than that had
-    "doors/datasets.py": {"_row"},
+    "doors/assets.py": {"_row"},
     "doors/pools.py": {"_warnings"},
     "doors/names.py": {"move"},  # tells names that have shorter columns of their own
 }

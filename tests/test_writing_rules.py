@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jsonschema
 import pytest
 
-from airflow_team_authz.bundles.gate import check_package
-from airflow_team_authz.compile import find_opa, shipped_policies
+from airflow_team_authz.gate.check import check_package
+from airflow_team_authz.opa.compile import find_opa, shipped_policies
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = (REPOSITORY / "docs/writing-rules.md").read_text()

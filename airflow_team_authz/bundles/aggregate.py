@@ -12,10 +12,10 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from airflow_team_authz.bundles.archive import MANIFEST, canonical, load_json, pack, unpack
-from airflow_team_authz.bundles.artifact import Artifact, digest
+from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
-from airflow_team_authz.compile import (
+from airflow_team_authz.opa.archive import MANIFEST, canonical, digest, load_json, pack, unpack
+from airflow_team_authz.opa.compile import (
     CompileError,
     StartError,
     check_ownership,
@@ -25,7 +25,7 @@ from airflow_team_authz.compile import (
     opa_version,
     shipped_policies,
 )
-from airflow_team_authz.wasm import START_SECONDS, trouble_at_start
+from airflow_team_authz.opa.wasm import START_SECONDS, trouble_at_start
 
 REVISIONS = "airflow/revisions/data.json"
 WASM = "policy.wasm"

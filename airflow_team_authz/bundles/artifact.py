@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from airflow_team_authz.bundles.archive import MANIFEST, BundleRefused, canonical, pack, read_manifest, unpack
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey, TrustedKeys
+from airflow_team_authz.opa.archive import MANIFEST, BundleRefused, canonical, digest, pack, read_manifest, unpack
 
 MAX_ARTIFACT_BYTES = 4 * 1024 * 1024
 # Whose the platform's own part is: no team can be called so.
@@ -32,14 +31,6 @@ class Artifact:
 def root(owner: str) -> str:
     """The directory that all of the owner's files are in."""
     return "airflow" if owner == PLATFORM else f"teams/{owner}"
-
-
-def digest(files: Mapping[str, bytes]) -> str:
-    """Twelve hexadecimal digits of names and content."""
-    found = hashlib.sha256()
-    for name, content in sorted(files.items()):
-        found.update(b"%d %d\0" % (len(name.encode()), len(content)) + name.encode() + content)
-    return found.hexdigest()[:12]
 
 
 def build_artifact(artifact: Artifact, key: SigningKey) -> bytes:

@@ -22,8 +22,8 @@ from jwt.algorithms import ECAlgorithm
 from jwt.exceptions import PyJWTError
 from jwt.utils import der_to_raw_signature
 
-from airflow_team_authz.bundles.archive import BundleRefused, canonical
 from airflow_team_authz.model import KeyUnfit
+from airflow_team_authz.opa.archive import BundleRefused, canonical
 
 SIGNATURES = ".signatures.json"
 ALGORITHM = "ES256"

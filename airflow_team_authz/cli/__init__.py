@@ -1,4 +1,6 @@
-"""The ``team-authz`` command. One file per command; Airflow is imported only where its configuration is needed."""
+"""The ``team-authz`` command. A file for each command, a folder for each group of commands.
+
+Airflow is imported only where its configuration is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from airflow_team_authz.cli import (
     server,
     whoami,
 )
-from airflow_team_authz.cli.console import UserError, complain, print_columns
+from airflow_team_authz.cli.support.console import UserError, complain, print_columns
 from airflow_team_authz.escaping import logger
 
 CANNOT = 2
@@ -33,8 +35,8 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """See the base class."""
-        from airflow_team_authz.compile import CompileError
         from airflow_team_authz.model import EngineError, KeyUnfit
+        from airflow_team_authz.opa.compile import CompileError
 
         try:
             return super().invoke(ctx)
@@ -60,7 +62,7 @@ app = typer.Typer(
 
 def _print_versions(asked: bool) -> None:
     if asked:
-        from airflow_team_authz.cli.versions import versions
+        from airflow_team_authz.cli.support.versions import versions
 
         print_columns(versions())
         raise typer.Exit

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from airflow_team_authz.cli.console import (
+from airflow_team_authz.cli.support.console import (
     Output,
     OutputOption,
     print_columns,
@@ -30,7 +30,7 @@ def list_(output: OutputOption = Output.TEXT) -> None:
     Exit code 0: nothing waits. 1: these do.
     """
     with talking_to_stderr():
-        from airflow_team_authz.doors.datasets import held_back
+        from airflow_team_authz.doors.assets import held_back
 
         rows = [
             {
@@ -59,8 +59,8 @@ def replay(output: OutputOption = Output.TEXT) -> None:
     Exit code 0: nothing waits any more. 2: no decision can be had still; what was not asked for waits on.
     """
     with talking_to_stderr():
-        from airflow_team_authz.doors.datasets import REPLAYED
-        from airflow_team_authz.doors.datasets import replay as replayed
+        from airflow_team_authz.doors.assets import REPLAYED
+        from airflow_team_authz.doors.assets import replay as replayed
 
         rows: list[dict[str, Any]] = [
             {

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from airflow_team_authz.cli.console import (
+from airflow_team_authz.cli.support.console import (
     Output,
     OutputOption,
     UserError,

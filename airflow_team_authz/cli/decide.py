@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json
-from airflow_team_authz.cli.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
+from airflow_team_authz.cli.support.console import Output, OutputOption, UserError, print_columns, print_json
+from airflow_team_authz.cli.support.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
 
 if TYPE_CHECKING:
     from airflow_team_authz.engines import DecisionPoint
@@ -32,7 +32,7 @@ def decide(
     A question is {"subject": {"type": "user", "id": "ann", "roles": ["op"], "team_ids": ["alpha"]}, "action": "read",
     "resource": {"type": "connection", "id": "pg", "team_id": "alpha"}}; a team_id of null means common to all teams.
     """
-    from airflow_team_authz.cli.question_file import read_questions
+    from airflow_team_authz.cli.support.question_file import read_questions
     from airflow_team_authz.engines import DecisionPoint
 
     name, text = read_file(file)

@@ -16,9 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.checks import Check
-from airflow_team_authz.cli.console import UserError, complain, print_columns, print_json, print_line, talking_to_stderr
-from airflow_team_authz.cli.engine import configured_engine
+from airflow_team_authz.cli.support.checks import Check
+from airflow_team_authz.cli.support.console import (
+    UserError,
+    complain,
+    print_columns,
+    print_json,
+    print_line,
+    talking_to_stderr,
+)
+from airflow_team_authz.cli.support.engine import configured_engine
 
 if TYPE_CHECKING:
     from airflow_team_authz.decision_log.reading import Record, Records
@@ -150,7 +157,7 @@ def _configured() -> Records:
     settings = configured_engine()
     sinks = sink_names(settings.decision_log)
     if "database" in sinks:
-        from airflow_team_authz.doors.deciding import airflows_engine
+        from airflow_team_authz.doors.decision_point import airflows_engine
 
         return InDatabase(airflows_engine(), read_database()[1])
     if "file" in sinks:
@@ -196,7 +203,7 @@ def _table_is_there() -> bool:
     """Whether the table is there, or Airflow's database has no tables at all yet."""
     from sqlalchemy import inspect
 
-    from airflow_team_authz.doors.deciding import airflows_engine
+    from airflow_team_authz.doors.decision_point import airflows_engine
     from airflow_team_authz.settings import read_database
 
     tables = inspect(airflows_engine()).get_table_names(schema=read_database()[1])

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from airflow_team_authz.cli.checks import Check
-from airflow_team_authz.cli.console import (
+from airflow_team_authz.cli.decisions import log_check
+from airflow_team_authz.cli.support.checks import Check
+from airflow_team_authz.cli.support.console import (
     Output,
     OutputOption,
     UserError,
@@ -19,8 +20,7 @@ from airflow_team_authz.cli.console import (
     print_json,
     talking_to_stderr,
 )
-from airflow_team_authz.cli.decisions import log_check
-from airflow_team_authz.cli.engine import (
+from airflow_team_authz.cli.support.engine import (
     BadSettingsError,
     PolicyOption,
     UrlOption,
@@ -28,7 +28,7 @@ from airflow_team_authz.cli.engine import (
     named_engine,
     opened,
 )
-from airflow_team_authz.cli.words import resource_words
+from airflow_team_authz.cli.support.vocabulary import resource_words
 from airflow_team_authz.escaping import one_line
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _routes_check() -> Check:
 
 
 def _login_check() -> Check:
-    from airflow_team_authz.cli.login import login_manager, name_of
+    from airflow_team_authz.cli.support.login import login_manager, name_of
     from airflow_team_authz.model import EngineError
 
     try:
@@ -147,7 +147,7 @@ def _login_check() -> Check:
 
 def _group_checks(settings: EngineSettings) -> Iterator[Check]:
     """Keycloak names groups by their paths or not, and nobody sees that before somebody logs in."""
-    from airflow_team_authz.cli.directory import group_path_checks
+    from airflow_team_authz.cli.support.directory import group_path_checks
     from airflow_team_authz.settings import read_settings
 
     if "Keycloak" in read_settings().authn_manager and isinstance(settings.policy, Path) and settings.policy.is_dir():
@@ -158,7 +158,7 @@ def _engine_checks(settings: EngineSettings, role: str, in_airflow: bool) -> Ite
     from airflow_team_authz.model import EngineError
 
     if isinstance(settings.policy, Path) and settings.policy.is_dir():
-        from airflow_team_authz.cli.directory import directory_checks
+        from airflow_team_authz.cli.support.directory import directory_checks
 
         yield from directory_checks(settings.policy)
     if isinstance(settings.policy, Path):
@@ -176,9 +176,9 @@ def _engine_checks(settings: EngineSettings, role: str, in_airflow: bool) -> Ite
 
 def _rule_checks(settings: EngineSettings) -> Iterator[Check]:
     """Each rule reads what a question has, and is where an engine looks."""
-    from airflow_team_authz.bundles.archive import BundleRefused, unpack
-    from airflow_team_authz.bundles.policy_files import directory_findings, rule_findings
-    from airflow_team_authz.compile import CompileError
+    from airflow_team_authz.gate.policy_files import directory_findings, rule_findings
+    from airflow_team_authz.opa.archive import BundleRefused, unpack
+    from airflow_team_authz.opa.compile import CompileError
 
     if not isinstance(settings.policy, Path):
         yield Check("rules", True, "not looked at: they are not in files here")
@@ -207,7 +207,7 @@ def _server_checks(settings: EngineSettings, engine: Engine) -> Iterator[Check]:
     from airflow_team_authz.engines.opa_server import OpaServer
 
     if isinstance(engine, OpaServer):
-        from airflow_team_authz.cli.opa_admin import server_checks
+        from airflow_team_authz.cli.support.opa_admin import server_checks
 
         yield from server_checks(settings, engine)
 

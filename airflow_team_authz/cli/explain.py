@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.console import UserError, print_columns, print_json, print_line, talking_to_stderr
-from airflow_team_authz.cli.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
+from airflow_team_authz.cli.support.console import UserError, print_columns, print_json, print_line, talking_to_stderr
+from airflow_team_authz.cli.support.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
 
 if TYPE_CHECKING:
     from airflow_team_authz.engines.choice import EngineSettings
@@ -86,7 +86,7 @@ def _asked(question: Sequence[str], decision: str | None, team: str | None) -> E
 
 def _written(file: str) -> Evaluation:
     from airflow_team_authz.cli.decide import read_file
-    from airflow_team_authz.cli.question_file import read_questions
+    from airflow_team_authz.cli.support.question_file import read_questions
 
     name, text = read_file(Path(file))
     questions = read_questions(name, text)
@@ -111,8 +111,8 @@ def _recorded(decision: str) -> Evaluation:
 
 
 def _named(user: str, action: str, resource: str, team: str | None) -> Evaluation:
-    from airflow_team_authz.cli.login import login_manager, name_of
-    from airflow_team_authz.cli.words import nearest, resource_words
+    from airflow_team_authz.cli.support.login import login_manager, name_of
+    from airflow_team_authz.cli.support.vocabulary import nearest, resource_words
     from airflow_team_authz.model import Evaluation
 
     type_, separator, id_ = resource.partition("/")

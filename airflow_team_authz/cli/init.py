@@ -11,8 +11,15 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json, print_line
-from airflow_team_authz.cli.words import TEAM_ID
+from airflow_team_authz.cli.support.console import (
+    Output,
+    OutputOption,
+    UserError,
+    print_columns,
+    print_json,
+    print_line,
+)
+from airflow_team_authz.cli.support.vocabulary import TEAM_ID
 
 # Written by us and by nobody else: the shipped policy, its schemas and capabilities.
 OURS = PurePosixPath(".team-authz")
@@ -178,7 +185,7 @@ def template(kind: str) -> Files:
 
 def platform_files() -> Files:
     """What is written for a platform besides what platforms and teams share."""
-    from airflow_team_authz.compile import shipped_policies
+    from airflow_team_authz.opa.compile import shipped_policies
 
     roles = _ROLES / "data.json"
     return template("platform") | {roles: (shipped_policies() / roles).read_bytes()}
@@ -214,7 +221,7 @@ def reference(team: str) -> str:
 
 def _ours(for_a_team: bool) -> Files:
     """The shipped policy, schemas and capabilities, as they go into ``.team-authz``."""
-    from airflow_team_authz.compile import shipped_policies
+    from airflow_team_authz.opa.compile import shipped_policies
 
     shipped = shipped_policies()
     sources = [shipped / "capabilities.json", *(shipped / "schemas").rglob("*.json")]

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from airflow_team_authz.cli.console import Output, OutputOption, UserError, print_columns, print_json, print_line
+from airflow_team_authz.cli.support.console import (
+    Output,
+    OutputOption,
+    UserError,
+    print_columns,
+    print_json,
+    print_line,
+)
 
 if TYPE_CHECKING:
     from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys

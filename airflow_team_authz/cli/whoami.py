@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.console import (
+from airflow_team_authz.cli.support.console import (
     Output,
     OutputOption,
     UserError,
@@ -18,8 +18,8 @@ from airflow_team_authz.cli.console import (
     print_json,
     talking_to_stderr,
 )
-from airflow_team_authz.cli.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
-from airflow_team_authz.cli.login import login_manager, name_of
+from airflow_team_authz.cli.support.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
+from airflow_team_authz.cli.support.login import login_manager, name_of
 
 if TYPE_CHECKING:
     from airflow_team_authz.model import DirectoryEntry, Source, Standing, Subject

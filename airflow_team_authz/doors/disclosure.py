@@ -13,7 +13,7 @@ from fastapi import HTTPException
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from airflow_team_authz.doors.deciding import settings
+from airflow_team_authz.doors.decision_point import settings
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Decision, Evaluations, Resource
 

@@ -180,7 +180,7 @@ def _refusal(dag_id: str, home: Home, bundle_name: str) -> str:
 
 def _conceals() -> bool:
     """Whether nobody is told whose something is; so too when the settings cannot be read."""
-    from airflow_team_authz.doors.deciding import settings
+    from airflow_team_authz.doors.decision_point import settings
 
     try:
         return settings().refusals == "conceal"

@@ -26,7 +26,7 @@ from sqlalchemy import select, update
 
 from airflow_team_authz.decision_log import origin
 from airflow_team_authz.doors import disclosure
-from airflow_team_authz.doors.deciding import decision_point, settings
+from airflow_team_authz.doors.decision_point import decision_point, settings
 from airflow_team_authz.escaping import escaped, logger
 from airflow_team_authz.files import make_private
 from airflow_team_authz.identities.machines import dag_processor

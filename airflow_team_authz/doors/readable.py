@@ -24,7 +24,7 @@ from sqlalchemy import select
 
 from airflow_team_authz.doors import disclosure
 from airflow_team_authz.doors.asset_owners import producing_teams, using_teams
-from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.doors.decision_point import decision_point
 from airflow_team_authz.doors.many_rows import Row, many_rows
 from airflow_team_authz.identities import requests
 from airflow_team_authz.model import READS, EngineError, Evaluations, Resource, Subject

@@ -22,7 +22,7 @@ from sqlalchemy import select
 from airflow_team_authz import questions
 from airflow_team_authz.decision_log import origin
 from airflow_team_authz.doors import disclosure, routes, wall
-from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.doors.decision_point import decision_point
 from airflow_team_authz.doors.disclosure import told_id
 from airflow_team_authz.identities import machines, requests
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject

@@ -24,7 +24,7 @@ from airflow_team_authz import questions
 from airflow_team_authz.decision_log import origin
 from airflow_team_authz.doors import disclosure, wall
 from airflow_team_authz.doors.bodies import TeamChanges, team_change
-from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.doors.decision_point import decision_point
 from airflow_team_authz.doors.disclosure import no_decision
 from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
 from airflow_team_authz.engines import DecisionPoint

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Mapper, Session, with_loader_criteria
 from sqlalchemy.sql import visitors
 
 from airflow_team_authz.doors import disclosure
-from airflow_team_authz.doors.deciding import decision_point
+from airflow_team_authz.doors.decision_point import decision_point
 from airflow_team_authz.doors.owned_rows import OF_THE_PERSON, OWNED, Named, mapped_classes, owned_tables
 from airflow_team_authz.doors.readable import Readable
 from airflow_team_authz.identities import requests

@@ -1,4 +1,4 @@
-"""Which engine: the one line a new engine adds."""
+"""Which engine decides, by the settings."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def open_engine(settings: EngineSettings) -> Engine:
 
     if settings.policy_keys_file is None:
         return InProcess(Path(settings.policy or packaged_baseline()), settings.opa, strict=settings.strict_policy)
-    from airflow_team_authz.bundles.trusted import Trust
+    from airflow_team_authz.bundles.verifying import Trust
     from airflow_team_authz.engines.downloads import Downloaded, bundle_name, shared_place
 
     policy = settings.policy or packaged_baseline()

@@ -24,15 +24,15 @@ from urllib.parse import urlsplit
 
 from airflow_team_authz import forks
 from airflow_team_authz.bundles.aggregate import WASM
-from airflow_team_authz.bundles.archive import MAX_BYTES, BundleRefused
-from airflow_team_authz.bundles.trusted import Trust
-from airflow_team_authz.compile import fingerprint
+from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines import Reply
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.files import make_private, read_token
 from airflow_team_authz.model import PolicyBroken
-from airflow_team_authz.wasm import trouble_at_start
+from airflow_team_authz.opa.archive import MAX_BYTES, BundleRefused
+from airflow_team_authz.opa.compile import fingerprint
+from airflow_team_authz.opa.wasm import trouble_at_start
 
 if TYPE_CHECKING:
     import httpx

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_team_authz import forks
-from airflow_team_authz.bundles.archive import MAX_BYTES, BundleRefused, unpack
-from airflow_team_authz.compile import CompileError, compile_directory, fingerprint
 from airflow_team_authz.engines import Reply
 from airflow_team_authz.engines.kept import Kept
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import PolicyBroken
-from airflow_team_authz.wasm import (
+from airflow_team_authz.opa.archive import MAX_BYTES, BundleRefused, unpack
+from airflow_team_authz.opa.compile import CompileError, compile_directory, fingerprint
+from airflow_team_authz.opa.wasm import (
     KEEP_PAGES,
     Machine,
     Policy,
@@ -28,7 +28,7 @@ from airflow_team_authz.wasm import (
 )
 
 if TYPE_CHECKING:
-    from airflow_team_authz.bundles.trusted import Trust
+    from airflow_team_authz.bundles.verifying import Trust
 
 log = logger(__name__)
 
@@ -298,7 +298,7 @@ class InProcess:
 
 
 def _findings(policy: Path | Mapping[str, bytes], opa: str | None) -> list[str]:
-    from airflow_team_authz.bundles.policy_files import directory_findings, rule_findings
+    from airflow_team_authz.gate.policy_files import directory_findings, rule_findings
 
     found = directory_findings(policy, opa) if isinstance(policy, Path) else rule_findings(policy, opa)
     return [f"{finding.file}:{finding.line}: {finding.message}: {finding.help}" for finding in found]

@@ -1,4 +1,4 @@
-"""An OPA server beside Airflow, over its Data API: the one file that speaks HTTP.
+"""An OPA server beside Airflow, over its Data API.
 
 Own code, because a decision is in every request's path: a general client costs two to eight times as much, none has a
 deadline for the whole exchange, and most obey ``HTTP_PROXY`` even for loopback.
@@ -19,11 +19,11 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from airflow_team_authz.compile import fingerprint
 from airflow_team_authz.engines import NOT_JSON, Reply
 from airflow_team_authz.files import TokenUnfit, check_token
 from airflow_team_authz.model import DeadlineExceeded, EngineError, Malformed, PolicyBroken, Undefined, Unreachable
-from airflow_team_authz.opa_errors import problems
+from airflow_team_authz.opa.compile import fingerprint
+from airflow_team_authz.opa.errors import problems
 
 _QUERY = "?strict-builtin-errors=true&provenance=true"
 _MAX_HEADER = 64 * 1024

@@ -14,18 +14,18 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from airflow_team_authz.bundles.archive import BundleRefused
-from airflow_team_authz.bundles.findings import sarif
-from airflow_team_authz.compile import CompileError
 from airflow_team_authz.escaping import logger
+from airflow_team_authz.gate.findings import sarif
 from airflow_team_authz.model import KeyUnfit
+from airflow_team_authz.opa.archive import BundleRefused
+from airflow_team_authz.opa.compile import CompileError
 from airflow_team_authz.server.access import Access, NotKnown, Oidc
 from airflow_team_authz.server.bodies import Bodies
 from airflow_team_authz.server.issuer import IssuerGone
 from airflow_team_authz.server.releases import Frozen, NotPublishable, NotThere, Outdated, Releases
 from airflow_team_authz.server.routes import ServerParts, router
 from airflow_team_authz.server.served import Served
-from airflow_team_authz.server.turns import Turns
+from airflow_team_authz.server.work_queue import Turns
 
 log = logger(__name__)
 

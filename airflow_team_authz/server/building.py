@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from airflow_team_authz.bundles.aggregate import build
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, root
-from airflow_team_authz.bundles.platform_check import failing_tests
 from airflow_team_authz.bundles.signing import SigningKey
-from airflow_team_authz.compile import CompileError, StartError
+from airflow_team_authz.gate.platform_part import failing_tests
+from airflow_team_authz.opa.compile import CompileError, StartError
 
 # What one item more takes in an engine.
 _PART_BYTES = 100

@@ -17,14 +17,14 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from airflow_team_authz.bundles.aggregate import SIGN_AGAIN_HOURS, made_by, sign_again
-from airflow_team_authz.bundles.archive import BundleRefused, manifest_of, unpack
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, read_artifact, root
-from airflow_team_authz.bundles.findings import Finding, of_opa
-from airflow_team_authz.bundles.gate import check_package
-from airflow_team_authz.bundles.platform_check import check_platform
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
-from airflow_team_authz.compile import CompileError, StartError, merged
 from airflow_team_authz.escaping import logger
+from airflow_team_authz.gate.check import check_package
+from airflow_team_authz.gate.findings import Finding, of_opa
+from airflow_team_authz.gate.platform_part import check_platform
+from airflow_team_authz.opa.archive import BundleRefused, manifest_of, unpack
+from airflow_team_authz.opa.compile import CompileError, StartError, merged
 from airflow_team_authz.server.building import Builder, Whole
 from airflow_team_authz.server.database import (
     Bundle,

@@ -51,7 +51,7 @@ from airflow_team_authz.server.messages import (
 )
 from airflow_team_authz.server.releases import Releases
 from airflow_team_authz.server.served import Served
-from airflow_team_authz.server.turns import Turns
+from airflow_team_authz.server.work_queue import Turns
 
 _MAX_WAIT_SECONDS = 300
 _CLIENTS_OF_A_PAGE = 100

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact
-from airflow_team_authz.bundles.platform_check import read_platform
 from airflow_team_authz.bundles.signing import SigningKey
+from airflow_team_authz.gate.platform_part import read_platform
 from tests.conftest import REPOSITORY
 
 Make = Callable[..., Artifact]

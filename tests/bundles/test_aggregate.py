@@ -16,15 +16,15 @@ import wasmtime
 
 from airflow_team_authz.bundles import aggregate
 from airflow_team_authz.bundles.aggregate import WASM, build, scope
-from airflow_team_authz.bundles.archive import BundleRefused, pack, read_manifest, unpack
 from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey, TrustedKeys
-from airflow_team_authz.bundles.trusted import Trust
-from airflow_team_authz.compile import CompileError, find_opa
+from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.engines.opa_server import OpaServer
 from airflow_team_authz.model import Decision, EngineError, Evaluations, PolicyBroken, Resource, Subject
+from airflow_team_authz.opa.archive import BundleRefused, pack, read_manifest, unpack
+from airflow_team_authz.opa.compile import CompileError, find_opa
 from tests.bundles.conftest import lends
 from tests.conftest import eventually
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_team_authz.bundles import archive as archives
-from airflow_team_authz.bundles.archive import BundleRefused, canonical, load_json, pack, read_manifest, unpack
+from airflow_team_authz.opa import archive as archives
+from airflow_team_authz.opa.archive import BundleRefused, canonical, load_json, pack, read_manifest, unpack
 from tests.conftest import REPOSITORY
 
 FILES = {"teams/a/größe.rego": "package teams.a # ä".encode(), ".manifest": b"{}", "data.json": b'{"x": 1}'}
@@ -115,8 +115,8 @@ def test_what_is_odd_is_refused(content: bytes, told: str) -> None:
 
 _UNPACK = """
 import resource, sys
-from airflow_team_authz.bundles import archive as archives
-from airflow_team_authz.bundles.archive import BundleRefused, unpack
+from airflow_team_authz.opa import archive as archives
+from airflow_team_authz.opa.archive import BundleRefused, unpack
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 try:
     unpack(sys.stdin.buffer.read())

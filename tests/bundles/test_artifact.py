@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_team_authz.bundles.archive import MANIFEST, BundleRefused, canonical, pack
 from airflow_team_authz.bundles.artifact import (
     MAX_ARTIFACT_BYTES,
     PLATFORM,
@@ -14,6 +13,7 @@ from airflow_team_authz.bundles.artifact import (
     read_artifact,
 )
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
+from airflow_team_authz.opa.archive import MANIFEST, BundleRefused, canonical, pack
 from tests.bundles.conftest import lends
 
 

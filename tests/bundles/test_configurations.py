@@ -15,16 +15,16 @@ import httpx
 import pytest
 
 from airflow_team_authz.bundles.aggregate import build, scope
-from airflow_team_authz.bundles.archive import pack, unpack
 from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.bundles.push import PushFailed, push
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey
-from airflow_team_authz.bundles.trusted import Trust
-from airflow_team_authz.compile import find_opa
+from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines import DecisionPoint, downloads
 from airflow_team_authz.engines.downloads import Downloaded
 from airflow_team_authz.engines.opa_server import OpaServer
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
+from airflow_team_authz.opa.archive import pack, unpack
+from airflow_team_authz.opa.compile import find_opa
 from demo.airflow import free_port
 from tests.bundles.conftest import lends
 from tests.conftest import REPOSITORY, eventually

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from airflow_team_authz.bundles.findings import Finding, sarif
 from airflow_team_authz.cli import app
+from airflow_team_authz.gate.findings import Finding, sarif
 
 # A URI reference: what is not a letter, digit or one of these is percent-encoded.
 _URI = re.compile(r"(?:[A-Za-z0-9._~/-]|%[0-9A-F]{2})+")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from airflow_team_authz.bundles.gate import check_package
-from airflow_team_authz.bundles.platform_check import check_platform, read_platform
-from airflow_team_authz.bundles.policy_files import directory_findings, rule_findings
-from airflow_team_authz.compile import CompileError, compile_directory, shipped_policies
+from airflow_team_authz.gate.check import check_package
+from airflow_team_authz.gate.platform_part import check_platform, read_platform
+from airflow_team_authz.gate.policy_files import directory_findings, rule_findings
+from airflow_team_authz.opa.compile import CompileError, compile_directory, shipped_policies
 from tests.conftest import write
 
 SITE, ALPHA = "package airflow.site\n\n", "package teams.alpha\n\n"

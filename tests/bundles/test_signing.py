@@ -12,10 +12,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from airflow_team_authz.bundles.archive import BundleRefused, canonical, load_json, pack
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey, TrustedKeys
-from airflow_team_authz.compile import find_opa
 from airflow_team_authz.model import KeyUnfit
+from airflow_team_authz.opa.archive import BundleRefused, canonical, load_json, pack
+from airflow_team_authz.opa.compile import find_opa
 
 TEXT = '"ä\u2028\u2029<&>\\u0007\\b\\f\\n\\r\\t\\"\\\\/🚀\\u007f"'
 DATA = f'{{"b": [{TEXT}, 1e3, 1.10, -0, 123456789012345678901], "a": {{"": null}}}}'

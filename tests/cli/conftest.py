@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from airflow_team_authz.cli import app
-from airflow_team_authz.compile import find_opa
+from airflow_team_authz.opa.compile import find_opa
 
 Run = Callable[..., Result]
 

@@ -14,12 +14,12 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from airflow_team_authz.bundles import site
+from airflow_team_authz.bundles import offline
 from airflow_team_authz.bundles.aggregate import build, scope
-from airflow_team_authz.bundles.archive import pack, read_manifest, unpack
 from airflow_team_authz.bundles.artifact import build_artifact
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey, TrustedKeys
 from airflow_team_authz.cli import app
+from airflow_team_authz.opa.archive import pack, read_manifest, unpack
 from tests.bundles.conftest import lends
 from tests.conftest import REPOSITORY
 
@@ -158,7 +158,7 @@ def test_an_artifact_that_is_replaced_meanwhile_is_not_kept_unchecked(
         artifact.write_bytes(b"unsigned")
         return build(*arguments)
 
-    monkeypatch.setattr(site, "build", build_slowly)
+    monkeypatch.setattr(offline, "build", build_slowly)
     works.aggregate()
     assert (works.out / ".good" / "alpha.tar.gz").read_bytes() == checked
 
@@ -201,7 +201,7 @@ def test_an_upgrade_of_opa_and_of_the_package_reaches_every_bundle(
     upgraded = tmp_path / "policies"
     shutil.copytree(REPOSITORY / "policies", upgraded)
     (upgraded / "airflow" / "authz" / "next.rego").write_text("package airflow.authz.next\n")
-    monkeypatch.setattr("airflow_team_authz.compile.shipped_policies", lambda: upgraded)
+    monkeypatch.setattr("airflow_team_authz.opa.compile.shipped_policies", lambda: upgraded)
     works.aggregate()
     for name in ("production", "production.team.alpha"):
         assert "airflow/authz/next.rego" in unpack((works.out / f"{name}.tar.gz").read_bytes())

@@ -10,13 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from airflow_team_authz.cli.directory import group_path_checks
-from airflow_team_authz.cli.engine import Named
-from airflow_team_authz.cli.opa_admin import server_checks, version_check
-from airflow_team_authz.cli.words import resource_words
-from airflow_team_authz.compile import compile_directory
+from airflow_team_authz.cli.support.directory import group_path_checks
+from airflow_team_authz.cli.support.engine import Named
+from airflow_team_authz.cli.support.opa_admin import server_checks, version_check
+from airflow_team_authz.cli.support.vocabulary import resource_words
 from airflow_team_authz.decision_log.tables import decisions
 from airflow_team_authz.engines.opa_server import OpaServer
+from airflow_team_authz.opa.compile import compile_directory
 from airflow_team_authz.settings import MANAGER
 from tests.conftest import REPOSITORY
 

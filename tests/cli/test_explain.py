@@ -238,7 +238,7 @@ def test_somebody_is_explained_about_what_airflow_has(program, policy, tmp_path)
 
 
 def test_a_bundle_has_no_rules_to_read(run, tmp_path, policy):
-    from airflow_team_authz.compile import compile_directory
+    from airflow_team_authz.opa.compile import compile_directory
 
     bundle = tmp_path / "bundle.tar.gz"
     compile_directory(policy, bundle)

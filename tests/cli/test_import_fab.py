@@ -49,12 +49,12 @@ from airflow_team_authz.cli import app
 from airflow_team_authz.cli.imports import fab as importer
 from airflow_team_authz.cli.imports.fab_database import FabDatabase, read_fab
 from airflow_team_authz.cli.imports.translation import ROLES
-from airflow_team_authz.compile import compile_directory
 from airflow_team_authz.doors import users
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.engines.opa_server import OpaServer
 from airflow_team_authz.model import Evaluations, Resource, Subject
+from airflow_team_authz.opa.compile import compile_directory
 from airflow_team_authz.questions import menu_item
 from tests.cli.fab_tables import DAGS, NAMES, ODD, TEAMS, VERBS, Person, Tables, airflows, random_roles, standard_roles
 from tests.conftest import PATIENT_MS, REPOSITORY, Opa

@@ -8,10 +8,10 @@ from itertools import product
 
 import pytest
 
-from airflow_team_authz.compile import fingerprint
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import Evaluations, Resource, Subject
+from airflow_team_authz.opa.compile import fingerprint
 from tests.conftest import REPOSITORY
 
 DATA = REPOSITORY / "tests/cli/data"

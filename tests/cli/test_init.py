@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from airflow_team_authz.cli.init import tool_files, written_before
-from airflow_team_authz.compile import MINIMUM_OPA, compile_directory
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import Evaluations, Resource, Subject
+from airflow_team_authz.opa.compile import MINIMUM_OPA, compile_directory
 from tests.conftest import REPOSITORY
 
 # Ordinary ones; not an identifier; a number; keywords and names of Rego; the template's own; what looks like a test.

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import pytest
 
-from airflow_team_authz.compile import CompileError, find_opa, opa_version
+from airflow_team_authz.opa.compile import CompileError, find_opa, opa_version
 
 COMMANDS = ["decide", "doctor", "explain", "init"]
 
@@ -66,7 +66,7 @@ def test_version_needs_no_opa(run, monkeypatch):
     def no_opa():
         raise CompileError("none was found")
 
-    monkeypatch.setattr("airflow_team_authz.compile.find_opa", no_opa)
+    monkeypatch.setattr("airflow_team_authz.opa.compile.find_opa", no_opa)
     told = run("--version")
     assert told.exit_code == 0
     assert "opa " not in told.stdout

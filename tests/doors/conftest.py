@@ -23,11 +23,11 @@ from airflow.models.team import Team
 from sqlalchemy import String, create_engine, event
 from sqlalchemy.orm import Session, sessionmaker
 
-from airflow_team_authz.compile import compile_directory
 from airflow_team_authz.doors.users import build_manager
 from airflow_team_authz.engines import DecisionPoint, Reply
 from airflow_team_authz.engines.choice import packaged_baseline
 from airflow_team_authz.engines.in_process import InProcess
+from airflow_team_authz.opa.compile import compile_directory
 from tests.conftest import REPOSITORY, log_without_sinks
 
 # What the database holds; the example policies have rules of their own about some of these.

@@ -12,7 +12,7 @@ from airflow.models import Connection, DagModel, DagRun, Pool, Variable
 from airflow.models.log import Log
 from sqlalchemy import select
 
-from airflow_team_authz.doors import deciding, wall
+from airflow_team_authz.doors import decision_point, wall
 from airflow_team_authz.identities import requests
 from tests.doors.test_user_requests import Site, airflows_routes, opened_site
 
@@ -57,9 +57,9 @@ def site(opened_site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             if getattr(part.call, "__qualname__", "").startswith("requires_access_"):
                 monkeypatch.setattr(part, "call", wall._within(requests.before_handler, part.call))
     monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", "conceal")
-    deciding.forget()
+    decision_point.forget()
     yield opened_site
-    deciding.forget()
+    decision_point.forget()
 
 
 def _named(site: Site) -> list[tuple[str, str]]:

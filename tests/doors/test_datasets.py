@@ -25,8 +25,8 @@ from airflow.models.log import Log
 from airflow.models.trigger import Trigger
 from sqlalchemy import delete, select
 
-from airflow_team_authz.doors import datasets, deciding
-from airflow_team_authz.doors.datasets import HELD_BACK, REFUSED, REPLAYED, TeamAssetManager
+from airflow_team_authz.doors import assets, decision_point
+from airflow_team_authz.doors.assets import HELD_BACK, REFUSED, REPLAYED, TeamAssetManager
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import requests
 from airflow_team_authz.model import Decision, Standing, Subject, Unreachable
@@ -116,14 +116,14 @@ def engine(bundles: dict[str, Path]) -> Iterator[Recording]:
 def as_before() -> Iterator[None]:
     """No test keeps another's settings."""
     yield
-    deciding.forget()
+    decision_point.forget()
 
 
 @pytest.fixture
 def orders(waiting: None, engine: Recording, monkeypatch: pytest.MonkeyPatch) -> Orders:  # noqa: ARG001
     monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
     point = DecisionPoint(engine)
-    monkeypatch.setattr(datasets, "decision_point", lambda: point)
+    monkeypatch.setattr(assets, "decision_point", lambda: point)
     engine.asked.clear()
     return Orders(engine)
 
@@ -134,7 +134,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch, orders: Orders) -> None:  # noqa:
         def decide(self, _: Any) -> Any:
             raise Unreachable("nobody answers at unix:///x")
 
-    monkeypatch.setattr(datasets, "decision_point", Gone)
+    monkeypatch.setattr(assets, "decision_point", Gone)
 
 
 @needs_consent
@@ -164,7 +164,7 @@ def test_all_dags_of_an_event_are_one_question(orders: Orders) -> None:
 @needs_consent
 def test_a_refused_event_is_recorded_with_its_door(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = Made("denied")
-    monkeypatch.setattr(datasets, "decision_point", lambda: DecisionPoint(orders.engine, recorded.log))
+    monkeypatch.setattr(assets, "decision_point", lambda: DecisionPoint(orders.engine, recorded.log))
     orders.change("beta")
     (record,) = recorded.records()
     assert (record["custom"]["door"], record["input"]["action"]) == ("datasets", "trigger")
@@ -239,11 +239,11 @@ def test_a_watchers_event_is_of_the_team_that_watches(orders: Orders, team_id: s
         trigger = Trigger(classpath="x", kwargs={}, team_name=team_id)
         session.add(trigger)
         session.commit()
-        token = datasets._watching.set(trigger.id)
+        token = assets._watching.set(trigger.id)
     try:
         watched = orders.register()
     finally:
-        datasets._watching.reset(token)
+        assets._watching.reset(token)
     assert orders.engine.asked[0][1]["subject"]["type"] == "watcher"
     assert watched == orders.change(team_id)
 
@@ -254,27 +254,27 @@ def test_without_a_decision_nothing_starts_and_nothing_is_lost(orders: Orders, n
     assert set(told(HELD_BACK)) == set(WAITING)
     with _session() as session:
         assert session.scalars(select(AssetEvent).order_by(AssetEvent.id.desc())).first() is not None
-    waiting = datasets.held_back()
+    waiting = assets.held_back()
     assert {one.dag_id for one in waiting} == set(WAITING)
     assert {(one.held.asset, one.held.subject.id) for one in waiting} == {("orders", "beta_daily.work")}
     with pytest.raises(Unreachable):
-        list(datasets.replay())
+        list(assets.replay())
     assert set(told(HELD_BACK)) == set(WAITING)
 
 
 @needs_consent
 def test_what_was_held_back_is_asked_again(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:
-    answering = datasets.decision_point
+    answering = assets.decision_point
     with monkeypatch.context() as outage:
-        outage.setattr(datasets, "decision_point", lambda: SimpleNamespace(decide=_raise))
+        outage.setattr(assets, "decision_point", lambda: SimpleNamespace(decide=_raise))
         orders.change("beta")
-    assert datasets.decision_point is answering
-    outcomes = {outcome.dag_id: outcome.state for outcome in datasets.replay()}
+    assert assets.decision_point is answering
+    outcomes = {outcome.dag_id: outcome.state for outcome in assets.replay()}
     expected = {"alpha_open_to_beta", "beta_closed", "common"}
     assert outcomes == {dag_id: REPLAYED if dag_id in expected else REFUSED for dag_id in WAITING}
     assert started() == expected
     assert "starts it only if producer_teams" in told(REFUSED)["alpha_closed"]["reasons"][0]
-    assert list(datasets.replay()) == []
+    assert list(assets.replay()) == []
 
 
 def _change(model: Any, key: Any, **values: Any) -> dict[str, Any]:
@@ -321,12 +321,12 @@ def test_what_was_held_back_is_asked_as_if_it_came_now(
     try:
         then = orders.change(who)
         with monkeypatch.context() as outage:
-            outage.setattr(datasets, "decision_point", lambda: SimpleNamespace(decide=_raise))
+            outage.setattr(assets, "decision_point", lambda: SimpleNamespace(decide=_raise))
             orders.change(who)
         before = _change(model, key, **values)
         try:
             orders.engine.asked.clear()
-            list(datasets.replay())
+            list(assets.replay())
             replayed, asked = started(), [question for _, question in orders.engine.asked]
             orders.engine.asked.clear()
             fresh = orders.change(who)
@@ -353,9 +353,9 @@ def test_a_persons_held_back_event_counts_where_the_person_has_a_role_now(
     oda = Subject("user", "oda", (), (), ("beta-engineers",))
     with requests.request(), monkeypatch.context() as outage:
         requests.remember(oda)
-        outage.setattr(datasets, "decision_point", lambda: SimpleNamespace(decide=_raise))
+        outage.setattr(assets, "decision_point", lambda: SimpleNamespace(decide=_raise))
         orders.register(source_is_api=True, api_user_teams={"beta"}, api_allow_consumer_teams=[])
-    list(datasets.replay())
+    list(assets.replay())
     assert started() == {"beta_closed", "common"}
 
 
@@ -366,12 +366,12 @@ def test_what_is_left_of_a_dag_that_is_gone_is_its_teams(orders: Orders, monkeyp
         session.commit()
     task = SimpleNamespace(dag_id="beta_gone", task_id="work", run_id="r", map_index=-1)
     with monkeypatch.context() as outage:
-        outage.setattr(datasets, "decision_point", lambda: SimpleNamespace(decide=_raise))
+        outage.setattr(assets, "decision_point", lambda: SimpleNamespace(decide=_raise))
         orders.register(task_instance=task)
     with _session() as session:
         session.execute(delete(DagModel).where(DagModel.dag_id == "beta_gone"))
         session.commit()
-    list(datasets.replay())
+    list(assets.replay())
     assert started() == {"alpha_open_to_beta", "beta_closed", "common"}
 
 
@@ -395,11 +395,11 @@ TEXTS = {
 def test_no_text_is_too_long_for_the_audit_log(
     orders: Orders, monkeypatch: pytest.MonkeyPatch, strict: set[str], texts: list[str], how: str
 ) -> None:
-    monkeypatch.setattr(datasets, "decision_point", lambda: Talking(how == "refused", texts))
+    monkeypatch.setattr(assets, "decision_point", lambda: Talking(how == "refused", texts))
     assert orders.change("beta") == set()
     if how == "held back, then refused":
-        monkeypatch.setattr(datasets, "decision_point", lambda: Talking(True, texts))
-        assert {outcome.state for outcome in datasets.replay()} == {REFUSED}
+        monkeypatch.setattr(assets, "decision_point", lambda: Talking(True, texts))
+        assert {outcome.state for outcome in assets.replay()} == {REFUSED}
     assert set(told(HELD_BACK if how == "held back" else REFUSED)) == set(WAITING)
     assert {"Log.extra", "Log.owner"} <= strict
 
@@ -425,7 +425,7 @@ def test_a_refusal_tells_its_first_reasons_and_how_many_more_there_are(
     orders: Orders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reasons = [f"reason {number}" for number in range(25)]
-    monkeypatch.setattr(datasets, "decision_point", lambda: Talking(True, reasons))
+    monkeypatch.setattr(assets, "decision_point", lambda: Talking(True, reasons))
     orders.change("beta")
     # Both owners say all of it.
     assert told(REFUSED)["common"]["reasons"] == [*reasons[:10], "and 40 more reasons"]
@@ -440,12 +440,12 @@ def test_whoever_asks_is_kept_whole_in_as_many_rows_as_it_takes(
     with requests.request():
         requests.remember(asked)
         assert orders.register(source_is_api=True, api_user_teams={"beta"}) == set()
-    waiting = datasets.held_back()
+    waiting = assets.held_back()
     assert {one.dag_id for one in waiting} == set(WAITING)
     assert {one.held.subject for one in waiting} == {asked}
-    monkeypatch.setattr(datasets, "decision_point", lambda: Talking(True, ["no"]))
-    assert {outcome.state for outcome in datasets.replay()} == {REFUSED}
-    assert datasets.held_back() == []
+    monkeypatch.setattr(assets, "decision_point", lambda: Talking(True, ["no"]))
+    assert {outcome.state for outcome in assets.replay()} == {REFUSED}
+    assert assets.held_back() == []
     with _session() as session:
         assert {row.event for row in session.scalars(select(Log))} == {REFUSED}
 
@@ -455,7 +455,7 @@ def test_own_dags_may_start_without_a_decision(
     orders: Orders, no_engine: None, monkeypatch: pytest.MonkeyPatch  # noqa: ARG001
 ) -> None:  # fmt: skip
     monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__OWN_DAGS_WITHOUT_DECISION", "start")
-    deciding.forget()
+    decision_point.forget()
     assert orders.change("beta") == {"beta_closed", "common"}
     assert set(told(HELD_BACK)) == set(WAITING) - {"beta_closed", "common"}
     with requests.request():
@@ -468,7 +468,7 @@ def test_a_wrong_setting_holds_everything_back(orders: Orders, monkeypatch: pyte
     monkeypatch.undo()
     monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
     monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__OWN_DAGS_WITHOUT_DECISION", "perhaps")
-    deciding.forget()
+    decision_point.forget()
     assert orders.change("beta") == set()
     assert "own_dags_without_decision" in told(HELD_BACK)["common"]["error"]
 

@@ -13,7 +13,7 @@ import pytest
 from airflow.api_fastapi.auth.managers.models import resource_details as details
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 
-from airflow_team_authz.doors import deciding
+from airflow_team_authz.doors import decision_point
 from airflow_team_authz.doors.refusals import RefusalReasons
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import requests
@@ -81,9 +81,9 @@ def may(world: World, user: str, type_: str, id_: str | None, team: str | None, 
 def refusals(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each value of the setting."""
     monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", request.param)
-    deciding.forget()
+    decision_point.forget()
     yield request.param
-    deciding.forget()
+    decision_point.forget()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from sqlalchemy.orm import Session, with_loader_criteria
 from typer.testing import CliRunner, Result
 
 from airflow_team_authz.cli import app
-from airflow_team_authz.doors import deciding, names
+from airflow_team_authz.doors import decision_point, names
 from airflow_team_authz.doors.asset_owners import producing_teams
 from airflow_team_authz.identities import requests
 from tests.doors.test_pools import made, runs, write
@@ -106,11 +106,11 @@ def test_whose_a_taken_dag_id_is_can_be_concealed(
 ) -> None:
     write(rich(f"taken_{refusals}", "mine"), bundle=ALPHA)
     monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", refusals)
-    deciding.forget()
+    decision_point.forget()
     try:
         error = write(rich(f"taken_{refusals}", "theirs"), bundle=BETA)["dags.py"]
     finally:
-        deciding.forget()
+        decision_point.forget()
     assert f"Dag taken_{refusals} " in error
     assert ("alpha" in error) == is_told
 

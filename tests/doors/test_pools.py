@@ -21,7 +21,7 @@ from airflow.sdk.bases.operator import OPERATOR_DEFAULTS
 from airflow.serialization.serialized_objects import DagSerialization, LazyDeserializedDAG
 from sqlalchemy import select
 
-from airflow_team_authz.doors import deciding, pools
+from airflow_team_authz.doors import decision_point, pools
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Decision, Unreachable
 from tests.conftest import log_without_sinks
@@ -75,7 +75,7 @@ def parsing(
 
 
 def _forget() -> None:
-    deciding.forget()
+    decision_point.forget()
     pools._known.clear()
     pools._directory.cache_clear()
 
@@ -149,7 +149,7 @@ def test_the_import_error_names_no_owner_and_the_log_does(
 ) -> None:  # fmt: skip
     for refusals in ("explain", "conceal"):
         monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", refusals)
-        deciding.forget()
+        decision_point.forget()
         with caplog.at_level("INFO"):
             (error,) = write(made("greedy", "beta_pool")).values()
         assert "team beta" not in error

@@ -36,7 +36,7 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from sqlalchemy import delete, insert, select
 
-from airflow_team_authz.doors import deciding, routes, tasks
+from airflow_team_authz.doors import decision_point, routes, tasks
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import machines, requests
 from airflow_team_authz.model import Unreachable
@@ -176,9 +176,9 @@ def test_a_task_reaches_its_own_and_not_anothers(api: Api, scene: str, attempt: 
 @pytest.fixture
 def concealing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", "conceal")
-    deciding.forget()
+    decision_point.forget()
     yield
-    deciding.forget()
+    decision_point.forget()
 
 
 # What Airflow finds by a name that need not be there; and what it finds only if nobody hides the rows.

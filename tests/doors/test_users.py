@@ -16,7 +16,7 @@ from airflow.api_fastapi.common.types import MenuItem
 from fastapi import HTTPException
 
 import airflow_team_authz
-from airflow_team_authz.doors import deciding
+from airflow_team_authz.doors import decision_point
 from airflow_team_authz.doors.bodies import TeamChanges
 from airflow_team_authz.doors.refusals import RefusalReasons
 from airflow_team_authz.engines import Answer, DecisionPoint, Reply
@@ -268,15 +268,15 @@ def test_a_manager_of_ours_is_no_login_manager_for_another() -> None:
 
 def test_a_broken_policy_is_noticed_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS", "true")
-    deciding.forget()
+    decision_point.forget()
     (tmp_path / "bundle.tar.gz").write_bytes(b"no bundle")
     monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__POLICY", str(tmp_path / "bundle.tar.gz"))
     with pytest.raises(PolicyBroken):
         build(SimpleAuthManager)().init()
     monkeypatch.delenv("AIRFLOW__TEAM_AUTHZ__POLICY")
-    deciding.forget()
+    decision_point.forget()
     build(SimpleAuthManager)().init()
-    deciding.forget()
+    decision_point.forget()
 
 
 @pytest.mark.parametrize("name", ["TeamAuthManager", "Teamauthmanager"])

@@ -20,14 +20,14 @@ import fsspec
 import pytest
 
 from airflow_team_authz.bundles.aggregate import build, scope
-from airflow_team_authz.bundles.archive import BundleRefused, pack, unpack
 from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey
-from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines import DecisionPoint, downloads
 from airflow_team_authz.engines.choice import open_engine as open_configured
 from airflow_team_authz.engines.downloads import Downloaded, bundle_name, open_store, shared_place
 from airflow_team_authz.model import Evaluations, PolicyBroken, Resource, Subject
+from airflow_team_authz.opa.archive import BundleRefused, pack, unpack
 from airflow_team_authz.settings import SettingsError, parse_settings
 from tests.bundles.conftest import lends
 from tests.conftest import REPOSITORY, errors, eventually, forked
@@ -164,7 +164,7 @@ def test_without_a_place_for_the_last_good_one_it_is_told(web: Web, trust: Trust
 _ASK = """
 import sys
 from pathlib import Path
-from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines import DecisionPoint, downloads
 from airflow_team_authz.engines.downloads import Downloaded
 from airflow_team_authz.model import Evaluations, Resource, Subject
@@ -328,7 +328,7 @@ def test_a_policy_that_becomes_too_old_is_told_of_and_not_loaded_again(
     with closing(DecisionPoint(Downloaded(web.url, tmp_path / "state", limited))) as point:
         assert version(point) == 12
         real = time.time
-        monkeypatch.setattr("airflow_team_authz.bundles.trusted.time.time", lambda: real() + 13 * 3600)
+        monkeypatch.setattr("airflow_team_authz.bundles.verifying.time.time", lambda: real() + 13 * 3600)
         told = "stays in force, although it was signed 13 hours ago"
         eventually(lambda: any(told in error for error in errors(caplog)))
         eventually(lambda: any("13 hours ago" in str(said["bundles"][NAME].get("message")) for said in web.told))

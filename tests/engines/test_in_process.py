@@ -18,9 +18,7 @@ from typing import Any
 
 import pytest
 
-from airflow_team_authz import forks, wasm
-from airflow_team_authz.bundles.archive import MAX_BYTES
-from airflow_team_authz.compile import ENTRYPOINTS, compile_directory
+from airflow_team_authz import forks
 from airflow_team_authz.engines import CHUNK, DecisionPoint, in_process
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import (
@@ -33,6 +31,9 @@ from airflow_team_authz.model import (
     TooLong,
     Undefined,
 )
+from airflow_team_authz.opa import wasm
+from airflow_team_authz.opa.archive import MAX_BYTES
+from airflow_team_authz.opa.compile import ENTRYPOINTS, compile_directory
 from tests.conftest import Engines, build, errors, eventually, forked, opened, pack, restore, unpack, write
 
 Policy = Callable[[dict[str, str]], Path]

@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from airflow_team_authz import wasm
-from airflow_team_authz.compile import compile_directory
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.engines.kept import Kept
 from airflow_team_authz.model import Context, Evaluations, PolicyBroken, Resource, Subject
+from airflow_team_authz.opa import wasm
+from airflow_team_authz.opa.compile import compile_directory
 from tests.conftest import REPOSITORY, eventually, opened
 
 Policy = Callable[[dict[str, str]], Path]

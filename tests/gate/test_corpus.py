@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_team_authz.bundles.gate import check_package
-from airflow_team_authz.compile import find_opa
+from airflow_team_authz.gate.check import check_package
+from airflow_team_authz.opa.compile import find_opa
 from tests.gate.corpus import FINE, HOSTILE
 
 ASKED = {

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from airflow_team_authz.bundles.gate import check_package, read_package
-from airflow_team_authz.bundles.layout import MAX_DATA_BYTES
-from airflow_team_authz.bundles.platform_check import check_platform, failing_tests, read_platform
 from airflow_team_authz.cli import app
-from airflow_team_authz.compile import CompileError, shipped_policies
+from airflow_team_authz.gate.check import check_package, read_package
+from airflow_team_authz.gate.package_files import MAX_DATA_BYTES
+from airflow_team_authz.gate.platform_part import check_platform, failing_tests, read_platform
+from airflow_team_authz.opa.compile import CompileError, shipped_policies
 from tests.conftest import REPOSITORY
 from tests.gate.test_corpus import TEST, formatted, package
 

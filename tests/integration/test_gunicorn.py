@@ -16,7 +16,7 @@ import pytest
 
 from airflow_team_authz.bundles.aggregate import build
 from airflow_team_authz.bundles.signing import SigningKey
-from airflow_team_authz.compile import compile_directory
+from airflow_team_authz.opa.compile import compile_directory
 from demo.airflow import Airflow, Settings, merged
 from demo.opa import Opa
 from tests.bundles.conftest import lends

@@ -13,10 +13,10 @@ from typing import Any
 import jwt
 import pytest
 
-from airflow_team_authz.compile import compile_directory
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import Subject
+from airflow_team_authz.opa.compile import compile_directory
 from tests.conftest import REPOSITORY
 from tests.doors.conftest import build
 from tests.keycloak.server import CLIENT, Keycloak, Realm, what_is_missing

@@ -10,8 +10,8 @@ from typing import Any
 
 from msgspec import UNSET
 
-from airflow_team_authz.compile import shipped_policies
 from airflow_team_authz.model import Context, Decision, Evaluations, Subject
+from airflow_team_authz.opa.compile import shipped_policies
 from tests.conftest import write
 from tests.properties.rules import NOTHING, Asked, Package, Rule, a_condition, a_package, a_reason, literal
 from tests.properties.words import ACTIONS, ENTITIES, GROUPS, ROLE_SPELLINGS, ROLES, TEAMS, TYPES

@@ -14,7 +14,7 @@ from random import Random
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from airflow_team_authz.bundles.gate import check_package
+from airflow_team_authz.gate.check import check_package
 from airflow_team_authz.model import Evaluations, Resource, Subject
 from tests.conftest import Engines, write
 from tests.gate.test_corpus import formatted

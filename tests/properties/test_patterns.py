@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from airflow_team_authz.compile import shipped_policies
 from airflow_team_authz.model import Evaluations, Resource, Source, Subject
+from airflow_team_authz.opa.compile import shipped_policies
 from tests.conftest import Engines, write
 
 ROLES = ("viewer", "op", "super-op", "op-chief", "größe", "r.*", "team", "a")

@@ -11,7 +11,7 @@ from hypothesis import given
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from airflow_team_authz.doors import deciding
+from airflow_team_authz.doors import decision_point
 from airflow_team_authz.doors.disclosure import Told, told
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Evaluations, Resource
@@ -26,9 +26,9 @@ def refusals(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each value of the setting."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", request.param)
-        deciding.forget()
+        decision_point.forget()
         yield request.param
-    deciding.forget()
+    decision_point.forget()
 
 
 def knows(engine: DecisionPoint, question: Evaluations, resource: Resource, refusals: str) -> bool:

@@ -17,8 +17,8 @@ import pytest
 from sqlalchemy import create_engine
 
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, build_artifact
-from airflow_team_authz.bundles.platform_check import read_platform
 from airflow_team_authz.bundles.signing import SigningKey
+from airflow_team_authz.gate.platform_part import read_platform
 from demo.airflow import free_port
 from tests.bundles.conftest import lends
 from tests.conftest import REPOSITORY, eventually

@@ -9,9 +9,9 @@ from pathlib import Path
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from airflow_team_authz.bundles.archive import pack, unpack
-from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines.downloads import Downloaded
+from airflow_team_authz.opa.archive import pack, unpack
 from airflow_team_authz.server.clients import STALE
 from airflow_team_authz.server.database import Bundle, Client, connect
 from tests.conftest import eventually

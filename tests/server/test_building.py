@@ -9,10 +9,10 @@ import pytest
 
 from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.bundles.signing import SigningKey
-from airflow_team_authz.compile import StartError
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import Evaluations, Resource, Subject
+from airflow_team_authz.opa.compile import StartError
 from airflow_team_authz.server.building import Builder, Whole
 from tests.bundles.conftest import lends
 

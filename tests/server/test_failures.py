@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import create_engine, update
 
 from airflow_team_authz.bundles.aggregate import scope
-from airflow_team_authz.bundles.archive import read_manifest, unpack
 from airflow_team_authz.bundles.signing import TrustedKeys
-from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines.downloads import Downloaded
+from airflow_team_authz.opa.archive import read_manifest, unpack
 from airflow_team_authz.server.database import Token
 from tests.conftest import eventually
 from tests.running.postgres import Postgres

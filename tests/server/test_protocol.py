@@ -22,13 +22,13 @@ from msgspec import UNSET
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from airflow_team_authz.bundles.archive import read_manifest, unpack
-from airflow_team_authz.bundles.trusted import Trust
-from airflow_team_authz.compile import find_opa
+from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.downloads import Downloaded
 from airflow_team_authz.engines.opa_server import OpaServer
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
+from airflow_team_authz.opa.archive import read_manifest, unpack
+from airflow_team_authz.opa.compile import find_opa
 from airflow_team_authz.server.clients import STALE
 from airflow_team_authz.server.database import Client, connect
 from tests.conftest import REPOSITORY, eventually

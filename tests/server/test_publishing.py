@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from airflow_team_authz.bundles.aggregate import scope
-from airflow_team_authz.bundles.archive import read_manifest, unpack
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, build_artifact
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
+from airflow_team_authz.opa.archive import read_manifest, unpack
 from tests.server.conftest import Server, good, newest, of_platform, told
 
 

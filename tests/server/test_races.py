@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy.orm import Session
 
-from airflow_team_authz.bundles.archive import BundleRefused
 from airflow_team_authz.bundles.artifact import build_artifact
 from airflow_team_authz.bundles.signing import SigningKey
+from airflow_team_authz.opa.archive import BundleRefused
 from airflow_team_authz.server import releases
 from airflow_team_authz.server.database import OwnerKeys, connect
 from airflow_team_authz.server.releases import Frozen, Outdated, Releases

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from airflow_team_authz.bundles.archive import read_manifest, unpack
+from airflow_team_authz.opa.archive import read_manifest, unpack
 from airflow_team_authz.server import clients
 from airflow_team_authz.server.access import READER, Caller
 from airflow_team_authz.server.clients import STALE, StatusReport

@@ -137,7 +137,7 @@ def test_each_route_answers_those_of_the_table_and_tells_no_others_secret(asked:
 
 def unpacked(answer: httpx.Response) -> bytes:
     """What is in a bundle."""
-    from airflow_team_authz.bundles.archive import unpack
+    from airflow_team_authz.opa.archive import unpack
 
     if answer.headers.get("Content-Type") != "application/vnd.openpolicyagent.bundles":
         return b""

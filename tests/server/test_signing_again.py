@@ -12,10 +12,10 @@ from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
 from airflow_team_authz.bundles.aggregate import SIGN_AGAIN_HOURS, scope
-from airflow_team_authz.bundles.archive import pack, read_manifest, unpack
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
-from airflow_team_authz.bundles.trusted import Trust
+from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines.downloads import Downloaded
+from airflow_team_authz.opa.archive import pack, read_manifest, unpack
 from airflow_team_authz.server.database import Bundle, connect, migrate
 from airflow_team_authz.server.releases import Releases
 from tests.conftest import eventually

@@ -11,10 +11,10 @@ import httpx
 from sqlalchemy.orm import Session
 
 from airflow_team_authz.bundles.aggregate import scope
-from airflow_team_authz.bundles.archive import BundleRefused, unpack
 from airflow_team_authz.bundles.artifact import Artifact, build_artifact
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
-from airflow_team_authz.compile import find_opa
+from airflow_team_authz.opa.archive import BundleRefused, unpack
+from airflow_team_authz.opa.compile import find_opa
 from airflow_team_authz.server.database import Package, Release, connect
 from tests.conftest import REPOSITORY, eventually
 from tests.server.conftest import Server, good

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from airflow.api_fastapi.auth.tokens import JWTGenerator
 from itsdangerous import URLSafeSerializer
 
-from airflow_team_authz.compile import shipped_policies
+from airflow_team_authz.opa.compile import shipped_policies
 from demo.airflow import Airflow, Settings, merged
 from demo.opa import Opa
 from demo.process import StartError

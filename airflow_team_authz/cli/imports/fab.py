@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.console import Output, OutputOption, UserError
 from airflow_team_authz.cli.imports.fab_database import FabDatabase, read_fab
 from airflow_team_authz.cli.imports.translation import (
     DIRECTORY,
@@ -31,7 +30,8 @@ from airflow_team_authz.cli.imports.translation import (
     team_files,
 )
 from airflow_team_authz.cli.init import Files
-from airflow_team_authz.cli.words import TEAM_ID
+from airflow_team_authz.cli.support.console import Output, OutputOption, UserError
+from airflow_team_authz.cli.support.vocabulary import TEAM_ID
 
 Roles = list[str]
 Table = dict[str, dict[str, Roles]]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, quote_plus
 
-from airflow_team_authz.cli.console import UserError
+from airflow_team_authz.cli.support.console import UserError
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine, Table

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.console import Output, OutputOption
 from airflow_team_authz.cli.imports.keycloak_holders import Holder
 from airflow_team_authz.cli.imports.translation import (
     DIRECTORY,
@@ -31,7 +30,8 @@ from airflow_team_authz.cli.imports.translation import (
     team_files,
 )
 from airflow_team_authz.cli.init import Files
-from airflow_team_authz.cli.words import TEAM_ID
+from airflow_team_authz.cli.support.console import Output, OutputOption
+from airflow_team_authz.cli.support.vocabulary import TEAM_ID
 
 if TYPE_CHECKING:
     from airflow_team_authz.cli.imports.keycloak_settings import KeycloakSettings

@@ -13,9 +13,9 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from airflow_team_authz.cli.console import UserError
 from airflow_team_authz.cli.imports.keycloak_holders import Holder, Holders
 from airflow_team_authz.cli.imports.translation import Untranslated
+from airflow_team_authz.cli.support.console import UserError
 
 T = TypeVar("T")
 

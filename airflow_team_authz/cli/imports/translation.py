@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.console import Output, UserError, print_columns, print_json, print_line
 from airflow_team_authz.cli.init import OURS, Done, Files, for_team, platform_files, template
+from airflow_team_authz.cli.support.console import Output, UserError, print_columns, print_json, print_line
 from airflow_team_authz.escaping import one_line
 
 INCOMPLETE = 1

@@ -1,0 +1,106 @@
+"""``team-authz bundle history``, ``diff``, ``rollback`` and ``promote``: what a bundle server has in force."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from airflow_team_authz.cli.support.console import (
+    Output,
+    OutputOption,
+    UserError,
+    print_columns,
+    print_json,
+    print_line,
+)
+from airflow_team_authz.cli.support.server_client import ServerOption, TokenOption, ask, released
+from airflow_team_authz.cli.support.vocabulary import TEAM_ID
+
+TeamOption = Annotated[str | None, typer.Option("--team", metavar="ID", help="Whose package: this team's.")]
+PlatformOption = Annotated[bool, typer.Option("--platform", help="Whose package: the platform's own part.")]
+EnvironmentOption = Annotated[
+    str | None, typer.Option("--environment", metavar="NAME", help="Else the server's first.")
+]
+
+
+def history(
+    server: ServerOption,
+    team: TeamOption = None,
+    platform: PlatformOption = False,
+    token_file: TokenOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Show what was put in force, newest first."""
+    entries = ask("GET", server, f"{_place(team, platform)}/history", token_file, output)
+    if output is Output.JSON:
+        print_json(entries)
+    elif entries:
+        told = ("at", "environment", "action", "version", "digest", "actor")
+        print_columns([[str(entry[name]) for name in told] for entry in entries])
+
+
+def diff(
+    old: Annotated[int, typer.Argument(metavar="FROM", min=1, help="A version.")],
+    new: Annotated[int, typer.Argument(metavar="TO", min=1, help="Another one.")],
+    server: ServerOption,
+    team: TeamOption = None,
+    platform: PlatformOption = False,
+    token_file: TokenOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Show what differs between two versions, as `diff -u` does."""
+    span = {"from": old, "to": new}
+    told = ask("GET", server, f"{_place(team, platform)}/diff", token_file, output, params=span)
+    if output is Output.JSON:
+        print_json({**span, "diff": told})
+    else:
+        # Not `splitlines`: to that, more than a line break ends a line.
+        for line in told.removesuffix("\n").split("\n"):
+            print_line(line, keep="\t")
+
+
+def rollback(
+    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="What is to be in force again.")],
+    server: ServerOption,
+    team: TeamOption = None,
+    platform: PlatformOption = False,
+    environment: EnvironmentOption = None,
+    token_file: TokenOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Put a version in force again that was before. Exit code 1: refused."""
+    wanted = {"version": version, "environment": environment}
+    done = ask("POST", server, f"{_place(team, platform)}/rollback", token_file, output, json=wanted)
+    _show(done, server, team, output)
+
+
+def promote(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="An environment, such as staging.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="Another one, such as production.")],
+    server: ServerOption,
+    team: TeamOption = None,
+    platform: PlatformOption = False,
+    token_file: TokenOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Put what one environment has in force into another one, checked again. Exit code 1: refused."""
+    wanted = {"from": source, "to": target}
+    done = ask("POST", server, f"{_place(team, platform)}/promote", token_file, output, json=wanted)
+    _show(done, server, team, output)
+
+
+def _place(team: str | None, platform: bool) -> str:
+    if (team is not None) == platform:
+        raise UserError("name either --team or --platform")
+    if team is not None and not TEAM_ID.fullmatch(team):
+        raise UserError(f"--team: {team!r} is no team id, which is 3 to 50 of a-z, A-Z, 0-9, _ and -")
+    return f"teams/{team}" if team else "platform"
+
+
+def _show(answer: Any, server: str, team: str | None, output: Output) -> None:
+    from airflow_team_authz.bundles.artifact import PLATFORM
+
+    done = released(answer, server, team or PLATFORM)
+    told = f"version {done['version']} of {done['owner']} in {done['environment']}, serial {done['serial']}"
+    print_json(done) if output is Output.JSON else print_columns([["ok", told]])

@@ -1,0 +1,233 @@
+"""``team-authz server``: the bundle server, and the tokens for it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from airflow_team_authz.cli.server import calls
+from airflow_team_authz.cli.support.console import (
+    Output,
+    OutputOption,
+    UserError,
+    print_columns,
+    print_json,
+    print_line,
+)
+from airflow_team_authz.escaping import logger
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+app = typer.Typer(no_args_is_help=True, help="Run the bundle server, make tokens for it, freeze it, see its clients.")
+app.command("freeze")(calls.freeze)
+app.command("thaw")(calls.thaw)
+app.command("status")(calls.status)
+token_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke tokens, directly in the database.")
+app.add_typer(token_app, name="token")
+
+Database = Annotated[
+    str,
+    typer.Option(
+        envvar="TEAM_AUTHZ_SERVER_DATABASE",
+        metavar="URL",
+        help="sqlite:///FILE or postgresql+psycopg2://user@host/name.",
+    ),
+]
+# How many clients may wait for a bundle at a time, if so many files may be open.
+_MAX_PLACES = 2000
+_DEFAULT_DATABASE = "sqlite:///team-authz-server.db"
+
+
+@app.command()
+def run(
+    database: Database = _DEFAULT_DATABASE,
+    host: Annotated[str, typer.Option(envvar="TEAM_AUTHZ_SERVER_HOST", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="TEAM_AUTHZ_SERVER_PORT", min=0, max=65535)] = 8282,
+    signing_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The key that bundles are signed with. Else TEAM_AUTHZ_SIGNING_KEY."),
+    ] = None,
+    environment: Annotated[
+        list[str] | None,
+        typer.Option(envvar="TEAM_AUTHZ_SERVER_ENVIRONMENT", help="May be repeated; the first is published to."),
+    ] = None,
+    oidc_issuer: Annotated[str | None, typer.Option(envvar="TEAM_AUTHZ_SERVER_OIDC_ISSUER", metavar="URL")] = None,
+    oidc_audience: Annotated[str | None, typer.Option(envvar="TEAM_AUTHZ_SERVER_OIDC_AUDIENCE")] = None,
+    oidc_team_claim: Annotated[str, typer.Option(help="The claim that names the caller's teams.")] = "team_id",
+    oidc_platform_claim: Annotated[
+        str | None, typer.Option(metavar="NAME=VALUE", help="The claim that tells the platform's people.")
+    ] = None,
+    opa: Annotated[str | None, typer.Option(metavar="FILE", help="The `opa` program.")] = None,
+) -> None:
+    """Serve until stopped. Packages come in by PUT, bundles go out by GET; /openapi.json describes it all."""
+    import logging
+    import resource
+
+    import uvicorn
+
+    from airflow_team_authz.cli.keys import signing_key as load_key
+    from airflow_team_authz.opa.compile import find_opa
+    from airflow_team_authz.server.access import Oidc
+    from airflow_team_authz.server.app import create_app
+    from airflow_team_authz.server.connections import Connection
+    from airflow_team_authz.server.releases import Releases
+
+    key, program = load_key(signing_key), find_opa(opa)
+    environments = environment or ["production"]
+    for name in environments:
+        if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
+            raise UserError(f"--environment: {name!r} is no name of letters, digits, - and _")
+    if (oidc_issuer is None) != (oidc_audience is None):
+        raise UserError("--oidc-issuer and --oidc-audience go together: whose tokens, and made for whom")
+    oidc = None
+    if oidc_issuer is not None and oidc_audience is not None:
+        name, equals, value = (oidc_platform_claim or "").partition("=")
+        if oidc_platform_claim and not equals:
+            raise UserError("--oidc-platform-claim: write NAME=VALUE")
+        oidc = Oidc(oidc_issuer, oidc_audience, oidc_team_claim, (name, value) if equals else None)
+    # Other commands tell what goes wrong themselves.
+    logger("airflow_team_authz").addHandler(logging.StreamHandler())
+    engine = _opened(database)
+    # Whatever clients hold, there are files left for the database and the gate.
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    places = min(files // 2, _MAX_PLACES) if files > 0 else _MAX_PLACES
+    releases = partial(Releases, engine, key, environments, program)
+    # No line for each request: hundreds of clients ask all the time.
+    uvicorn.run(create_app(engine, releases, oidc, places), host=host, port=port, access_log=False,
+                timeout_graceful_shutdown=2, limit_concurrency=places * 3 // 2,
+                # As many connections as wait are accepted at once, before one of them is looked at.
+                http=Connection, ws="none", backlog=max(places // 8, 1))  # fmt: skip
+
+
+@app.command()
+def migrate(database: Database = _DEFAULT_DATABASE) -> None:
+    """Bring the database's tables up to date; `run` does it too."""
+    _opened(database)
+    print_line("The tables are up to date.")
+
+
+@app.command()
+def trust(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Public keys, as in FILE.pub of `team-authz keys new`.")],
+    team: Annotated[str | None, typer.Option(metavar="ID", help="Whose artifacts they sign: this team's.")] = None,
+    platform: Annotated[bool, typer.Option("--platform", help="Whose artifacts they sign: the platform's.")] = False,
+    database: Database = _DEFAULT_DATABASE,
+) -> None:
+    """Say which keys sign a team's artifacts, or the platform's: one, or two while one is replaced."""
+    from datetime import UTC, datetime
+
+    from sqlalchemy.orm import Session
+
+    from airflow_team_authz.bundles.artifact import PLATFORM
+    from airflow_team_authz.bundles.signing import TrustedKeys
+    from airflow_team_authz.cli.support.vocabulary import TEAM_ID
+    from airflow_team_authz.server.database import OwnerKeys
+
+    if (team is not None) == platform:
+        raise UserError("name either --team or --platform")
+    if team is not None and not TEAM_ID.fullmatch(team):
+        raise UserError(f"--team: {team!r} is no team id, which is 3 to 50 of a-z, A-Z, 0-9, _ and -")
+    keys = TrustedKeys.read(file)
+    if len(keys) > 2:
+        raise UserError(f"{file} has {len(keys)} keys, and two can be valid at a time: `team-authz keys retire`")
+    with Session(_opened(database)) as session:
+        pem = keys.pem().decode()
+        session.merge(OwnerKeys(owner=team or PLATFORM, pem=pem, actor="the command line", at=datetime.now(UTC)))
+        session.commit()
+    print_columns([["ok", team or "the platform", ", ".join(sorted(keys))]])
+
+
+@token_app.command()
+def create(
+    database: Database = _DEFAULT_DATABASE,
+    team: Annotated[str | None, typer.Option(metavar="ID", help="May publish this team's package.")] = None,
+    platform: Annotated[bool, typer.Option("--platform", help="May do everything.")] = False,
+    reader: Annotated[bool, typer.Option("--reader", help="May fetch bundles, and report status.")] = False,
+    bundle: Annotated[str | None, typer.Option(metavar="NAME", help="The only bundle that a reader may fetch.")] = None,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long it counts.")] = 90,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Make a token, and print its secret: there is no other time to read it."""
+    from sqlalchemy.orm import Session
+
+    from airflow_team_authz.cli.support.vocabulary import TEAM_ID
+    from airflow_team_authz.server import access
+
+    if sum((team is not None, platform, reader)) != 1:
+        raise UserError("name one of --team, --platform and --reader")
+    if team is not None and not TEAM_ID.fullmatch(team):
+        raise UserError(f"--team: {team!r} is no team id, which is 3 to 50 of a-z, A-Z, 0-9, _ and -")
+    if bundle is not None and not reader:
+        raise UserError("--bundle goes with --reader")
+    kind = access.TEAM if team else access.PLATFORM if platform else access.READER
+    with Session(_opened(database)) as session:
+        made = access.issue(session, kind, days, team, bundle)
+        session.commit()
+    if output is Output.JSON:
+        print_json({"id": made.id, "secret": made.secret, "expires_at": made.expires_at.isoformat()})
+    else:
+        print_line(made.secret)
+
+
+@token_app.command("list")
+def list_(database: Database = _DEFAULT_DATABASE, output: OutputOption = Output.TEXT) -> None:
+    """Show all tokens, without their secrets."""
+    from sqlalchemy import select
+    from sqlalchemy.orm import Session
+
+    from airflow_team_authz.server.database import Token
+
+    with Session(_opened(database)) as session:
+        rows = [
+            {
+                "id": row.id,
+                "kind": row.kind,
+                "for": row.team_id or row.bundle or "",
+                "expires_at": row.expires_at.isoformat(),
+                "revoked": row.revoked_at is not None,
+            }
+            for row in session.scalars(select(Token).order_by(Token.created_at))
+        ]
+    if output is Output.JSON:
+        print_json(rows)
+    elif rows:
+        print_columns([[str(value) for value in row.values()] for row in rows])
+
+
+@token_app.command()
+def revoke(id_: Annotated[str, typer.Argument(metavar="ID")], database: Database = _DEFAULT_DATABASE) -> None:
+    """Revoke a token: it counts for a second more at most."""
+    from datetime import UTC, datetime
+
+    from sqlalchemy.orm import Session
+
+    from airflow_team_authz.server.database import Token
+
+    with Session(_opened(database)) as session:
+        found = session.get(Token, id_)
+        if found is None:
+            raise UserError(f"there is no token {id_}: `team-authz server token list` shows them")
+        found.revoked_at = found.revoked_at or datetime.now(UTC)
+        session.commit()
+    print_line(f"{id_} is revoked.")
+
+
+def _opened(url: str) -> Engine:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from airflow_team_authz.server.database import BadDatabase, connect, migrate
+
+    try:
+        engine = connect(url)
+        migrate(engine)
+    except BadDatabase as error:
+        raise UserError(str(error)) from None
+    except SQLAlchemyError as error:
+        raise UserError(
+            f"the database cannot be used ({type(error).__name__}): see --database and whether it runs"
+        ) from None
+    return engine

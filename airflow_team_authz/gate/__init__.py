@@ -1,0 +1,1 @@
+"""The gate: what a team, or the platform, may publish. ``check`` is its entrance."""

@@ -1,0 +1,79 @@
+"""What is wrong with a package, in a form for people, programs and code review."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from airflow_team_authz.opa.errors import Problem
+
+# Of a message, so that a report stays readable whatever somebody has called a rule.
+_MAX_MESSAGE = 400
+
+
+class Finding(NamedTuple):
+    """One reason why a package may not be published, where it is, and the way out."""
+
+    rule: str
+    file: str
+    line: int
+    message: str
+    help: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The finding as ``--output json`` prints it."""
+        return self._asdict()
+
+
+def of_opa(
+    rule: str, problems: Sequence[Problem], otherwise: str, own: Collection[str] | None = None
+) -> Iterator[Finding]:
+    """What OPA has found. In a file that is not among one's ``own`` it is told of ``otherwise``, with its name."""
+    for file, line, message, help_ in problems:
+        if own is None or file in own:
+            yield Finding(rule, file, line, message[:_MAX_MESSAGE], help_)
+        else:
+            yield Finding(rule, otherwise, 1, f"{file}:{line}: {message}"[:_MAX_MESSAGE], help_)
+
+
+def sarif(findings: Iterable[Finding], files: Collection[str] = ()) -> dict[str, Any]:
+    """The findings for code review: SARIF 2.1.0 (https://docs.oasis-open.org/sarif/sarif/v2.1.0/).
+
+    ``files`` are those of the packages, if they are at hand.
+    """
+    listed = list(findings)
+    helps = {found.rule: found.help for found in reversed(listed)}
+    names = sorted(helps)
+    rules = [{"id": name, "help": {"text": helps[name]}} for name in names]
+    results = [
+        {
+            "ruleId": found.rule,
+            "ruleIndex": names.index(found.rule),
+            "level": "error",
+            "message": {"text": f"{found.message}: {found.help}"},
+            "locations": [
+                {
+                    "physicalLocation": {
+                        "artifactLocation": {"uri": quote(_file(found.file, files))},
+                        "region": {"startLine": max(found.line, 1)},
+                    }
+                }
+            ],
+        }
+        for found in listed
+    ]
+    return {
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+        "version": "2.1.0",
+        "runs": [{"tool": {"driver": {"name": "team-authz bundle check", "rules": rules}}, "results": results}],
+    }
+
+
+def _file(place: str, files: Collection[str]) -> str:
+    """Code review shows nothing at a directory: what is wrong with a whole package is shown at its first rules."""
+    within = [name for name in files if name.startswith(f"{place}/")]
+    if not within:
+        name = place.rpartition("/")[2]
+        return place if "." in name else f"{place}/{name}.rego"
+    return min(within, key=lambda name: (not name.endswith(".rego"), name.endswith("_test.rego"), name))

@@ -1,0 +1,131 @@
+"""What a policy says without anybody hearing it: fields that no question has, and rules where no engine looks.
+
+Neither keeps a policy from being compiled, and a ``deny`` of that kind denies nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from airflow_team_authz.gate.findings import Finding, of_opa
+from airflow_team_authz.gate.modules import ENTRIES, entries_in_test
+from airflow_team_authz.opa.compile import (
+    CompileError,
+    find_opa,
+    is_shipped,
+    policy_files,
+    run_opa,
+    shipped_policies,
+)
+
+_MAX_PROBLEMS = 50
+# A first look, since most tests need not be parsed; and the part of a package's name that all of its roots share.
+_ENTRY = re.compile(rf"^[ \t]*(?:default[ \t]+)?(?:{'|'.join(sorted(ENTRIES))})\b".encode(), re.MULTILINE)
+_PACKAGE = re.compile(
+    r'(?:\s|#[^\n]*\n)*package\s+(?P<first>\w+)(?:\.(?P<word>\w+)|\[\s*(?P<text>"(?:[^"\\\n]|\\.)*"|`[^`]*`)\s*\])?',
+    re.ASCII,
+)
+_METADATA = re.compile(rb"#([ \t]*)METADATA([ \t\r]*)$", re.MULTILINE)
+
+
+def directory_findings(directory: Path, opa: str | None = None) -> list[Finding]:
+    """What is wrong with the files of a policy directory, as an engine loads them.
+
+    ``CompileError`` if it cannot be looked at, ``OSError`` if its files cannot be read.
+    """
+    files = {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in policy_files(directory, tests=True)
+        if path.suffix == ".rego"
+    }
+    return [*_left_out(directory), *rule_findings(files, opa)]
+
+
+def rule_findings(files: Mapping[str, bytes], opa: str | None = None) -> list[Finding]:
+    """What is wrong with Rego files, by their paths in a policy directory; the shipped ones are not looked at.
+
+    Whatever a file's own metadata says of schemas: the question has one.
+    """
+    own = {name: text for name, text in files.items() if name.endswith(".rego") and not is_shipped(name)}
+    tests = {name: text for name, text in own.items() if name.endswith("_test.rego") and _ENTRY.search(text)}
+    rules = {name: text for name, text in own.items() if not name.endswith("_test.rego")}
+    if not rules and not tests:
+        return []
+    program = find_opa(opa)
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        return [*_in_tests(tests, place / "tests", program), *_against_schema(rules, place / "rules", program)]
+
+
+def _against_schema(rules: Mapping[str, bytes], place: Path, opa: str) -> Iterator[Finding]:
+    roots = {name: _root(text) for name, text in rules.items()}
+    help_ = "write `package` and its name on one line"
+    yield from (
+        Finding("check", name, 1, "its package cannot be read, so its rules are not checked", help_)
+        for name, root in roots.items()
+        if not root
+    )
+    shipped = shipped_policies()
+    staged = {
+        path.relative_to(shipped).as_posix(): path.read_bytes() for path in policy_files(shipped / "airflow/authz")
+    }
+    # Their own metadata may name other schemas, or the same once more.
+    staged |= {name: _METADATA.sub(rb"#\1metadata\2", text) for name, text in rules.items()}
+    for number, root in enumerate(sorted({root for root in roots.values() if root})):
+        typed = f"# METADATA\n# scope: subpackages\n# schemas:\n#   - input: schema.input\npackage {root}\n"
+        staged[f"schema-of-questions/{number}.rego"] = typed.encode()
+    _write(place, staged)
+    limits = ["--schema", str(shipped / "schemas"), "--capabilities", str(shipped / "capabilities.json")]
+    try:
+        run_opa([opa, "check", "--bundle", "--max-errors", str(_MAX_PROBLEMS), *limits, "."], place)
+    except CompileError as error:
+        if not error.problems:
+            raise
+        yield from of_opa("check", error.problems, "airflow")
+
+
+def _root(text: bytes) -> str:
+    """The part of a package's name that nothing of the shipped policy begins with; empty if there is none."""
+    match = _PACKAGE.match(text.decode(errors="replace").removeprefix("\ufeff"))
+    if match is None:
+        return ""
+    if match["first"] != "airflow":
+        return match["first"]
+    return f"airflow.{match['word']}" if match["word"] else f"airflow[{match['text']}]" if match["text"] else ""
+
+
+def _in_tests(tests: Mapping[str, bytes], place: Path, opa: str) -> Iterator[Finding]:
+    _write(place, tests)
+    for name in tests:
+        try:
+            told = run_opa([opa, "parse", "--format", "json", "--json-include", "locations", f"./{name}"], place)
+        except CompileError as error:
+            yield from of_opa("check", error.problems, name)
+        else:
+            yield from entries_in_test(name, json.loads(told))
+
+
+def _left_out(directory: Path) -> Iterator[Finding]:
+    """What looks like a part of the policy, and what an engine that is given the directory does not load."""
+    for part in ("airflow", "teams"):
+        for folder, _, names in os.walk(directory / part):
+            within = Path(folder).relative_to(directory)
+            for name in sorted(names):
+                file, suffix = (within / name).as_posix(), name.rpartition(".")[2]
+                if any(one.startswith(".") for one in within.parts) and suffix == "rego":
+                    told = "no engine loads it: it is in a hidden directory"
+                    yield Finding("left-out", file, 1, told, "move it, or delete it")
+                elif suffix in {"json", "yaml", "yml"} and name.rpartition(".")[0] not in {"data", "schema"}:
+                    told = "no engine loads it, although `opa test` does: data is in data.json"
+                    yield Finding("left-out", file, 1, told, f"move it into {(within / 'data.json').as_posix()}")
+
+
+def _write(place: Path, files: Mapping[str, bytes]) -> None:
+    for name, text in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(text)

@@ -1,0 +1,371 @@
+"""Policy as Wasm: what OPA has compiled, run by wasmtime.
+
+Speaks OPA's Wasm ABI 1.x (https://www.openpolicyagent.org/docs/wasm).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import wasmtime
+
+from airflow_team_authz.model import PolicyBroken, TooLong, Undefined
+from airflow_team_authz.opa.compile import ENTRYPOINTS
+
+# A unit of fuel is about 0.2 ns here; an ordinary decision takes 150,000, one more of a list 45,000.
+FUEL_BASE = 50_000_000
+FUEL_PER_RESOURCE = 500_000
+# Each question compiles its patterns anew, and each team has its own: one of `regex.match` takes 650,000, and 8,000
+# when it is used again; one of `glob.match` 140,000 and 8,000.
+FUEL_PER_TEAM = 10_000_000
+# A person may have thousands of groups, and a group may stand for thousands of teams: one more name of a subject takes
+# 10,000, and ten times that where all teams are asked for.
+FUEL_PER_SUBJECT_BYTE = 10_000
+FUEL_PER_DIRECTORY_BYTE = 2_000
+# What a list usually takes, with some to spare: 50,000 to 60,000 for each resource.
+USUAL_BASE = 5_000_000
+USUAL_PER_RESOURCE = 75_000
+USUAL_PER_SUBJECT_BYTE = 4_000
+USUAL_PER_DIRECTORY_BYTE = 500
+_PAGE = 64 * 1024
+_MIN_PAGES = 16
+_MAX_PAGES = 4096
+# What an instance may take before it is asked anything: the policy and the data of the platform and of all teams. Each
+# thread has one, and the rest of its memory is for questions.
+MAX_START_PAGES = 2048
+# Linear memory never shrinks: a store that a long list has blown up by more than this is given back.
+KEEP_PAGES = 512
+# Processor time for compiling and starting a policy that comes from elsewhere.
+START_SECONDS = 60
+_WAIT_SECONDS = 300
+_ROOT = str(Path(__file__).resolve().parents[2])
+_OUT_OF_TIME = {signal.SIGXCPU, signal.SIGKILL}
+_CODE_SECTION = 10
+_MOST_DIRECTORY_BYTES = 8 << 20
+
+# One call without arguments instead of one with seven: converting an argument costs as much as a rule.
+# The slot holds entrypoint, length of the input, and afterwards the address of the result.
+_TRAMPOLINE = """
+(module
+  (import "opa" "memory" (memory 1))
+  (import "opa" "opa_eval" (func $eval (param i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (func (export "evaluate")
+    (i32.store (i32.const {result})
+      (call $eval
+        (i32.const 0)
+        (i32.load (i32.const {entrypoint}))
+        (i32.const {data})
+        (i32.const {heap})
+        (i32.load (i32.const {length}))
+        (i32.add (i32.const {heap}) (i32.load (i32.const {length})))
+        (i32.const 0)))))
+"""
+
+
+class _Result(msgspec.Struct):
+    result: msgspec.Raw
+
+
+_decode_results = msgspec.json.Decoder(list[_Result]).decode
+
+
+class Policy(NamedTuple):
+    """A compiled policy: what all threads share. ``rego`` is the source that was beside it, for who loads it."""
+
+    engine: wasmtime.Engine
+    module: wasmtime.Module
+    data: bytes
+    revision: str
+    serial: int = 0
+    key_id: str = ""
+    issued_at: int | None = None
+    directory_bytes: int = 0
+    rego: Mapping[str, bytes] | None = None
+
+    def fuel(self, question: bytes, size: int, teams: int, pace: float | None = None) -> int:
+        """What a question about so many resources of so many teams may take; ``pace``: as a multiple of what is usual.
+
+        It grows with what is told of the subject, which comes first in a question.
+        """
+        subject = max(question.find(b'"resources":'), 0)
+        fuel = FUEL_BASE + size * FUEL_PER_RESOURCE + teams * FUEL_PER_TEAM
+        fuel += subject * FUEL_PER_SUBJECT_BYTE + self.directory_bytes * FUEL_PER_DIRECTORY_BYTE
+        if pace is None:
+            return fuel
+        usual = USUAL_BASE + size * USUAL_PER_RESOURCE
+        usual += subject * USUAL_PER_SUBJECT_BYTE + self.directory_bytes * USUAL_PER_DIRECTORY_BYTE
+        return min(fuel, int(pace * usual))
+
+
+class _Airflow(msgspec.Struct, frozen=True):
+    directory: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Data(msgspec.Struct):
+    airflow: _Airflow = _Airflow()
+
+
+def trouble_with(wasm: bytes) -> str:
+    """What keeps it from being run, as far as a look at it tells, which takes a hundredth of the time that compiling it
+    does; empty if nothing does.
+    """
+    try:
+        wasmtime.Module.validate(wasmtime.Engine(_config()), wasm)
+    except wasmtime.WasmtimeError as error:
+        return " ".join(str(error).split())
+    # OPA's compiler has their names in the module's data.
+    lacking = [name for name in ENTRYPOINTS if name.encode() not in wasm]
+    return f"it lacks the entrypoint {lacking[0]}" if lacking else ""
+
+
+def trouble_at_start(wasm: bytes, data: bytes, seconds: int = START_SECONDS) -> str:
+    """What keeps an engine from compiling and starting it within so many seconds of a processor; empty if nothing does.
+
+    It is compiled and started in a process of its own, which alone can be stopped.
+    """
+    if trouble := trouble_with(wasm):
+        return trouble
+    code = f"from airflow_team_authz.opa.wasm import _start_for_parent; _start_for_parent({seconds:d})"
+    try:
+        done = subprocess.run(  # noqa: S603 - our own arguments, no shell
+            [sys.executable, "-c", code],
+            input=struct.pack("<I", len(wasm)) + wasm + data,
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(path for path in [_ROOT, os.environ.get("PYTHONPATH")] if path)},
+            cwd="/",
+            capture_output=True,
+            timeout=_WAIT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it does not compile and start within {_WAIT_SECONDS} seconds"
+    told = done.stdout.decode(errors="replace").strip()
+    if done.returncode == 0:
+        return told
+    if -done.returncode in _OUT_OF_TIME:
+        return f"it does not compile and start within {seconds} seconds of a processor"
+    return (
+        f"the process that tries it fails (exit code {done.returncode}): {done.stderr.decode(errors='replace')[-200:]}"
+    )
+
+
+def _start_for_parent(seconds: int) -> None:
+    """Print what keeps the policy on the standard input from being started."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    given = sys.stdin.buffer.read()
+    end = 4 + struct.unpack_from("<I", given)[0]
+    try:
+        compiled(given[4:end], given[end:], quick=True)
+    except PolicyBroken as error:
+        sys.stdout.write(" ".join(str(error).split())[:500])
+
+
+def code_bytes(wasm: bytes) -> int:
+    """How much machine-independent code a module has: what compiling it takes grows with it."""
+    at, found = 8, 0
+    while at < len(wasm):
+        section = wasm[at]
+        size, at = _number(wasm, at + 1)
+        found += size if section == _CODE_SECTION else 0
+        at += size
+    return found
+
+
+def _number(wasm: bytes, at: int) -> tuple[int, int]:
+    """An unsigned LEB128 number, in which the highest bit says that more follows; and where it ends."""
+    value = shift = 0
+    while True:
+        byte = wasm[at]
+        at += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value, at
+
+
+def compiled(
+    wasm: bytes, data: bytes = b"{}", revision: str = "", serial: int = 0, key_id: str = "", quick: bool = False
+) -> Policy:
+    """The policy, compiled for this machine; ``PolicyBroken`` if it cannot be.
+
+    ``quick``: in three quarters of the time, and slower when it decides.
+    """
+    config = _config()
+    config.consume_fuel = True
+    config.cranelift_opt_level = "none" if quick else "speed"
+    engine = wasmtime.Engine(config)
+    try:
+        policy = Policy(engine, wasmtime.Module(engine, wasm), data, revision, serial, key_id)
+        policy = policy._replace(directory_bytes=_directory_bytes(data))
+    except wasmtime.WasmtimeError as error:
+        raise PolicyBroken(str(error)) from None
+    machine = start(policy)
+    if machine.pages > MAX_START_PAGES:
+        raise PolicyBroken(
+            f"the policy and its data take {mebibytes(machine.pages)} MiB before the first question, "
+            f"and {mebibytes(MAX_START_PAGES)} may be"
+        )
+    return policy
+
+
+def _config() -> wasmtime.Config:
+    config = wasmtime.Config()
+    # wasmtime's threads, which compile and validate, are gone in a forked child, and it would wait for them for ever:
+    # even if only its parent has had them.
+    config.parallel_compilation = False
+    return config
+
+
+def _directory_bytes(data: bytes) -> int:
+    try:
+        return min(len(memoryview(msgspec.json.decode(data, type=_Data).airflow.directory)), _MOST_DIRECTORY_BYTES)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # Whether it is data at all is seen when it is started.
+        return 0
+
+
+def mebibytes(pages: int) -> int:
+    """Memory in MiB."""
+    return pages * _PAGE >> 20
+
+
+def start(policy: Policy) -> Machine:
+    """An instance of it; ``PolicyBroken`` if it cannot have one."""
+    try:
+        return Machine(policy)
+    except (wasmtime.WasmtimeError, wasmtime.Trap, LookupError, ValueError, TypeError) as error:
+        # Lookups and values: a module that exports other things than OPA's compiler does, or says other things.
+        raise PolicyBroken(f"the compiled policy cannot be started: {error!r}") from None
+
+
+class Machine:
+    """One instance of a policy, with its memory; for one thread at a time."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._store = store = wasmtime.Store(policy.engine)
+        store.set_fuel(100 * FUEL_BASE)
+        self._memory = memory = wasmtime.Memory(store, wasmtime.MemoryType(wasmtime.Limits(_MIN_PAGES, _MAX_PAGES)))
+        linker = wasmtime.Linker(policy.engine)
+        linker.define(store, "env", "memory", memory)
+        linker.define(store, "env", "opa_abort", self._function(1, self._abort, result=False))
+        linker.define(store, "env", "opa_println", self._function(1, lambda _: None, result=False))
+        for arguments in range(5):
+            unknown = self._function(2 + arguments, _unknown_builtin)
+            linker.define(store, "env", f"opa_builtin{arguments}", unknown)
+        self._exports = exports = linker.instantiate(store, policy.module).exports(store)
+        self._entrypoints = self._json("entrypoints")
+        if missing := [name for name in ENTRYPOINTS if name not in self._entrypoints]:
+            raise PolicyBroken(f"the compiled policy lacks the entrypoint {missing[0]}: build it with this package")
+        if builtins := self._json("builtins"):
+            raise PolicyBroken(f"the policy calls {', '.join(builtins)}, which the in-process engine does not have")
+        slot = self._call("opa_malloc", 12)
+        before = self._call("opa_heap_ptr_get")
+        address = self._call("opa_malloc", len(policy.data))
+        self._reserve(address + len(policy.data))
+        memory.write(store, policy.data, address)
+        data = self._call("opa_json_parse", address, len(policy.data))
+        if data == 0:
+            raise PolicyBroken("the bundle's data.json does not parse")
+        self._slot = slot
+        self._heap = self._call("opa_heap_ptr_get")
+        # What the data takes, with its text.
+        self.data_bytes = self._heap - before
+        self._pages_at_start = self.pages
+        trampoline = _TRAMPOLINE.format(entrypoint=slot, length=slot + 4, result=slot + 8, data=data, heap=self._heap)
+        linker = wasmtime.Linker(policy.engine)
+        linker.define(store, "opa", "memory", memory)
+        linker.define(store, "opa", "opa_eval", exports["opa_eval"])
+        module = wasmtime.Module(policy.engine, trampoline)
+        evaluate = linker.instantiate(store, module).exports(store)["evaluate"]
+        assert isinstance(evaluate, wasmtime.Func)  # noqa: S101 - our own module, for the type checker
+        self._evaluate = evaluate
+
+    @property
+    def pages(self) -> int:
+        """Size of the linear memory in pages of 64 KiB."""
+        return self._memory.size(self._store)
+
+    @property
+    def grown(self) -> int:
+        """By how many pages its questions have made it grow."""
+        return self.pages - self._pages_at_start
+
+    @property
+    def fuel_used(self) -> int:
+        """What the last evaluation has taken."""
+        return self._fuel - self._store.get_fuel()
+
+    def evaluate(self, entrypoint: str, question: bytes, fuel: int) -> msgspec.Raw:
+        """JSON of the entrypoint's value; ``PolicyBroken`` or ``Undefined`` if there is none."""
+        store, self._fuel = self._store, fuel
+        store.set_fuel(fuel)
+        try:
+            self._reserve(self._heap + len(question))
+            base = ctypes.addressof(self._memory.data_ptr(store).contents)
+            number = self._entrypoints[f"airflow/authz/{entrypoint}"]
+            ctypes.memmove(base + self._slot, struct.pack("<ii", number, len(question)), 8)
+            ctypes.memmove(base + self._heap, question, len(question))
+            self._evaluate(store)
+            # The memory may have grown, and with it moved.
+            base = ctypes.addressof(self._memory.data_ptr(store).contents)
+            (result,) = struct.unpack("<I", ctypes.string_at(base + self._slot + 8, 4))
+            if not 0 < result < self._memory.data_len(store):
+                raise PolicyBroken("the compiled policy answered outside of its memory")
+            results = _decode_results(ctypes.string_at(base + result))
+        except wasmtime.Trap as trap:
+            if trap.trap_code == wasmtime.TrapCode.OUT_OF_FUEL:
+                raise TooLong("a rule does not come to an end: it was stopped when its fuel was used up") from None
+            raise PolicyBroken(
+                f"the policy fails while it is evaluated: {str(trap).splitlines()[-1].strip()}"
+            ) from None
+        except (wasmtime.WasmtimeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise PolicyBroken(f"the policy fails while it is evaluated: {error}") from None
+        if not results:
+            raise Undefined(f"the compiled policy defines no data.airflow.authz.{entrypoint}")
+        return results[0].result
+
+    def _function(self, arguments: int, call: object, result: bool = True) -> wasmtime.Func:
+        i32 = wasmtime.ValType.i32
+        kind = wasmtime.FuncType([i32() for _ in range(arguments)], [i32()] if result else [])
+        return wasmtime.Func(self._store, kind, call)  # type: ignore[arg-type]
+
+    def _call(self, export: str, *arguments: int) -> int:
+        function = self._exports[export]
+        if not isinstance(function, wasmtime.Func):
+            raise PolicyBroken(f"the compiled policy does not export {export}")
+        return int(function(self._store, *arguments) or 0)
+
+    def _json(self, export: str) -> dict[str, int]:
+        text: dict[str, int] = json.loads(self._text(self._call("opa_json_dump", self._call(export))))
+        return text
+
+    def _text(self, address: int) -> bytes:
+        text = bytearray()
+        while b"\0" not in text and (more := self._memory.read(self._store, address, address + _PAGE)):
+            text += more
+            address += _PAGE
+        return bytes(text).partition(b"\0")[0]
+
+    def _abort(self, address: int) -> None:
+        raise PolicyBroken(f"the policy fails while it is evaluated: {self._text(address).decode(errors='replace')}")
+
+    def _reserve(self, size: int) -> None:
+        if (lacking := size - self._memory.data_len(self._store)) > 0:
+            self._memory.grow(self._store, lacking // _PAGE + 1)
+
+
+def _unknown_builtin(*_: int) -> int:
+    raise PolicyBroken("the policy calls a built-in function that the in-process engine does not have")
