@@ -180,6 +180,14 @@ class PolicyBroken(EngineError):
     """The policy cannot be loaded, or fails while it is evaluated: a conflict, a trap, out of fuel or memory."""
 
 
+class TooLong(PolicyBroken):
+    """The policy has used up what a question may take."""
+
+
+class PlatformTooLong(TooLong):
+    """It has done so without a team's package having been asked."""
+
+
 class KeysUnknown(EngineError):
     """The keys of whoever issued a login's token cannot be had, so nobody can say whether it is genuine."""
 

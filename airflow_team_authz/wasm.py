@@ -21,7 +21,7 @@ import msgspec
 import wasmtime
 
 from airflow_team_authz.compile import ENTRYPOINTS
-from airflow_team_authz.model import PolicyBroken, Undefined
+from airflow_team_authz.model import PolicyBroken, TooLong, Undefined
 
 # A unit of fuel is about 0.2 ns here; an ordinary decision takes 150,000, one more of a list 45,000.
 FUEL_BASE = 50_000_000
@@ -29,9 +29,15 @@ FUEL_PER_RESOURCE = 500_000
 # Each question compiles its patterns anew, and each team has its own: one of `regex.match` takes 650,000, and 8,000
 # when it is used again; one of `glob.match` 140,000 and 8,000.
 FUEL_PER_TEAM = 10_000_000
+# A person may have thousands of groups, and a group may stand for thousands of teams: one more name of a subject takes
+# 10,000, and ten times that where all teams are asked for.
+FUEL_PER_SUBJECT_BYTE = 10_000
+FUEL_PER_DIRECTORY_BYTE = 2_000
 # What a list usually takes, with some to spare: 50,000 to 60,000 for each resource.
 USUAL_BASE = 5_000_000
 USUAL_PER_RESOURCE = 75_000
+USUAL_PER_SUBJECT_BYTE = 4_000
+USUAL_PER_DIRECTORY_BYTE = 500
 _PAGE = 64 * 1024
 _MIN_PAGES = 16
 _MAX_PAGES = 4096
@@ -46,6 +52,7 @@ _WAIT_SECONDS = 300
 _ROOT = str(Path(__file__).resolve().parents[1])
 _OUT_OF_TIME = {signal.SIGXCPU, signal.SIGKILL}
 _CODE_SECTION = 10
+_MOST_DIRECTORY_BYTES = 8 << 20
 
 # One call without arguments instead of one with seven: converting an argument costs as much as a rule.
 # The slot holds entrypoint, length of the input, and afterwards the address of the result.
@@ -83,7 +90,30 @@ class Policy(NamedTuple):
     serial: int = 0
     key_id: str = ""
     issued_at: int | None = None
+    directory_bytes: int = 0
     rego: Mapping[str, bytes] | None = None
+
+    def fuel(self, question: bytes, size: int, teams: int, pace: float | None = None) -> int:
+        """What a question about so many resources of so many teams may take; ``pace``: as a multiple of what is usual.
+
+        It grows with what is told of the subject, which comes first in a question.
+        """
+        subject = max(question.find(b'"resources":'), 0)
+        fuel = FUEL_BASE + size * FUEL_PER_RESOURCE + teams * FUEL_PER_TEAM
+        fuel += subject * FUEL_PER_SUBJECT_BYTE + self.directory_bytes * FUEL_PER_DIRECTORY_BYTE
+        if pace is None:
+            return fuel
+        usual = USUAL_BASE + size * USUAL_PER_RESOURCE
+        usual += subject * USUAL_PER_SUBJECT_BYTE + self.directory_bytes * USUAL_PER_DIRECTORY_BYTE
+        return min(fuel, int(pace * usual))
+
+
+class _Airflow(msgspec.Struct, frozen=True):
+    directory: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Data(msgspec.Struct):
+    airflow: _Airflow = _Airflow()
 
 
 def trouble_with(wasm: bytes) -> str:
@@ -178,6 +208,7 @@ def compiled(
     engine = wasmtime.Engine(config)
     try:
         policy = Policy(engine, wasmtime.Module(engine, wasm), data, revision, serial, key_id)
+        policy = policy._replace(directory_bytes=_directory_bytes(data))
     except wasmtime.WasmtimeError as error:
         raise PolicyBroken(str(error)) from None
     machine = start(policy)
@@ -195,6 +226,14 @@ def _config() -> wasmtime.Config:
     # even if only its parent has had them.
     config.parallel_compilation = False
     return config
+
+
+def _directory_bytes(data: bytes) -> int:
+    try:
+        return min(len(memoryview(msgspec.json.decode(data, type=_Data).airflow.directory)), _MOST_DIRECTORY_BYTES)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # Whether it is data at all is seen when it is started.
+        return 0
 
 
 def mebibytes(pages: int) -> int:
@@ -288,7 +327,7 @@ class Machine:
             results = _decode_results(ctypes.string_at(base + result))
         except wasmtime.Trap as trap:
             if trap.trap_code == wasmtime.TrapCode.OUT_OF_FUEL:
-                raise PolicyBroken("a rule does not come to an end: it was stopped when its fuel was used up") from None
+                raise TooLong("a rule does not come to an end: it was stopped when its fuel was used up") from None
             raise PolicyBroken(
                 f"the policy fails while it is evaluated: {str(trap).splitlines()[-1].strip()}"
             ) from None

@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--keycloak", action="store_true", help="compare with people out of a real Keycloak instead")
     parser.add_argument("--doors", action="store_true", help="compare tasks, asset events and parsed Dags instead")
     parser.add_argument("--bundles", action="store_true", help="compare ways and sizes of policy bundles instead")
+    parser.add_argument("--growth", action="store_true", help="compare people of one team and of thousands instead")
     parser.add_argument("--rows", action="store_true", help="compare lists of many rows and the UI's pages instead")
     parser.add_argument("--decision-log", action="store_true", help="compare the cost of the decision log instead")
     parser.add_argument("--postgres", action="store_true", help="with --rows: on PostgreSQL rather than on SQLite")
@@ -51,6 +52,10 @@ def main() -> int:
             from benchmarks import bundles
 
             rows = list(bundles.comparisons(Path(home)))
+        elif options.growth:
+            from benchmarks import growth
+
+            rows = list(growth.comparisons(Path(home), options.rounds // 20))
         elif options.rows:
             from benchmarks import rows as of_rows
 

@@ -17,10 +17,12 @@ from airflow_team_authz.model import (
     EngineError,
     Evaluations,
     Malformed,
+    PlatformTooLong,
     PolicyBroken,
     Resource,
     Standing,
     Subject,
+    TooLong,
 )
 
 # Above this a list is asked in parts: it bounds the memory of a question in process, and its size on the wire.
@@ -31,6 +33,9 @@ _SHARE = 3.0
 _MOST_LATE = 2
 # What reading a text as JSON of an agreed form may raise.
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+# Owns nothing and has no package: Airflow takes no such name for a team.
+_NOBODY = "~"
 
 T = TypeVar("T")
 Value = bytes | msgspec.Raw
@@ -186,7 +191,9 @@ class DecisionPoint:
         failing: dict[str | None, EngineError] = {}
         late, revision = 0, ""
         # It is the engine that is slow, or all of the policy: asking about each team would take the time of each.
-        useless = not _several(question) or not self._answers(question)
+        trouble = self._without_teams(question) if _several(question) or isinstance(whole, TooLong) else None
+        useless = not _several(question) or trouble is not None
+        whole = _blamed(whole, question, trouble)
         for team_id, resources in by_team.items() if not useless else ():
             part = msgspec.structs.replace(question, resources=resources)
             try:
@@ -194,7 +201,7 @@ class DecisionPoint:
                 allowed.update(answer)
             except (PolicyBroken, DeadlineExceeded) as error:
                 late += isinstance(error, DeadlineExceeded)
-                if isinstance(error, DeadlineExceeded) and not self._answers(question):
+                if isinstance(error, DeadlineExceeded) and self._without_teams(question):
                     useless = True
                     break
                 failing[team_id] = error
@@ -231,13 +238,14 @@ class DecisionPoint:
         self._left_out.release(team_id)
         return allowed
 
-    def _answers(self, question: Evaluations) -> bool:
-        """Whether the engine answers such a question in time if it is about nobody's resources."""
+    def _without_teams(self, question: Evaluations) -> EngineError | None:
+        """What is wrong with such a question if it is about nobody's resource, for which no team's package is asked."""
+        nobodys = [msgspec.structs.replace(resource, team_id=_NOBODY) for resource in question.resources[:1]]
         try:
-            self._ask("allowed", self._read_allowed, msgspec.structs.replace(question, resources=[]))
-        except EngineError:
-            return False
-        return True
+            self._ask("allowed", self._read_allowed, msgspec.structs.replace(question, resources=nobodys))
+        except EngineError as error:
+            return error
+        return None
 
     def _ask(
         self,
@@ -254,16 +262,19 @@ class DecisionPoint:
         try:
             reply = self._engine.query(entrypoint, encoded, len(question.resources), len(_owners(question)), pace)
             answer = read(reply.value, question)
-        except EngineError as error:
+        except EngineError as engine_error:
+            error = engine_error
+            if entrypoint == "decisions" and isinstance(error, TooLong):
+                error = _blamed(error, question, self._without_teams(question))
             # Whether a team's rules are slow or the engine is, is not known before each is asked about.
             if not (entrypoint == "allowed" and isinstance(error, DeadlineExceeded | PolicyBroken)):
                 self._outages.failed(error, _owners(question), isinstance(error, PolicyBroken))
-            raise
+            raise error from None
         except NOT_JSON as error:
             malformed = Malformed(f"the engine's answer is not of the agreed form: {error}")
             self._outages.failed(malformed, _owners(question))
             raise malformed from None
-        if self._outages and question.resources:
+        if self._outages and question.resources and _owners(question) != {_NOBODY}:
             self._outages.answered(_owners(question))
         return answer, reply.revision
 
@@ -282,6 +293,21 @@ class DecisionPoint:
     def close(self) -> None:
         """Close the engine."""
         self._engine.close()
+
+
+def _blamed(error: EngineError, question: Evaluations, without_teams: EngineError | None) -> EngineError:
+    """An exhausted allowance, with whose rules exhaust it. ``without_teams``: what is wrong if no team's are asked."""
+    owners = _owners(question)
+    if not isinstance(error, TooLong):
+        return error
+    if owners == {None} or isinstance(without_teams, TooLong):
+        return PlatformTooLong(
+            f"{error}; without the package of any team, too: look at the rules in airflow/site, "
+            "and at how much airflow/directory says of one person"
+        )
+    if len(owners) == 1 and without_teams is None:
+        return TooLong(f"{error}; without the package of team {owners.pop()} it comes to an end")
+    return error
 
 
 def _owners(question: Evaluations) -> set[str | None]:

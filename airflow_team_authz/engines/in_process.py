@@ -19,12 +19,7 @@ from airflow_team_authz.engines.kept import Kept
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import PolicyBroken
 from airflow_team_authz.wasm import (
-    FUEL_BASE,
-    FUEL_PER_RESOURCE,
-    FUEL_PER_TEAM,
     KEEP_PAGES,
-    USUAL_BASE,
-    USUAL_PER_RESOURCE,
     Machine,
     Policy,
     compiled,
@@ -125,10 +120,7 @@ class InProcess:
             with forks.whole():
                 machine = start(policy)
         self._local.machine = None
-        fuel = FUEL_BASE + size * FUEL_PER_RESOURCE + teams * FUEL_PER_TEAM
-        if pace is not None:
-            fuel = min(fuel, int(pace * (USUAL_BASE + size * USUAL_PER_RESOURCE)))
-        value = machine.evaluate(entrypoint, question, fuel)
+        value = machine.evaluate(entrypoint, question, policy.fuel(question, size, teams, pace))
         if machine.grown <= KEEP_PAGES:
             self._local.machine = machine
         elif pace is not None and machine.grown > pace * KEEP_PAGES:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from airflow_team_authz.escaping import logger
-from airflow_team_authz.model import EngineError
+from airflow_team_authz.model import EngineError, PlatformTooLong
 
 log = logger(__name__)
 
 _ENGINE = "the engine"
+_PLATFORM = "the platform's rules"
 
 
 class Outages:
@@ -23,16 +24,17 @@ class Outages:
 
         Rules that fail in a question about several teams are not noted: whose do is asked next.
         """
-        if of_rules and len(team_ids) > 1:
+        ours = isinstance(error, PlatformTooLong)
+        if of_rules and len(team_ids) > 1 and not ours:
             return
-        what = _part(next(iter(team_ids))) if of_rules and team_ids else _ENGINE
+        what = _PLATFORM if ours else _part(next(iter(team_ids))) if of_rules and team_ids else _ENGINE
         if what not in self._failing:
             self._failing.add(what)
             log.error("no decision can be had from %s (%s): %s", what, type(error).__name__, error)
 
     def answered(self, team_ids: Collection[str | None]) -> None:
         """Note an answered question about what these teams own; logged if something failed before."""
-        for what in self._failing & {_ENGINE, *map(_part, team_ids)}:
+        for what in self._failing & {_ENGINE, _PLATFORM, *map(_part, team_ids)}:
             self._failing.discard(what)
             log.warning("decisions can be had again from %s", what)
 

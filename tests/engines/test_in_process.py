@@ -23,7 +23,16 @@ from airflow_team_authz.bundles.archive import MAX_BYTES
 from airflow_team_authz.compile import ENTRYPOINTS, compile_directory
 from airflow_team_authz.engines import CHUNK, DecisionPoint, in_process
 from airflow_team_authz.engines.in_process import InProcess
-from airflow_team_authz.model import EngineError, Evaluations, Malformed, PolicyBroken, Resource, Subject, Undefined
+from airflow_team_authz.model import (
+    EngineError,
+    Evaluations,
+    Malformed,
+    PolicyBroken,
+    Resource,
+    Subject,
+    TooLong,
+    Undefined,
+)
 from tests.conftest import Engines, build, errors, eventually, forked, opened, pack, restore, unpack, write
 
 Policy = Callable[[dict[str, str]], Path]
@@ -152,7 +161,7 @@ def test_a_policy_may_tell_more_of_itself_than_fits_into_a_page(tmp_path: Path) 
     ("answer with a text", 1, Malformed, "agreed form"),
     ("do nothing", 1, Undefined, "airflow.authz.decisions"),
     ("conflict", 1, PolicyBroken, "conflict"),
-    ("use up the fuel", 1, PolicyBroken, "fuel"),
+    ("use up the fuel", 1, TooLong, "fuel"),
     ("use up the memory", 5_000, PolicyBroken, "malloc"),
 ])  # fmt: skip
 def test_a_failed_evaluation_is_an_error_and_is_not_kept(

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from airflow_team_authz.compile import shipped_policies
-from airflow_team_authz.model import Source, Subject
+from airflow_team_authz.model import Evaluations, Resource, Source, Subject
 from tests.conftest import Engines, write
 
 ROLES = ("viewer", "op", "super-op", "op-chief", "größe", "r.*", "team", "a")
@@ -26,6 +26,8 @@ TEMPLATES = (
     [{"team_id": "fixed", "role": "op"}],
     [{"team_id": None, "role": "<role>"}],
 )
+# Fit nothing. Where there are many names, they are found in another way.
+STRANGE = tuple(f"!{number}!" for number in range(21))
 Entry = tuple[str, str | None, str | None]
 
 
@@ -89,13 +91,20 @@ def test_patterns_are_read_as_they_are_meant(
     )
     engines = open_engines(directory).both()
     fitting = 0
-    for name in names(chance, known):
+    for number, name in enumerate(names(chance, known)):
         right = expected(known, name)
+        ann = Subject("user", "ann", groups=(name, *(STRANGE if number % 4 == 0 else ())))
         fitting += bool(right)
         for engine in engines:
-            standing, _ = engine.whoami(Subject("user", "ann", groups=(name,)))
+            standing, _ = engine.whoami(ann)
             assert {_entry(source) for source in standing.entries} == right, (name, engine)
             assert standing.platform_roles == ()
+            # Who is asked about one team alone, or about several.
+            viewed = {team_id for _, team_id, role in right if role == "viewer"}
+            dags = [Resource("dag", team_id, "d") for team_id in sorted({team_id or "" for _, team_id, _ in right})]
+            for asked in ([dag] for dag in dags) if len(dags) < 2 else (*([dag] for dag in dags), dags):
+                seen = engine.allowed(Evaluations(ann, "read", asked))
+                assert seen == [dag for dag in asked if dag.team_id in viewed], (name, engine)
     assert NAMES / 10 < fitting < NAMES
 
 

@@ -9,6 +9,7 @@ package airflow.authz
 
 import data.airflow.authz.baseline
 import data.airflow.authz.guardrails
+import data.airflow.authz.standing
 
 # METADATA
 # title: One question
@@ -87,6 +88,15 @@ speaking contains "team_allows" if some _ in data.teams[input.resource.team_id].
 # `speaking` for each of many. Apart from what uses it, because what follows a `with` in the same body forgets what was
 # computed before, and with a local `shared`, because a rule of that name would be computed again under each `with`.
 spoken := steps if {
+	known := standing.of_long_list
+	shared := object.remove(input, {"resource", "resources"})
+	steps := [said |
+		some resource in input.resources
+
+		# regal ignore:with-outside-test-context,comprehension-term-assignment
+		said := speaking with input as object.union(shared, {"resource": resource}) with data.airflow.authz.known as known
+	]
+} else := steps if {
 	shared := object.remove(input, {"resource", "resources"})
 	steps := [said |
 		some resource in input.resources

@@ -101,11 +101,17 @@ resources := [resource |
 	resource := {"type": type, "id": id, "team_id": team_id}
 ]
 
+names := [concat("", [letter, " of a group whose name is rather long, so that a list knows it before"]) |
+	some letter in split("abcdefghijklmnop", "")
+]
+
 subjects := {
 	"op": ann,
 	"nobody": {"type": "user", "id": "eve"},
 	"admin": {"type": "user", "id": "pat", "roles": ["admin"]},
 	"borrower": {"type": "user", "id": "bob", "team_ids": ["beta"], "roles": ["viewer"]},
+	"borrower of many groups": {"type": "user", "id": "bob", "team_ids": ["beta"], "roles": ["viewer"], "groups": names},
+	"admin of many groups": {"type": "user", "id": "pat", "roles": ["admin"], "groups": names},
 	"task": {"type": "task", "id": "etl.load", "team_ids": ["alpha"]},
 }
 

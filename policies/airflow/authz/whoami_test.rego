@@ -27,3 +27,17 @@ test_whoami_knows_nobody if {
 	found := authz.whoami with input as {"subject": {"type": "user", "id": "ann"}, "action": "list", "resources": []}
 	found == {"team_roles": {}, "platform_roles": [], "common_roles": [], "default_pools": {}, "entries": []}
 }
+
+test_whoami_tells_entries_of_roles_and_claims_too if {
+	subject := {"type": "user", "id": "ann", "roles": ["Op"], "claims": {"dept": ["sales"]}}
+	directory := {
+		"roles": {"Op": [{"team_id": "alpha", "role": "op"}]},
+		"claims": {"dept": {"sales": [{"team_id": "beta", "role": "viewer"}]}},
+	}
+	found := authz.whoami with input as {"subject": subject, "action": "list", "resources": []}
+		with data.airflow.directory as directory
+	found.entries == [
+		{"table": "claims.dept", "name": "sales", "entry": {"team_id": "beta", "role": "viewer"}},
+		{"table": "roles", "name": "Op", "entry": {"team_id": "alpha", "role": "op"}},
+	]
+}

@@ -120,7 +120,9 @@ assigned if input.context.user_id in input.context.assigned_users
 
 roles(resource) := standing.common_roles if {
 	resource.team_id == null
-} else := object.get(standing.team_roles, resource.team_id, standing.platform_roles)
+} else := held if {
+	held := standing.asked_roles[resource.team_id]
+} else := standing.platform_roles
 
 enough(resource) := data.airflow.roles.common[resource.type][input.action] if {
 	resource.team_id == null

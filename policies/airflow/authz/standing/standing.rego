@@ -2,7 +2,9 @@
 # title: Where the subject stands
 # description: |
 #   Teams and roles that follow from what the identity carries and from `data.airflow.directory`.
-#   Nothing here looks at the resource, so a list of resources pays for it once.
+#   Nothing here looks at a resource but for its team, so a list of resources pays for it once.
+#   A person may have thousands of names, and the directory thousands of entries: the work grows with either, never with
+#   their product, and a question about one team does not look at the roles of all others.
 #   Team packages may read `team_ids`, `team_roles` and `platform_roles`.
 # scope: package
 # schemas:
@@ -11,24 +13,36 @@
 #   - data.airflow.roles: schema.roles
 package airflow.authz.standing
 
+import data.airflow.authz.standing.patterns
+
 # METADATA
 # title: Teams that the subject belongs to
-# scope: document
-team_ids contains team_id if some team_id in input.subject.team_ids
-
-team_ids contains entry.team_id if {
-	some [_, _, entry] in entries
-	entry.team_id != null
-}
+team_ids := known if {
+	known := data.airflow.authz.known.team_ids
+} else := object.keys(in_teams)
 
 # METADATA
 # title: Roles held for the platform, with every role that they include
-platform_roles := included(held_for_platform)
+platform_roles := known if {
+	known := data.airflow.authz.known.platform_roles
+} else := included(held_for_platform)
 
 # METADATA
 # title: Roles in each of the subject's teams, with every role that they include
 # description: "`{team_id: {role}}`; what is held for the platform counts in every team."
-team_roles[team_id] := included(held_for_platform | held_for(team_id)) | machine_roles if some team_id in team_ids
+team_roles := known if {
+	known := data.airflow.authz.known.team_roles
+} else := {team_id: held_for(said) | some team_id, said in in_teams}
+
+# METADATA
+# title: The same, at least of the teams that the question is about
+asked_roles := {team_id: held_for(said) |
+	some team_id in asked_teams
+	said := said_of(team_id)
+	count(said) > 0
+} if {
+	count(asked_teams) == 1
+} else := team_roles
 
 # METADATA
 # title: Roles that count for what is common to all teams
@@ -39,6 +53,26 @@ common_roles := (platform_roles | machine_roles) | (included(held_anywhere) - {r
 	some role in data.airflow.roles.platform
 })
 
+# METADATA
+# title: What rules may ask of the subject, who is the same for all of a list
+# description: Undefined where it is as soon found out for each resource. Whoever asks for that has it known.
+# scope: rule
+# schemas:
+#   - input: schema.evaluations
+of_long_list := {"team_ids": team_ids, "team_roles": team_roles, "platform_roles": platform_roles} if {
+	count(input.resources) > 1
+	takes_long
+}
+
+takes_long if count(named) > 20
+
+takes_long if count(json.marshal(input.subject)) > 1000
+
+takes_long if {
+	some table in ["group_patterns", "role_patterns"]
+	count(data.airflow.directory[table]) > 20
+}
+
 # A task, a watcher and so on: what it is says what it holds, and nothing that an identity carries does.
 machine_roles := {role | some role in data.airflow.roles.machines[situation][input.subject.type]}
 
@@ -48,34 +82,55 @@ situation := "in_team" if count(input.subject.team_ids) > 0
 
 included(roles) := graph.reachable(data.airflow.roles.includes, roles)
 
-held_for_platform contains role if {
-	some role in own_roles
-	role in data.airflow.roles.platform
-}
-
-held_for_platform contains entry.role if {
-	some [_, _, entry] in entries
+held_for_platform := {role | some role in own_roles; role in data.airflow.roles.platform} | {entry.role |
+	some entry in named
 	entry.team_id == null
 }
 
+held_anywhere := (own_roles | {entry.role | some entry in named}) | {entry.role | some [_, _, entry] in patterns.said}
+
 # An identity's own roles hold for the teams that it belongs to, unless the directory names a role
 # for the team: then that one is meant.
-held_for(team_id) := own | named if {
-	own := {role | team_id in own_team_ids; some role in own_roles}
-	named := {entry.role | some [_, _, entry] in entries; entry.team_id == team_id}
+held_for(said) := included(((held_for_platform | said) | own)) | machine_roles if {
+	own := {role | said[its_own]; some role in own_roles}
 }
 
-held_anywhere := own_roles | {entry.role | some [_, _, entry] in entries}
+# Stands among the roles of a team for those that the identity carries. A set, which no directory can hold.
+its_own := set()
+
+# For each of the subject's teams what is said of it.
+in_teams[team_id] contains its_own if some team_id in input.subject.team_ids
+
+in_teams[entry.team_id] contains object.get(entry, "role", its_own) if {
+	some entry in named
+	entry.team_id != null
+}
+
+in_teams[entry.team_id] contains object.get(entry, "role", its_own) if some [_, _, entry] in patterns.said
+
+# The same of one team.
+said_of(team_id) := {object.get(entry, "role", its_own) |
+	some entry in array.concat(named, patterns.said_of(team_id))
+	entry.team_id == team_id
+} | {its_own | team_id in input.subject.team_ids}
+
+asked_teams contains input.resource.team_id
+
+# METADATA
+# scope: rule
+# schemas:
+#   - input: schema.evaluations
+asked_teams contains resource.team_id if some resource in input.resources
 
 # Airflow's managers write the same role as `Op`, `OP` and `op`. `lower` only sorts out what is no role at all: to it
 # `ADMİN` is `admin`, and the engines know capitals of different Unicode versions. What counts is the case of A to Z.
 own_roles contains concat("", [object.get(small, letter, letter) | some letter in split(role, "")]) if {
 	count(machine_roles) == 0
 	some role in input.subject.roles
-	lower(role) in known
+	role_names[lower(role)]
 }
 
-known contains lower(role) if some role, _ in data.airflow.roles.includes
+role_names contains lower(role) if some role, _ in data.airflow.roles.includes
 
 small := {
 	"A": "a", "B": "b", "C": "c", "D": "d", "E": "e", "F": "f", "G": "g", "H": "h", "I": "i",
@@ -83,12 +138,17 @@ small := {
 	"S": "s", "T": "t", "U": "u", "V": "v", "W": "w", "X": "x", "Y": "y", "Z": "z",
 }
 
-own_team_ids contains team_id if some team_id in input.subject.team_ids
-
-own_team_ids contains entry.team_id if {
-	some [_, _, entry] in entries
-	not entry.role
-}
+# What the directory says of names in full: an array, because a set of thousands takes long, and by look-ups, because an
+# OPA server would copy a table that is passed on as a whole.
+named := array.flatten(array.flatten([
+	[found | some name in input.subject.groups; found := data.airflow.directory.groups[name]],
+	[found | some name in input.subject.roles; found := data.airflow.directory.roles[name]],
+	[found |
+		some claim, values in input.subject.claims
+		some value in values
+		found := data.airflow.directory.claims[claim][value]
+	],
+]))
 
 # METADATA
 # title: What the directory says of the subject
@@ -110,47 +170,4 @@ entries contains [$"claims.{claim}", value, entry] if {
 	some entry in data.airflow.directory.claims[claim][value]
 }
 
-entries contains ["group_patterns", pattern, entry] if {
-	some pattern, templates in data.airflow.directory.group_patterns
-	some group in input.subject.groups
-	some entry in filled(pattern, templates, group)
-}
-
-entries contains ["role_patterns", pattern, entry] if {
-	some pattern, templates in data.airflow.directory.role_patterns
-	some role in input.subject.roles
-	some entry in filled(pattern, templates, role)
-}
-
-# The entries of a pattern such as `airflow-<team>-<role>` for a name. What can be read in two ways says nothing, and
-# nothing here is the platform's: that takes a name in full.
-filled(pattern, templates, name) := {entry |
-	startswith(name, split(pattern, "<")[0])
-	found := readings(pattern, name)
-	count(found) == 1
-	some reading in found
-	some template in templates
-	template.team_id != null
-	entry := {key: object.get(reading, word, word) | some key, word in template}
-}
-
-readings(pattern, name) := {{"<team>": team, "<role>": role} |
-	some role in possible_roles(pattern)
-	team := between(split(replace(pattern, "<role>", role), "<team>"), name)
-}
-
-possible_roles(pattern) := object.keys(data.airflow.roles.includes) if {
-	contains(pattern, "<role>")
-} else := {""}
-
-between([whole], name) := "" if whole == name
-
-between([before, after], name) := team if {
-	startswith(name, before)
-	endswith(name, after)
-	team := trim_suffix(trim_prefix(name, before), after)
-
-	# As Airflow has it for team names.
-	regex.match(`^[a-zA-Z0-9_-]{3,50}$`, team)
-	name == concat("", [before, team, after])
-}
+entries contains said if some said in patterns.said

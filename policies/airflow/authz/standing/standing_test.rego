@@ -14,6 +14,7 @@ directory := {
 	"group_patterns": {
 		"airflow-<team>-<role>": [{"team_id": "<team>", "role": "<role>"}],
 		"team:<team>": [{"team_id": "<team>"}],
+		"<team> and friends": [{"team_id": "gamma", "role": "viewer"}, {"team_id": "<team>", "role": "op"}],
 		"gamma/<role>s": [{"team_id": "gamma", "role": "<role>"}],
 		"on call": [{"team_id": "gamma", "role": "op"}],
 	},
@@ -107,6 +108,10 @@ cases := {
 		"subject": {"groups": ["gamma/viewers"]},
 		"team_roles": {"gamma": viewer}, "common": viewer, "platform": set(),
 	},
+	"a pattern for whichever team": {
+		"subject": {"groups": ["alpha and friends", "al and friends"]},
+		"team_roles": {"alpha": op, "gamma": viewer}, "common": op, "platform": set(),
+	},
 	"a pattern that stands for nothing is a name": {
 		"subject": {"groups": ["on call"]},
 		"team_roles": {"gamma": op}, "common": op, "platform": set(),
@@ -135,14 +140,81 @@ test_standing[note] if {
 	stands == {"team_roles": case.team_roles, "common": case.common, "platform": case.platform}
 }
 
-test_number_of_cases if count(cases) == 24
+test_number_of_cases if count(cases) == 25
 
-found(subject) := stands if {
+found(subject) := standing_with(subject, directory)
+
+standing_with(subject, tables) := stands if {
 	stands := {
 		"team_roles": standing.team_roles,
 		"common": standing.common_roles,
 		"platform": standing.platform_roles,
-	} with input as {"subject": subject} with data.airflow.directory as directory
+	} with input as {"subject": subject} with data.airflow.directory as tables
+}
+
+letters := split("abcdefghijklmnopqrstuvwxyz", "")
+
+many := [$"{letter} of a group whose name is rather long for a group" | some letter in letters]
+
+# With more than 20 names and patterns, names are found in another way.
+test_standing_with_many_names_and_patterns[note] if {
+	other := {$"other{letter}-<team>": [{"team_id": "<team>", "role": "admin"}] | some letter in letters}
+	tables := object.union(directory, {"group_patterns": other, "role_patterns": other})
+	some note, case in cases
+	subject := object.union(case.subject, {"groups": array.concat(object.get(case.subject, "groups", [""]), many)})
+	standing_with(subject, tables) == found(case.subject)
+}
+
+test_many_patterns_give_what_each_gives if {
+	patterns := {$"{letter}.<team>.{letter}": [{"team_id": "<team>", "role": "op"}] | some letter in letters}
+	groups := array.concat(["g.alpha.g", "z.beta.z", "g.gamma.h", ""], many)
+	stands := standing_with({"groups": groups}, {"group_patterns": patterns})
+	stands.team_roles == {"alpha": op, "beta": op}
+}
+
+# The roles in a team are the same for who asks about it alone.
+test_one_team[note] if {
+	some note, case in cases
+	every team_id in {"alpha", "beta", "gamma", "a-b", "<team>", ""} {
+		question := {"subject": case.subject, "action": "read", "resource": {"type": "dag", "team_id": team_id}}
+		held := standing.asked_roles with input as question with data.airflow.directory as directory
+		held == {team: roles | some team, roles in case.team_roles; team == team_id}
+	}
+}
+
+test_teams_that_a_list_asks_for if {
+	resources := [{"type": "dag", "team_id": team_id} | some team_id in ["alpha", "beta", null]]
+	question := {"subject": {"groups": ["both"]}, "action": "read", "resources": resources}
+	held := standing.asked_roles with input as question with data.airflow.directory as directory
+	held == {"alpha": viewer, "beta": admin}
+}
+
+test_what_a_list_knows_is_not_found_out_again if {
+	known := {"team_ids": {"alpha"}, "team_roles": {"alpha": op}, "platform_roles": admin}
+	found := {
+		"team_ids": standing.team_ids,
+		"team_roles": standing.team_roles,
+		"platform_roles": standing.platform_roles,
+	} with input as {"subject": {}} with data.airflow.authz.known as known
+	found == known
+}
+
+# Of how much is told of the subject, and how much the directory says: whether a list knows it before.
+lists := {
+	"a short list": {"subject": {"groups": ["both"]}, "known": false},
+	"many names": {"subject": {"groups": many}, "known": true},
+	"a name that says much": {"subject": {"groups": ["all"]}, "known": true},
+	"many patterns": {"subject": {}, "role_patterns": {$"{letter}<team>": [] | some letter in letters}, "known": true},
+}
+
+test_what_a_list_knows[note] if {
+	entries := [{"team_id": $"team{letter}", "role": "op"} | some letter in array.concat(letters, letters)]
+	some note, case in lists
+	question := {"subject": case.subject, "action": "read", "resources": [{}, {}]}
+	known := {found | found := standing.of_long_list} with input as question
+		with data.airflow.directory.groups as object.union(directory.groups, {"all": entries})
+		with data.airflow.directory.role_patterns as object.get(case, "role_patterns", {})
+	count(known) == 1 == case.known
 }
 
 test_team_ids_come_from_identity_and_directory if {
