@@ -146,6 +146,12 @@ class DecisionLog:
         for entry, repeated in self._bursts.over(at_once):
             self._offer(entry._replace(id=new_id(), at=int(repeated.until * 1e9), repeated=repeated))
 
+    def flush(self) -> None:
+        """Write what is there, as far as that takes no more than a moment, and go on."""
+        self._end_bursts(at_once=True)
+        for writer in self.writers:
+            writer.flush()
+
     def close(self) -> None:
         """Write what waits, as far as that takes no more than a moment."""
         self._end_bursts(at_once=True)

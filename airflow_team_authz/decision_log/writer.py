@@ -26,6 +26,7 @@ _TICK_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _ENDING_SECONDS = 2.0
+_POLL_SECONDS = 0.01
 # How often the log tells of losses.
 _TELL_SECONDS = 60.0
 
@@ -87,6 +88,15 @@ class Writer:
     def waiting(self) -> int:
         """How many are not known to be written."""
         return len(self._waiting) + len(self._batch)
+
+    def flush(self, seconds: float = _ENDING_SECONDS) -> None:
+        """Wait until all is written, as long as that takes no more than this; what is not is told to the log."""
+        end = time.monotonic() + seconds
+        while self.waiting() and time.monotonic() < end:
+            self._wake.set()
+            time.sleep(_POLL_SECONDS)
+        if waiting := self.waiting():
+            log.error("%d decisions are not recorded in %s yet, and this server stops", waiting, self.sink.name)
 
     def close(self, seconds: float = _ENDING_SECONDS) -> None:
         """Write what waits, as long as that takes no more than this; what is lost is told to the log. Once."""

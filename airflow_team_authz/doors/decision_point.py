@@ -55,6 +55,12 @@ def decision_log() -> DecisionLog:
     return open_log(settings(), airflows_engine, read_database()[1], settings().state or default_state())
 
 
+def flush_log() -> None:
+    """Have written what waits in the decision log, if there is one; takes seconds at most."""
+    if decision_log.cache_info().currsize:
+        decision_log().flush()
+
+
 def airflows_engine() -> Any:
     """The engine of Airflow's database in this process."""
     # Looked up each time: Airflow makes another one when it begins anew.

@@ -7,10 +7,14 @@ puts it into the answer's ``detail``.
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
+from fastapi.concurrency import run_in_threadpool
+
 from airflow_team_authz.decision_log import origin
+from airflow_team_authz.doors.deciding import flush_log
 from airflow_team_authz.doors.disclosure import told_id
 from airflow_team_authz.identities import requests
 
@@ -35,6 +39,9 @@ class RefusalReasons:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """See the ASGI specification, 3.0."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, _after_flush(send))
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -75,3 +82,16 @@ class RefusalReasons:
                 await self._app(scope, receive, explain)
         finally:
             _refusals.reset(token)
+
+
+def _after_flush(send: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+    """Uvicorn ends its process by the signal that it got, so nothing of Python's runs at the end: what waits to be
+    recorded is written before the server hears that its application has stopped.
+    """
+
+    async def send_after_flush(message: Any) -> None:
+        if message["type"].startswith("lifespan.shutdown."):
+            await run_in_threadpool(flush_log)
+        await send(message)
+
+    return send_after_flush

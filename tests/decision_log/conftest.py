@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from airflow_team_authz import decision_log
-from airflow_team_authz.decision_log import DecisionLog
+from airflow_team_authz.decision_log import DecisionLog, writer
 from airflow_team_authz.decision_log.levels import Levels
 from airflow_team_authz.decision_log.record import DEFAULT_MASKS, Form, encode
 from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource, Subject
@@ -70,6 +70,13 @@ class Made:
         """All that was recorded; the log is closed by this."""
         self.log.close()
         return self.sink.records
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for what gathers."""
+    for name in ("_LINGER_SECONDS", "_FIRST_PAUSE_SECONDS"):
+        monkeypatch.setattr(writer, name, 0.001)
 
 
 @pytest.fixture

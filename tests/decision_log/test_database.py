@@ -17,7 +17,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, inspect, select
 from sqlalchemy.orm import Session
 
-from airflow_team_authz.decision_log import database, writer
+from airflow_team_authz.decision_log import database
 from airflow_team_authz.decision_log.database import Database, clean
 from airflow_team_authz.decision_log.db_manager import DecisionLogManager
 from airflow_team_authz.decision_log.record import Form, new_id
@@ -42,12 +42,6 @@ def empty(tmp_path: Path) -> Iterator[Engine]:
 def engine(empty: Engine) -> Engine:
     _TABLE.metadata.create_all(empty)
     return empty
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_LINGER_SECONDS", "_FIRST_PAUSE_SECONDS"):
-        monkeypatch.setattr(writer, name, 0.001)
 
 
 def rows(engine: Engine) -> list[Any]:
@@ -201,7 +195,7 @@ def test_a_database_that_is_gone_is_told_without_its_statements(caplog: pytest.L
     writing = Writer(Database(lambda: gone, None, 90), Form(), lambda: None)
     writing.offer(entry("MARKED"))
     eventually(lambda: "cannot be recorded" in caplog.text)
-    writing.close(1)
+    writing.close(0.1)
     assert "unable to open database file" in caplog.text
     assert "MARKED" not in caplog.text
 

@@ -53,12 +53,6 @@ class Held(Kept):
         return super().write(records)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_LINGER_SECONDS", "_FIRST_PAUSE_SECONDS"):
-        monkeypatch.setattr(writer, name, 0.001)
-
-
 def names(records: Sequence[dict[str, Any]]) -> list[str]:
     return [record["input"]["resource"]["id"] for record in records if "input" in record]
 
@@ -70,11 +64,11 @@ def gaps(records: Sequence[dict[str, Any]]) -> list[int]:
 def test_everything_is_written_in_order() -> None:
     sink = Kept()
     writing = Writer(sink, Form(), lambda: None)
-    for number in range(1_200):
+    for number in range(600):
         writing.offer(entry(str(number)))
     writing.close(20)
-    assert names(sink.records) == [str(number) for number in range(1_200)]
-    assert (writing.written, writing.lost, writing.waiting()) == (1_200, 0, 0)
+    assert names(sink.records) == [str(number) for number in range(600)]
+    assert (writing.written, writing.lost, writing.waiting()) == (600, 0, 0)
 
 
 def test_what_a_stopped_sink_cannot_take_is_counted_and_told_to_it(caplog: pytest.LogCaptureFixture) -> None:
@@ -302,7 +296,7 @@ def test_a_file_that_cannot_be_written_is_told_once(caplog: pytest.LogCaptureFix
     writing = Writer(File(Path("/dev/full")), Form(), lambda: None)
     writing.offer(entry())
     eventually(lambda: "cannot be recorded in /dev/full" in caplog.text)
-    writing.close(1)
+    writing.close(0.1)
     assert caplog.text.count("cannot be recorded") == 1
     assert "1 decisions could not be recorded in /dev/full" in caplog.text
 

@@ -11,8 +11,9 @@ import httpx
 import pytest
 from fastapi import FastAPI, HTTPException
 
-from airflow_team_authz.doors import refusals
+from airflow_team_authz.doors import deciding, refusals
 from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
+from tests.decision_log.conftest import Made
 
 Message = dict[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -246,3 +247,28 @@ def test_what_fastapi_says_is_what_is_replaced(app: FastAPI) -> None:
     assert (allowed.status_code, allowed.json()) == (200, "yes")
     assert (bare.status_code, bare.content) == (403, BARE)
     assert (other.status_code, other.json()) == (403, {"detail": "You are not a respondent"})
+
+
+def test_a_server_that_stops_has_written_its_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Made("denied")
+    monkeypatch.setattr(deciding, "open_log", lambda *_: recorded.log)
+    deciding.forget()
+    written: list[int] = []
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        deciding.decision_log()
+        await send({"type": "lifespan.startup.complete"})
+        recorded.decided()
+        recorded.decided()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def server(_: Any) -> None:
+        written.append(len(recorded.sink.records))
+
+    asyncio.run(RefusalReasons(app)({"type": "lifespan"}, None, server))
+    # The refusal, and that it came again.
+    assert written == [0, 2]
+    recorded.decided()
+    monkeypatch.undo()
+    deciding.forget()
+    assert len(recorded.records()) == 3
