@@ -14,7 +14,7 @@ from typing import Any
 from fastapi.concurrency import run_in_threadpool
 
 from airflow_team_authz.decision_log import origin
-from airflow_team_authz.doors.deciding import flush_log
+from airflow_team_authz.doors.decision_point import flush_log
 from airflow_team_authz.doors.disclosure import told_id
 from airflow_team_authz.identities import requests
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, HTTPException
 
-from airflow_team_authz.doors import deciding, refusals
+from airflow_team_authz.doors import decision_point, refusals
 from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
 from tests.decision_log.conftest import Made
 
@@ -251,12 +251,12 @@ def test_what_fastapi_says_is_what_is_replaced(app: FastAPI) -> None:
 
 def test_a_server_that_stops_has_written_its_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = Made("denied")
-    monkeypatch.setattr(deciding, "open_log", lambda *_: recorded.log)
-    deciding.forget()
+    monkeypatch.setattr(decision_point, "open_log", lambda *_: recorded.log)
+    decision_point.forget()
     written: list[int] = []
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
-        deciding.decision_log()
+        decision_point.decision_log()
         await send({"type": "lifespan.startup.complete"})
         recorded.decided()
         recorded.decided()
@@ -270,5 +270,5 @@ def test_a_server_that_stops_has_written_its_decisions(monkeypatch: pytest.Monke
     assert written == [0, 2]
     recorded.decided()
     monkeypatch.undo()
-    deciding.forget()
+    decision_point.forget()
     assert len(recorded.records()) == 3
