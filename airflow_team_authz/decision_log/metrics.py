@@ -22,7 +22,13 @@ PERIOD_SECONDS = 10.0
 # Of so many durations in a period each is told; of more, the newest.
 _MOST_DURATIONS = 100
 
-Tags = tuple[tuple[str, str], ...]
+# What is counted, by what.
+_TAGS = {
+    "decisions": ("door", "layer", "outcome", "type"),
+    "errors": ("door", "error"),
+    "lists": ("door", "type"),
+    "policy.changes": (),
+}
 
 
 class Meter(Protocol):
@@ -46,8 +52,8 @@ class Metrics:
     def _begin_anew(self) -> None:
         # What was counted before a fork, the parent tells.
         self._lock = threading.Lock()
-        self._counts: Counter[tuple[str, Tags]] = Counter()
-        self._durations: dict[Tags, deque[int]] = {}
+        self._counts: dict[tuple[str, ...], int] = {}
+        self._durations: dict[tuple[str, str], deque[int]] = {}
         self._revision, self._since = "", time.monotonic()
         self._thread: threading.Thread | None = None
         self._told.clear()
@@ -56,37 +62,38 @@ class Metrics:
         """See ``engines.Observer``."""
         door = origin.door()
         for resource, decision in zip(question.resources, decisions, strict=False):
-            outcome = "allow" if decision.allow is True else "deny"
-            tags = (("door", door), ("layer", decision.layer), ("outcome", outcome), ("type", resource.type))
-            self._count("decisions", tags)
-        self._took("decision", door, revision, nanoseconds)
+            self._count(
+                ("decisions", door, decision.layer, "allow" if decision.allow is True else "deny", resource.type)
+            )
+        self._took(("decision", door), revision, nanoseconds)
         return self._log.decided(question, decisions, revision, nanoseconds)
 
     def listed(self, question: Evaluations, allowed: Sequence[Resource], revision: str, nanoseconds: int) -> None:
         """See ``engines.Observer``."""
         door = origin.door()
         if question.resources:
-            self._count("lists", (("door", door), ("type", question.resources[0].type)))
-            self._took("list", door, revision, nanoseconds)
+            self._count(("lists", door, question.resources[0].type))
+            self._took(("list", door), revision, nanoseconds)
         self._log.listed(question, allowed, revision, nanoseconds)
 
     def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str:
         """See ``engines.Observer``."""
-        self._count("errors", (("door", origin.door()), ("error", type(error).__name__)))
+        self._count(("errors", origin.door(), type(error).__name__))
         self._begin()
         return self._log.failed(question, error, nanoseconds)
 
-    def _count(self, name: str, tags: Tags) -> None:
+    def _count(self, counted: tuple[str, ...]) -> None:
         with self._lock:
-            self._counts[name, tags] += 1
+            self._counts[counted] = self._counts.get(counted, 0) + 1
 
-    def _took(self, kind: str, door: str, revision: str, nanoseconds: int) -> None:
-        tags = (("door", door), ("kind", kind))
-        durations = self._durations.get(tags) or self._durations.setdefault(tags, deque(maxlen=_MOST_DURATIONS))
+    def _took(self, kind: tuple[str, str], revision: str, nanoseconds: int) -> None:
+        durations = self._durations.get(kind)
+        if durations is None:
+            durations = self._durations.setdefault(kind, deque(maxlen=_MOST_DURATIONS))
         durations.append(nanoseconds)
         if revision != self._revision and revision:
             if self._revision:
-                self._count("policy.changes", ())
+                self._count(("policy.changes",))
             self._revision, self._since = revision, time.monotonic()
         self._begin()
 
@@ -103,14 +110,14 @@ class Metrics:
     def tell(self) -> None:
         """Hand on what was counted since the last time."""
         with self._lock:
-            counts, self._counts = self._counts, Counter()
+            counts, self._counts = self._counts, {}
             durations, self._durations = self._durations, {}
         try:
-            for (name, tags), count in sorted(counts.items()):
-                self._meter.incr(f"team_authz.{name}", count, tags=dict(tags))
-            for tags, taken in sorted(durations.items()):
+            for (name, *values), count in sorted(counts.items()):
+                self._meter.incr(f"team_authz.{name}", count, tags=dict(zip(_TAGS[name], values, strict=True)))
+            for (kind, door), taken in sorted(durations.items()):
                 for nanoseconds in taken:
-                    self._meter.timing("team_authz.duration", nanoseconds / 1e6, tags=dict(tags))
+                    self._meter.timing("team_authz.duration", nanoseconds / 1e6, tags={"door": door, "kind": kind})
             self._meter.gauge("team_authz.policy.age_seconds", round(time.monotonic() - self._since), tags={})
             self._tell_of_log()
         except Exception:

@@ -179,6 +179,7 @@ def ask(manager: Any, question: Question, somebody: Any) -> bool:
     return allowed
 
 
+@pytest.mark.exhaustive
 def test_every_decision_is_the_same(compared: list[Compared]) -> None:
     assert len(compared) > 2_000
     differing = [it for it in compared if it.ours != it.theirs]
