@@ -95,6 +95,7 @@ def says(point: DecisionPoint, subject: Subject, action: str, kind: str, id_: st
     return point.decide(Evaluations(subject, action, [resource])).decisions[0].allow is True
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("simple")
 def test_one_question_about_somebody(run, policy):
     result = run("can", "bob", "read", "connection/connection_of_alpha", "--policy", policy)
@@ -174,6 +175,7 @@ def test_the_matrix_agrees_with_the_other_commands_and_the_engine(run, policy, p
         )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("simple")
 def test_csv_is_for_spreadsheets_and_holds_no_formula(run, tmp_path):
     groups = {"=1+1": [{"team_id": None, "role": "viewer"}]}

@@ -16,13 +16,13 @@ TYPES = ("connection", "dag", "pool", "variable")
 
 def test_what_is_shown_is_what_single_questions_are_answered(opened: Opened) -> None:
     random = Random(5)  # noqa: S311 - not for secrets
-    teams = [None, *opened.teams[:5]]
-    existing = [Resource(random.choice(TYPES), random.choice(teams), random.choice(NAMES)) for _ in range(12)]
+    teams = [None, *opened.teams[:2]]
+    existing = [Resource(random.choice(TYPES), random.choice(teams), random.choice(NAMES)) for _ in range(4)]
     things = Things(existing, [Resource("view", id="docs")])
     whos = [
         *(Who("person", id_, Subject("user", id_, (team,), (role,))) for id_, team, role in _people(random, opened)),
-        *(holder("groups", group) for group in GROUPS[:3]),
-        *tasks(opened.teams[:2]),
+        *(holder("groups", group) for group in GROUPS[:1]),
+        *tasks(opened.teams[:1]),
     ]
     point = opened.engines.in_process
     shown = {(one.who.name, one.action, one.resource) for one in permissions(point, things.questions(whos, Wanted()))}
@@ -33,9 +33,9 @@ def test_what_is_shown_is_what_single_questions_are_answered(opened: Opened) -> 
                 asked += 1
                 (decision,) = point.decide(Evaluations(who.subject, one.action, [resource])).decisions
                 assert ((who.name, one.action, resource) in shown) is decision.allow
-    assert asked > len(shown) > 50
+    assert asked > len(shown) > 20
 
 
 def _people(random: Random, opened: Opened) -> list[tuple[str, str, str]]:
-    names = random.sample([name for name in NAMES if name], 4)
+    names = random.sample([name for name in NAMES if name], 2)
     return [(name, random.choice(opened.teams), random.choice(ROLE_SPELLINGS)) for name in names]
