@@ -74,7 +74,7 @@ class Module:
         self.keys: set[str] = set()
         self._team_id = team_id
         self._own = ("teams", team_id)
-        self._tree = tree
+        self.tree = tree
         self._aliases: dict[str, tuple[str | None, ...]] = {}
         self._line = 1
         # Names that have one value where the walk is: rules, imports, and variables bound further out.
@@ -100,11 +100,11 @@ class Module:
         self._fixed |= rules
         yield from self._package()
         if self.name.endswith("_test.rego"):
-            yield from entries_in_test(self.name, self._tree)
+            yield from entries_in_test(self.name, self.tree)
             return
-        for imported in self._tree.get("imports") or []:
+        for imported in self.tree.get("imports") or []:
             yield from self._import(imported)
-        for annotation in self._tree.get("annotations") or []:
+        for annotation in self.tree.get("annotations") or []:
             yield from self._annotation(annotation)
         for rule in self.rules:
             yield from self._rule(rule)
@@ -113,7 +113,7 @@ class Module:
         return Finding(rule, self.name, self._line, message, help_)
 
     def _package(self) -> Iterator[Finding]:
-        self._line = row((self._tree.get("package") or {}), 1)
+        self._line = row((self.tree.get("package") or {}), 1)
         tests = ("teams", f"{self._team_id}_test")
         is_test = self.name.endswith("_test.rego")
         if self.package[:2] != self._own and not (is_test and self.package == tests):
@@ -174,10 +174,8 @@ class Module:
             yield self._found(
                 "rule-head", f"the head of {name} has a variable in its name", "put it into a set or object"
             )
-        if name in _ENTRIES and self.package == self._own and not (_is_set(head) and len(reference) == 1):
-            yield self._found(
-                "entry-rule", f"{name} is not a set of reasons", f'write `{name} contains "the reason" if …`'
-            )
+        if self.package == self._own and not _is_entry(name, head):
+            yield self._found("entry-rule", *_no_reasons(name))
         if name == "default_pool" and self.package == self._own:
             yield self._found("default-pool", "default_pool is a rule", "put it into data.json")
         if name in {"data", "input"} or any(names(argument) & {"data", "input"} for argument in head.get("args") or []):
@@ -331,6 +329,24 @@ def entries_in_test(name: str, tree: Node) -> Iterator[Finding]:
             told = f"{entry} is in a test file, which no engine loads: it decides nothing"
             help_ = "move it into a file whose name does not end with _test.rego, or call it otherwise"
             yield Finding("test-decides", name, row(rule, row(rule["head"], 1)), told, help_)
+
+
+def entries(name: str, tree: Node) -> Iterator[Finding]:
+    """Rules in the place of an ``allow`` or ``deny`` that are no sets of reasons, of the platform or a team."""
+    package = _path((tree.get("package") or {}).get("path") or [])
+    if package != ("airflow", "site") and (len(package) != 2 or package[0] != "teams"):
+        return
+    for rule in tree.get("rules") or []:
+        if not _is_entry(rule_name(rule), rule["head"]):
+            yield Finding("entry-rule", name, row(rule, row(rule["head"], 1)), *_no_reasons(rule_name(rule)))
+
+
+def _is_entry(name: str, head: Node) -> bool:
+    return name not in _ENTRIES or (_is_set(head) and len(head.get("ref") or []) == 1)
+
+
+def _no_reasons(name: str) -> tuple[str, str]:
+    return f"{name} is not a set of reasons", f'write `{name} contains "the reason" if …`'
 
 
 def only_in_tests(modules: list[Module], team_id: str) -> Iterator[Finding]:
