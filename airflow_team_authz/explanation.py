@@ -126,6 +126,12 @@ def explain(point: DecisionPoint, question: Evaluation, sources: Mapping[str, by
     return Explanation(question, decision, revision, standing, steps, changes, where, doubt)
 
 
+def deciding_rules(question: Evaluation, sources: Mapping[str, bytes]) -> tuple[Rule, ...]:
+    """The rules that people write, if they decide the question; ``CompileError`` if OPA cannot read the sources."""
+    steps = _steps(question, _evaluate(sources, question))
+    return tuple(rule for step in steps if step.decides for rule in step.rules if rule.reasons)
+
+
 def _many(question: Evaluation, resources: Sequence[Resource]) -> Evaluations:
     return Evaluations(question.subject, question.action, resources, question.context)
 

@@ -288,6 +288,14 @@ def read_database() -> tuple[str, str | None]:
     return conf.get("database", "sql_alchemy_conn"), conf.get("database", "sql_alchemy_schema", fallback="") or None
 
 
+def metrics_are_on() -> bool:
+    """Whether Airflow sends its metrics anywhere."""
+    from airflow.configuration import conf
+
+    switches = ("statsd_on", "otel_on", "statsd_datadog_enabled")
+    return any(conf.getboolean("metrics", switch, fallback=False) for switch in switches)
+
+
 def _explain(problem: Any) -> str:
     key = str(problem["loc"][0]) if problem["loc"] else ""
     name = f"[{SECTION}] {key}".strip()

@@ -18,6 +18,7 @@ from airflow_team_authz.cli import (
     decisions,
     doctor,
     explain,
+    impact,
     imports,
     init,
     keys,
@@ -90,6 +91,7 @@ app.command("decide")(decide.decide)
 app.command("decisions")(decisions.decisions)
 app.command("doctor")(doctor.doctor)
 app.command("explain")(explain.explain)
+app.command("impact")(impact.impact)
 app.command("init")(init.init)
 app.add_typer(imports.app, name="import")
 app.add_typer(keys.app, name="keys")

@@ -9,9 +9,10 @@ from typing import Any
 
 from airflow_team_authz import forks
 from airflow_team_authz.decision_log import DecisionLog, open_log
+from airflow_team_authz.decision_log.metrics import Metrics
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.choice import default_state, open_engine
-from airflow_team_authz.settings import Settings, read_database, read_settings
+from airflow_team_authz.settings import Settings, metrics_are_on, read_database, read_settings
 
 _opening = Lock()
 
@@ -46,7 +47,7 @@ def settings() -> Settings:
 @cache
 def _opened() -> DecisionPoint:
     with forks.whole():
-        return DecisionPoint(open_engine(settings()), decision_log())
+        return DecisionPoint(open_engine(settings()), _metrics() or decision_log())
 
 
 @cache
@@ -55,10 +56,23 @@ def decision_log() -> DecisionLog:
     return open_log(settings(), airflows_engine, read_database()[1], settings().state or default_state())
 
 
+@cache
+def _metrics() -> Metrics | None:
+    """What counts decisions, if Airflow has metrics."""
+    if not metrics_are_on():
+        return None
+    from airflow.observability import stats
+
+    # Airflow 3.2 has the functions in a class.
+    return Metrics(decision_log(), stats if hasattr(stats, "incr") else stats.Stats)
+
+
 def flush_log() -> None:
-    """Have written what waits in the decision log, if there is one; takes seconds at most."""
+    """Have written what waits in the decision log, if there is one, and tell the metrics; takes seconds at most."""
     if decision_log.cache_info().currsize:
         decision_log().flush()
+    if _metrics.cache_info().currsize and (metrics := _metrics()) is not None:
+        metrics.tell()
 
 
 def airflows_engine() -> Any:
@@ -73,5 +87,5 @@ def forget() -> None:
     """Read the settings and open the engine anew for the next question; for tests, which change them."""
     if decision_log.cache_info().currsize:
         decision_log().close()
-    for kept in (settings, decision_log, _opened):
+    for kept in (settings, decision_log, _metrics, _opened):
         kept.cache_clear()

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_team_authz.opa.compile import CompileError, find_opa, opa_version
 
-COMMANDS = ["decide", "doctor", "explain", "init"]
+COMMANDS = ["decide", "doctor", "explain", "impact", "init"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

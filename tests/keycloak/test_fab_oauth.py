@@ -14,7 +14,8 @@ from tests.keycloak.browser import browser, chromium, fill_in_keycloaks_form
 from tests.keycloak.conftest import require
 from tests.keycloak.server import CLIENT, Realm
 
-pytestmark = pytest.mark.timeout(400)
+# FAB's own Airflow beside Keycloak takes most of a minute.
+pytestmark = [pytest.mark.timeout(400), pytest.mark.exhaustive]
 
 CONFIGURATION = """
 from flask_appbuilder.const import AUTH_OAUTH

@@ -179,6 +179,7 @@ def ask(manager: Any, question: Question, somebody: Any) -> bool:
     return allowed
 
 
+@pytest.mark.exhaustive
 def test_every_decision_is_the_same(compared: list[Compared]) -> None:
     assert len(compared) > 2_000
     differing = [it for it in compared if it.ours != it.theirs]
@@ -192,6 +193,7 @@ def is_a_team_changed(it: Compared) -> bool:
     return changed and "Admin" in PEOPLE[it.who][0] and not it.ours
 
 
+@pytest.mark.exhaustive
 def test_people_may_different_things(compared: list[Compared]) -> None:
     """Otherwise it would show nothing that all is the same."""
     may = {who: [it.theirs for it in compared if it.who == who] for who in PEOPLE}
@@ -290,6 +292,7 @@ def test_an_export_means_what_keycloak_makes_of_it(imported_realm: Realm, tmp_pa
     assert 100 < granted < 15 * len(every) - 100
 
 
+@pytest.mark.exhaustive
 def test_a_role_that_reaches_every_team_is_listed_and_does_not_reach_them(
     managers: Managers, compared: list[Compared], imported_realm: Realm, command: Callable[..., None], tmp_path: Path
 ) -> None:

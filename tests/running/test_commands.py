@@ -12,7 +12,7 @@ from demo.running import RunningSite
 from tests.running import commands
 from tests.running.test_callbacks import OF_TASKS, OF_THE_DAG, READ, TRIED, left_in
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.exhaustive]
 
 # A command's own process has Airflow's database.
 BY_COMMAND = TRIED | {("query", "connection"): True}

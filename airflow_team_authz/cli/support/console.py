@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
@@ -50,6 +51,33 @@ def talking_to_stderr() -> Iterator[None]:
         os.close(kept)
 
 
+class Progress:
+    """Tells on stderr how far a command is, once it takes longer than a second: in one line, if that is a terminal."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._began = time.monotonic()
+        self._next = self._began + 1
+        self._shown = False
+
+    def __call__(self, done: int) -> None:
+        """So many are done."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        alone = sys.stderr.isatty()
+        self._next = now + (0.5 if alone else 10)
+        self._shown = True
+        _echo(
+            f"{chr(13) if alone else ''}team-authz: {done:,} {self._what}, {now - self._began:.0f} s", True, not alone
+        )
+
+    def end(self) -> None:
+        """What follows begins a line of its own."""
+        if self._shown and sys.stderr.isatty():
+            _echo("", err=True)
+
+
 # All output of commands is printed in here, because rules, servers and files of others may have written a part of it.
 
 
@@ -78,8 +106,8 @@ def print_columns(rows: Sequence[Sequence[str]]) -> None:
         _echo("  ".join([typer.style(first, fg=_COLOURS.get(row[0]), bold=True), *others]).rstrip())
 
 
-def _echo(text: str, err: bool = False) -> None:
-    typer.echo(text, err=err)  # noqa: TID251 - this is what others use instead
+def _echo(text: str, err: bool = False, newline: bool = True) -> None:
+    typer.echo(text, err=err, nl=newline)  # noqa: TID251 - this is what others use instead
 
 
 _COLOURS = {

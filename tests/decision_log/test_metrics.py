@@ -1,0 +1,153 @@
+"""What is decided is counted for Airflow's own metrics: a StatsD of the test's own listens."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import pytest
+
+from airflow_team_authz.decision_log.metrics import Metrics
+from airflow_team_authz.decision_log.origin import come_in
+from airflow_team_authz.model import Evaluations, Resource, Unreachable
+from tests.decision_log.conftest import BOB, NO, YES, Made
+
+DB = Resource("connection", "alpha", "secret_name")
+
+
+class Meter:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, float, tuple[str, ...]]] = []
+
+    def _keep(self, stat: str, value: float, *, tags: dict[str, str]) -> None:
+        self.told.append((stat, value, tuple(sorted(tags.values()))))
+
+    incr = gauge = timing = _keep
+
+    def sums(self) -> Counter[tuple[str, ...]]:
+        found: Counter[tuple[str, ...]] = Counter()
+        for stat, value, tags in self.told:
+            found[stat, *tags] += int(value)
+        return found
+
+
+@pytest.fixture
+def metered() -> tuple[Metrics, Meter]:
+    meter = Meter()
+    return Metrics(Made().log, meter), meter
+
+
+def test_decisions_lists_and_errors_are_counted_by_door(metered: tuple[Metrics, Meter]) -> None:
+    metrics, meter = metered
+
+    def request() -> None:
+        come_in("users", {"type": "http"})
+        for _ in range(3):
+            metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 2_000_000)
+        metrics.decided(Evaluations(BOB, "read", [DB, DB]), [YES, NO], "r2", 2_000_000)
+        metrics.listed(Evaluations(BOB, "list", [DB]), [], "r2", 9_000_000)
+        metrics.failed(Evaluations(BOB, "read", [DB]), Unreachable("gone"), 1)
+
+    thread = threading.Thread(target=request)
+    thread.start()
+    thread.join()
+    metrics.tell()
+    found = meter.sums()
+    assert found["team_authz.decisions", "baseline", "connection", "deny", "users"] == 4
+    assert found["team_authz.decisions", "allow", "baseline", "connection", "users"] == 1
+    assert found["team_authz.lists", "connection", "users"] == 1
+    assert found["team_authz.errors", "Unreachable", "users"] == 1
+    assert found["team_authz.duration", "decision", "users"] == 8
+    assert found["team_authz.duration", "list", "users"] == 9
+    assert found["team_authz.policy.changes",] == 1
+    meter.told.clear()
+    metrics.tell()
+    assert {name for (name, *_), value in meter.sums().items() if value} <= {
+        "team_authz.log.waiting",
+        "team_authz.log.written",
+    }
+
+
+def test_no_tag_holds_an_id(metered: tuple[Metrics, Meter]) -> None:
+    metrics, meter = metered
+    metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 1)
+    metrics.tell()
+    assert not {"bob", "secret_name", "alpha", "r1"} & {tag for _, _, tags in meter.told for tag in tags}
+
+
+def test_many_threads_lose_no_count(metered: tuple[Metrics, Meter]) -> None:
+    metrics, meter = metered
+    question = Evaluations(BOB, "read", [DB])
+    threads = [
+        threading.Thread(target=lambda: [metrics.decided(question, [YES], "r", 1) for _ in range(2_000)])
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        metrics.tell()
+    for thread in threads:
+        thread.join()
+    metrics.tell()
+    assert sum(value for (name, *_), value in meter.sums().items() if name == "team_authz.decisions") == 16_000
+
+
+def test_a_meter_that_fails_disturbs_nobody(metered: tuple[Metrics, Meter]) -> None:
+    metrics, meter = metered
+    meter.incr = None  # type: ignore[assignment]
+    metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 1)
+    metrics.tell()
+
+
+def test_a_forked_child_tells_only_its_own(metered: tuple[Metrics, Meter]) -> None:
+    metrics, meter = metered
+    question = Evaluations(BOB, "read", [DB])
+    metrics.decided(question, [NO], "r1", 1)
+    read, write = os.pipe()
+    if os.fork() == 0:
+        metrics.decided(question, [NO], "r1", 1)
+        metrics.tell()
+        told = sum(value for (name, *_), value in meter.sums().items() if name == "team_authz.decisions")
+        os.write(write, str(told).encode())
+        os._exit(0)
+    os.wait()
+    assert os.read(read, 10) == b"1"
+    metrics.tell()
+    assert sum(value for (name, *_), value in meter.sums().items() if name == "team_authz.decisions") == 1
+
+
+def test_airflows_statsd_gets_them() -> None:
+    """In a process of its own, with Airflow's settings alone."""
+    code = (
+        "from airflow.observability import stats\n"
+        "from airflow.observability.metrics import stats_utils\n"
+        # As each component of Airflow's does when it starts.
+        "stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)\n"
+        "from airflow_team_authz.doors.decision_point import decision_point, flush_log\n"
+        "from airflow_team_authz.model import Evaluations, Resource, Subject\n"
+        "question = Evaluations(Subject('user', 'bob'), 'read', [Resource('connection', 'alpha', 'db')])\n"
+        "decision_point().decide(question)\n"
+        "flush_log()\n"
+    )
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.settimeout(30)
+        settings = {
+            "AIRFLOW__METRICS__STATSD_ON": "True",
+            "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
+            "AIRFLOW__METRICS__STATSD_PORT": str(statsd.getsockname()[1]),
+            "AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED": "True",
+            "AIRFLOW__TEAM_AUTHZ__DECISION_LOG": "none",
+        }
+        subprocess.run([sys.executable, "-c", code], env=os.environ | settings, check=True)
+        told = [statsd.recv(2_000).decode()]
+        while not told[-1].startswith("airflow.team_authz.policy.age"):
+            told.append(statsd.recv(2_000).decode())
+    assert "airflow.team_authz.decisions,door=other,layer=default,outcome=deny,type=connection:1|c" in told
+    assert any(line.startswith("airflow.team_authz.duration,door=other,kind=decision:") for line in told)
