@@ -5,12 +5,13 @@ Whatever is not known here is refused, so that new syntax cannot slip by.
 
 from __future__ import annotations
 
+import difflib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 from airflow_team_authz.gate.engine_differences import differences
-from airflow_team_authz.gate.findings import Finding
+from airflow_team_authz.gate.findings import WARNING, Finding
 from airflow_team_authz.gate.rego_ast import (
     COMPREHENSIONS,
     SCALARS,
@@ -43,6 +44,7 @@ READABLE = (
 )
 _STANDING = ("airflow", "authz", "standing")
 _ENTRIES = {"allow", "deny"}
+_NO_TEXT = {"boolean", "null", "object", "array", "set"}
 # What engines ask of a package.
 ENTRIES = _ENTRIES | {"default_pool"}
 _TERMS = SCALARS | COMPREHENSIONS | {"var", "ref", "array", "object", "set", "call", "templatestring"}
@@ -331,14 +333,46 @@ def entries_in_test(name: str, tree: Node) -> Iterator[Finding]:
             yield Finding("test-decides", name, row(rule, row(rule["head"], 1)), told, help_)
 
 
-def entries(name: str, tree: Node) -> Iterator[Finding]:
-    """Rules in the place of an ``allow`` or ``deny`` that are no sets of reasons, of the platform or a team."""
+def entries(name: str, tree: Node, read: Set[str] = frozenset()) -> Iterator[Finding]:
+    """Rules in the place of an ``allow`` or ``deny``, of the platform or a team, that are no sets of reasons; and sets
+    of reasons that nobody asks for, since they are called otherwise. ``read`` are the names that its package reads.
+    """
     package = _path((tree.get("package") or {}).get("path") or [])
     if package != ("airflow", "site") and (len(package) != 2 or package[0] != "teams"):
         return
     for rule in tree.get("rules") or []:
-        if not _is_entry(rule_name(rule), rule["head"]):
-            yield Finding("entry-rule", name, row(rule, row(rule["head"], 1)), *_no_reasons(rule_name(rule)))
+        called, head = rule_name(rule), rule["head"]
+        line = row(rule, row(head, 1))
+        if not _is_entry(called, head):
+            yield Finding("entry-rule", name, line, *_no_reasons(called))
+        elif called in _ENTRIES and head["key"].get("type") in _NO_TEXT:
+            told = f"a reason of {called} is no text, and counts as one all the same"
+            yield Finding("entry-rule", name, line, told, f'write `{called} contains "the reason" if …`')
+        elif called not in _ENTRIES | read and _is_set(head) and (near := _nearest_entry(called)):
+            told = f"{called} is not asked for, and no rule of its package reads it"
+            yield Finding("no-effect", name, line, told, f"did you mean {near}?", WARNING)
+
+
+def _nearest_entry(name: str) -> str:
+    """What a rule may have been meant to be called: `denies`, `Deny`, `deny_interns`."""
+    first = name.lower().partition("_")[0]
+    return next(iter(difflib.get_close_matches(first, sorted(_ENTRIES), n=1, cutoff=0.6)), "")
+
+
+def names_read(tree: Node) -> set[str]:
+    """The names in the bodies and values of a file's rules, and what it reads of other documents by name."""
+    found: set[str] = set()
+    todo: list[Any] = list(tree.get("rules") or [])
+    while todo:
+        node = todo.pop()
+        if isinstance(node, dict):
+            if node.get("type") in {"var", "string"}:
+                found.add(str(node.get("value")))
+            # What a rule is called is no reading.
+            todo += [part for key, part in node.items() if key != "ref"]
+        elif isinstance(node, list):
+            todo += node
+    return found
 
 
 def _is_entry(name: str, head: Node) -> bool:

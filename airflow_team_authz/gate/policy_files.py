@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_team_authz.gate.findings import WARNING, Finding, of_opa
-from airflow_team_authz.gate.modules import ENTRIES, entries, entries_in_test
+from airflow_team_authz.gate.modules import ENTRIES, entries, entries_in_test, names_read
 from airflow_team_authz.gate.no_effect import constants_of, no_effect
 from airflow_team_authz.opa.compile import (
     CompileError,
@@ -82,15 +82,19 @@ def _decides_nothing(rules: Mapping[str, bytes], place: Path, opa: str) -> Itera
     """Rules that cannot have an effect, and what no engine takes for reasons. Files that do not parse are left out."""
     shown = _parsed(rules, place, opa)
     constants: dict[str, dict[str, Any]] = {}
+    names: dict[str, set[str]] = {}
     for tree in shown.values():
-        constants.setdefault(str(tree.get("package")), {}).update(constants_of(tree))
+        package = str(tree.get("package"))
+        constants.setdefault(package, {}).update(constants_of(tree))
+        names.setdefault(package, set()).update(names_read(tree))
     for name, tree in shown.items():
-        known = constants[str(tree.get("package"))]
-        if any(True for _ in (*no_effect(name, tree, known), *entries(name, tree))):
+        package = str(tree.get("package"))
+        known, read = constants[package], names[package]
+        if any(True for _ in (*no_effect(name, tree, known), *entries(name, tree, read))):
             # Once more, now with the lines.
             located = run_opa([opa, "parse", "--format", "json", "--json-include", "locations", f"./{name}"], place)
             yield from no_effect(name, json.loads(located), known)
-            yield from entries(name, json.loads(located))
+            yield from entries(name, json.loads(located), read)
 
 
 def _parsed(rules: Mapping[str, bytes], place: Path, opa: str) -> dict[str, Any]:

@@ -156,6 +156,7 @@ def test_each_branch_of_a_rule_is_looked_at() -> None:
 NO_REASONS = (
     'deny["x"] if input.action == "read"', 'allow := "x" if input.action == "read"', "default deny := false",
     'deny.x contains "y"', "allow[reason] := 1 if reason := input.action",
+    "allow contains false", "deny contains null if input.resource.id", 'deny contains {"code": 1}',
 )  # fmt: skip
 
 
@@ -170,6 +171,21 @@ def test_what_is_no_set_of_reasons_is_told() -> None:
         ("entry-rule", f"teams/t{number}/x.rego", 3) for number in range(len(NO_REASONS))
     }
     assert all('contains "the reason" if' in one.help for one in found)
+
+
+MISNAMED = {"denies": "deny", "Deny": "deny", "deny_interns": "deny", "allows": "allow", "alow": "allow"}
+
+
+def test_reasons_that_nobody_asks_for_are_told() -> None:
+    """Unless a rule of the package reads them."""
+    files = {"airflow/site/y.rego": f"{SITE}deny contains reason if some reason in denied\n"}
+    for number, name in enumerate([*MISNAMED, "denied", "drawn"]):
+        files[f"airflow/site/{number}.rego"] = f'{SITE}{name} contains "x" if input.action == "read"\n'
+    found = rule_findings({name: text.encode() for name, text in files.items()})
+    assert [(one.file, one.level, one.line, one.help) for one in found] == [
+        (f"airflow/site/{number}.rego", "warning", 3, f"did you mean {meant}?")
+        for number, meant in enumerate(MISNAMED.values())
+    ]
 
 
 @pytest.mark.parametrize("rule", [NO_REASONS[0], NO_REASONS[2]])
