@@ -42,6 +42,5 @@ def test_an_api_server_starts_without_keycloak_and_logs_out(tmp_path: Path) -> N
             assert (left.status_code, left.headers["location"]) == (307, "logout_callback")
             ended = client.get("/auth/logout_callback", headers=kept)
             assert ended.headers["location"].endswith("/auth/login")
-            assert any(line.startswith("_token=") for line in ended.headers.get_list("set-cookie"))
     finally:
         airflow.stop()
