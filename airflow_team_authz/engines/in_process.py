@@ -187,7 +187,7 @@ class InProcess:
             self._unexamined = policy
             return
         try:
-            found = _findings(policy, self._opa)
+            found = _findings(policy, self._opa, certain=True)
         except (CompileError, OSError) as error:
             raise PolicyBroken(f"the policy {self._source} cannot be checked: {error}") from None
         if found:
@@ -301,11 +301,16 @@ class InProcess:
         return f"policy revision {self._policy.revision} stays in force"
 
 
-def _findings(policy: Path | Mapping[str, bytes], opa: str | None) -> list[str]:
+def _findings(policy: Path | Mapping[str, bytes], opa: str | None, certain: bool = False) -> list[str]:
+    from airflow_team_authz.gate.findings import WARNING
     from airflow_team_authz.gate.policy_files import directory_findings, rule_findings
 
     found = directory_findings(policy, opa) if isinstance(policy, Path) else rule_findings(policy, opa)
-    return [f"{finding.file}:{finding.line}: {finding.message}: {finding.help}" for finding in found]
+    return [
+        f"{finding.file}:{finding.line}: {finding.message}: {finding.help}"
+        for finding in found
+        if not (certain and finding.level == WARNING)
+    ]
 
 
 def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False, kept_code: Path | None = None) -> Policy:

@@ -198,3 +198,15 @@ def test_roles_are_shown_without_any_airflow(run, policy):
     assert ("viewer in its own team", "update", "any-other") not in may
     assert ("op in its own team", "update", "any-other-team") not in may
     assert ("a task of its own team", "update", "any-other") in may
+
+
+@pytest.mark.exhaustive
+@pytest.mark.usefixtures("simple")
+def test_the_impact_on_what_airflow_has_is_told_by_name(run, policy, tmp_path):
+    old = write(tmp_path / "old", {"airflow/directory/data.json": json.dumps(DIRECTORY)})
+    result = run("impact", old, policy, "--inventory")
+    assert result.exit_code == 0, result.output
+    (line,) = result.stdout.partition("\n\n")[0].splitlines()
+    assert line.startswith(
+        "user bob gains: read connection connection_of_alpha of team alpha, by teams/alpha/alpha.rego:3"
+    )
