@@ -12,17 +12,21 @@ from airflow_team_authz.opa.wasm import Machine, Policy, start
 
 # More of them cannot work at the same time for long.
 AT_REST = os.cpu_count() or 1
-# An instance above that number ends after this time without work.
+# A thread that is not served in time starts another one, as long as there are fewer than this times as many: on a busy
+# machine each thread would.
+MOST_TIMES = 4
+# An instance above the number at rest ends after this time without work.
 IDLE_SECONDS = 5.0
+_LOOK_SECONDS = 0.05
 
 
 class Instances:
     """Hands out instances of a policy. The last one to come back is the first to go out: its memory is in the
     processor's cache, and the others can end.
 
-    A thread that finds none waits for one as long as a start of another one takes, and then starts it: so it never
-    waits for more than twice the time that was needed. Without locks where it is fast: a deque's own operations are
-    atomic. It is not for forked children: each of them makes one of its own.
+    A thread that finds none waits for one as long as a start of another one takes, and then starts it, unless there are
+    very many already. Without locks where it is fast: a deque's own operations are atomic. It is not for forked
+    children: each of them makes one of its own.
     """
 
     def __init__(self, policy: Policy, at_rest: int = AT_REST) -> None:
@@ -43,7 +47,7 @@ class Instances:
         try:
             return self._idle.pop()
         except IndexError:
-            return self._wait_for_one() or self._start()
+            return self._wait_for_one()
 
     def give(self, machine: Machine) -> None:
         """It is as good as new."""
@@ -77,8 +81,7 @@ class Instances:
         return tuple(self._idle)
 
     def _start(self) -> Machine:
-        with self._counting:
-            self._count += 1
+        """One that is counted already."""
         began = time.monotonic()
         try:
             # A child that is forked meanwhile would be left with half of it.
@@ -92,21 +95,31 @@ class Instances:
         self._start_seconds = min(took, self._start_seconds)
         return machine
 
-    def _wait_for_one(self) -> Machine | None:
-        """What another thread gives back, unless one more is to be started at once or that takes too long."""
+    def _wait_for_one(self) -> Machine:
+        """What another thread gives back, or one more."""
         until = time.monotonic() + self._start_seconds
-        while self._count >= self._at_rest and (remaining := until - time.monotonic()) > 0:
+        while not self._may_start(until):
             ready = threading.Lock()
             ready.acquire()
             self._waiting.append(ready)
             # Only now: one that came back before has woken nobody.
             if not self._idle:
-                ready.acquire(timeout=remaining)
+                # Each evaluation ends, since its fuel does.
+                ready.acquire(timeout=max(until - time.monotonic(), _LOOK_SECONDS))
             try:
                 return self._idle.pop()
             except IndexError:
                 continue
-        return None
+        return self._start()
+
+    def _may_start(self, until: float) -> bool:
+        """Whether this thread has to start one, which is counted from now on."""
+        with self._counting:
+            most = self._at_rest if time.monotonic() < until else MOST_TIMES * self._at_rest
+            if self._count >= most:
+                return False
+            self._count += 1
+            return True
 
     def _wake_one(self) -> None:
         try:

@@ -14,7 +14,7 @@ import pytest
 
 from airflow_team_authz.engines import instances as module
 from airflow_team_authz.engines.in_process import InProcess, load_bundle
-from airflow_team_authz.engines.instances import AT_REST, Instances
+from airflow_team_authz.engines.instances import AT_REST, MOST_TIMES, Instances
 from airflow_team_authz.model import EngineError, PolicyBroken
 from airflow_team_authz.opa import wasm
 from tests.conftest import build, eventually, forked
@@ -67,6 +67,20 @@ def test_a_thread_that_waits_for_too_long_starts_another_one(policy: wasm.Policy
     first = instances.take()
     assert instances._start_seconds < 60
     assert instances.take() is not first
+
+
+def test_there_are_never_more_than_a_few_times_as_many_as_processors(policy: wasm.Policy) -> None:
+    instances = Instances(policy, at_rest=1)
+    with ThreadPoolExecutor(20) as threads:
+        asked = [threads.submit(waiting(instances, 0.0).take) for _ in range(20)]
+        eventually(lambda: sum(one.done() for one in asked) >= MOST_TIMES)
+        eventually(lambda: len(instances._waiting) >= 20 - MOST_TIMES)
+        taken = [one.result() for one in asked if one.done()]
+        assert len(taken) == MOST_TIMES
+        while not all(one.done() for one in asked):
+            instances.give(taken[0])
+            eventually(lambda: not instances.idle or all(one.done() for one in asked))
+    assert {id(one.result()) for one in asked} == {id(machine) for machine in taken}
 
 
 def test_nobody_waits_below_the_number_of_processors(policy: wasm.Policy) -> None:
