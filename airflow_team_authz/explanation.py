@@ -1,4 +1,4 @@
-"""Why a question is answered as it is: which rules spoke, which did not and for want of what, and what would change it.
+"""Explains an answer: the rules that applied, the first false condition of the others, and changes that reverse it.
 
 The decision is the engine's. What rules say is asked of OPA over the policy's sources: beside each rule that people
 write, probes hold the first one, two, … conditions of its body, so that the longest that holds shows the first

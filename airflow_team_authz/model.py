@@ -1,4 +1,4 @@
-"""The words of the project as plain data: question, answer and what can go wrong between them.
+"""The question, the answer, and the errors between them, as plain data.
 
 Names follow the OpenID AuthZEN Authorization API 1.0 (subject, action, resource, context, decision,
 evaluation). ``policies/schemas/input.json`` is the same contract seen from the policy's side.

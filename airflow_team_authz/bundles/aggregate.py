@@ -1,4 +1,4 @@
-"""From what the platform and the teams have published to the bundles that engines load.
+"""Builds the bundles that engines load from the artifacts of the platform and the teams.
 
 One source, three forms: one bundle for an OPA that all teams share, the same compiled for the in-process engine (OPA
 refuses a bundle with Wasm inside), and one per team, with the platform's part and that team's.
@@ -137,7 +137,7 @@ def _as_hashed(path: str, content: bytes) -> bytes:
     try:
         return canonical(load_json(content))
     except (ValueError, RecursionError) as error:
-        raise CompileError(f"{path} is no JSON: {error}") from None
+        raise CompileError(f"{path} is not JSON: {error}") from None
 
 
 def _decides(name: str) -> bool:

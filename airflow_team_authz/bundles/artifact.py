@@ -56,7 +56,7 @@ def read_artifact(content: bytes, owner: str, keys: TrustedKeys, newer_than: int
     metadata = read_manifest(files)["metadata"]
     version = metadata.get("version")
     if type(version) is not int or not 0 < version < 2**53:
-        raise BundleRefused("its version is no positive integer")
+        raise BundleRefused("its version is not a positive integer")
     if version <= newer_than:
         raise BundleRefused(f"its version {version} is not above {newer_than}, which is published already")
     own = {name: text for name, text in files.items() if name not in {MANIFEST, SIGNATURES}}

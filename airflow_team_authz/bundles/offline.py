@@ -1,4 +1,4 @@
-"""Aggregating without a server: artifacts, trusted keys, what was good last and what was built, each in a directory."""
+"""Aggregation without a server: artifacts, trusted keys, last good artifacts and bundles, each in a directory."""
 
 from __future__ import annotations
 

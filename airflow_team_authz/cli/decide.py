@@ -1,4 +1,4 @@
-"""``team-authz decide``: ask what the policy says."""
+"""``team-authz decide``: asks the engine a question, and prints the answer."""
 
 from __future__ import annotations
 

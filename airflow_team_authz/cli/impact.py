@@ -1,4 +1,4 @@
-"""``team-authz impact``: what another policy changes."""
+"""``team-authz impact``: the answers that differ with another policy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FailOn(StrEnum):
 
 def impact(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="The policy directory or the bundle that is in force.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="The one that is to replace it.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The policy that would replace it.")],
     fail_on: Annotated[
         FailOn | None, typer.Option(help="Exit code 1 if anything is gained, or lost, or either.")
     ] = None,

@@ -44,7 +44,7 @@ class Done(NamedTuple):
 
 
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; made if it does not exist.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory to write; it need not exist.")],
     team: Annotated[
         str | None, typer.Option(metavar="ID", help="Write a team's own rules instead, for the team of this id.")
     ] = None,
@@ -89,7 +89,7 @@ def init(
 
 def _write(directory: Path, team: str | None) -> Iterator[Done]:
     if team is not None and not TEAM_ID.fullmatch(team):
-        raise UserError(f"--team: {team!r} is no team id, which is 3 to 50 of a-z, A-Z, 0-9, _ and -")
+        raise UserError(f"--team: {team!r} is not a team id, which is 3 to 50 of a-z, A-Z, 0-9, _ and -")
     if team is None and _is_teams(directory):
         raise UserError(f"{directory} is a team's repository: name another directory for the platform's policy")
     is_teams = team is not None and not (directory / _ROLES).exists()

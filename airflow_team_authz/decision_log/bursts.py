@@ -1,4 +1,4 @@
-"""The same refusal again and again: one record when it begins, and one that counts the rest."""
+"""Repetitions of one refusal: one record for the first, and one more with the number of the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a question comes from: the door that asks, and the request that it serves. Airflow hands neither down."""
+"""The origin of a question: the door that asks, and the request that it serves. Airflow passes neither on."""
 
 from __future__ import annotations
 

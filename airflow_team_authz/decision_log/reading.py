@@ -1,4 +1,4 @@
-"""Finds records where they were written: in the table of Airflow's database, or in a file."""
+"""Reads records from the table of Airflow's database, or from a file."""
 
 from __future__ import annotations
 

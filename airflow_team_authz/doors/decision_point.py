@@ -1,4 +1,4 @@
-"""One decision point for all doors of a process."""
+"""The one decision point of a process, which all doors share."""
 
 from __future__ import annotations
 

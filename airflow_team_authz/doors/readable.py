@@ -1,4 +1,4 @@
-"""What the subject of a request may read: asked of the policy when a query first needs it, once per request."""
+"""The rows that a request's subject may read. It asks the policy when a query first needs them, once per request."""
 
 from __future__ import annotations
 

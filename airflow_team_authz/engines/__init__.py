@@ -1,4 +1,4 @@
-"""Who answers: one interface over the engines, and the only place where an answer is read."""
+"""The engines: one interface over both, and the only place that reads an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers of one policy, kept for whoever asks exactly the same again."""
+"""A cache of one policy's answers, for questions that are exactly the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Teams whose rules are too slow for everybody's lists, or fail there: lists leave out what they own for a while."""
+"""Teams whose rules fail in lists, or are too slow for them: lists leave out their resources for a while."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proof that no built-in of a team's rules meets a value of a type that it cannot take.
+"""Proof that every operand of a team's built-ins has a type that the built-in accepts.
 
 OPA's checker lets a call pass if an operand *may* have the right type; a value of another type then is an error on an
 OPA server, and no value in Wasm. So each operand is checked once more, as that of a probe: a function that takes every

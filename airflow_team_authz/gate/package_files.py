@@ -1,4 +1,4 @@
-"""A team's package before anybody parses it: which files there are, how large, and what its data looks like."""
+"""Checks a team's package before anybody parses it: its files, their sizes, and the form of its data."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def layout_findings(files: Mapping[str, bytes], team_id: str) -> Iterator[Findin
     root = f"teams/{team_id}"
     if not TEAM_ID.fullmatch(team_id):
         yield Finding(
-            "team-id", root[:80], 1, f"{team_id[:60]!r} is no team id", "it is 3 to 50 of a-z, A-Z, 0-9, _ and -"
+            "team-id", root[:80], 1, f"{team_id[:60]!r} is not a team id", "it is 3 to 50 of a-z, A-Z, 0-9, _ and -"
         )
     if not any(name.endswith(".rego") for name in files):
         yield Finding("no-rules", root, 1, "there is no Rego file", f"write {root}/{team_id}.rego")
@@ -148,7 +148,7 @@ class Data:
             value = json.loads(files[name], object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
             problem = next(_odd(value), None)
         except (ValueError, RecursionError) as error:
-            value, problem = missing, f"it is no JSON: {str(error)[:200]}"
+            value, problem = missing, f"it is not JSON: {str(error)[:200]}"
         if problem is None and not isinstance(value, dict):
             problem = "it is no JSON object"
         if problem is not None:
@@ -196,7 +196,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _odd(value: Any, depth: int = 0) -> Iterator[str]:

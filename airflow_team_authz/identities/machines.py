@@ -1,4 +1,4 @@
-"""Subjects that are no users: tasks by their verified token, and what parses files and runs triggers in process."""
+"""Subjects that are not people: tasks by their verified token, and the Dag processor and triggerer in process."""
 
 from __future__ import annotations
 

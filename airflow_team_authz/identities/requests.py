@@ -1,4 +1,4 @@
-"""The present request of a person: who makes it and what has been allowed in it. Airflow hands neither down."""
+"""The present request of a person: the person, and the allowed questions. Airflow passes neither on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What another policy changes: both are asked the same, and what they answer differently is told in few lines."""
+"""Differences between two policies: it asks both the same questions, and reports different answers in few lines."""
 
 from __future__ import annotations
 

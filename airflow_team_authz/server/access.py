@@ -1,4 +1,4 @@
-"""Who calls, and what they may: by tokens of this server, or by those of an OpenID Connect issuer."""
+"""The rights of a caller, by tokens of this server or of an OpenID Connect issuer."""
 
 from __future__ import annotations
 

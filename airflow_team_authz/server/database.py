@@ -1,4 +1,4 @@
-"""What the server remembers. SQLite or PostgreSQL; the tables are made by the migrations beside this file."""
+"""The server's tables, in SQLite or PostgreSQL. The migrations beside this file make them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the routes take and answer, as OpenAPI tells it."""
+"""The requests and answers of the routes, as OpenAPI describes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is published: from an artifact that somebody sends to the bundles that everybody gets, in one transaction."""
+"""Publishing: from an artifact to the bundles of all teams, in one transaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The routes. What is done is in the modules beside this."""
+"""The routes. The modules beside this one do the work."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ def tokens(parts: Parts, _: OfPlatform) -> list[TokenModel]:
 
 @router.delete("/tokens/{id_}", responses=answers(404) | REFUSAL)
 def revoke(parts: Parts, id_: Annotated[str, Path(pattern="^[0-9a-f]{1,16}$")], _: OfPlatform) -> TokenModel:
-    """Revoke a token: it counts for a second more at most."""
+    """Revoke a token: it stops working within one second."""
     with Session(parts.engine) as session:
         found = session.get(Token, id_)
         if found is None:
@@ -342,7 +342,7 @@ async def report(parts: Parts, request: Request, who: Calling) -> dict[str, str]
             content = zlib.decompressobj(wbits=31).decompress(content, MAX_STATUS_BYTES)
         told = StatusReport.model_validate_json(content)
     except (ValidationError, zlib.error) as error:
-        raise HTTPException(422, f"it is no status report: {str(error)[:300]}") from None
+        raise HTTPException(422, f"it is not a status report: {str(error)[:300]}") from None
     await run_in_threadpool(clients.note, parts.engine, who, told)
     return {"noted": told.labels.get("id", "unnamed")[:200]}
 

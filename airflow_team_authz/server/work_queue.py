@@ -1,4 +1,4 @@
-"""Turns at what takes processors for seconds, so that who asks for much of it keeps nobody from the rest."""
+"""Limits how many CPU-heavy calls run at once, and how many of one caller wait."""
 
 from __future__ import annotations
 

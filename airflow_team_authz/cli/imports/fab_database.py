@@ -1,4 +1,4 @@
-"""FAB's roles and permissions, and who owns which Dag, out of an Airflow database. Reads, and never writes."""
+"""Reads FAB's roles and permissions, and the owner of each Dag, from an Airflow database. It never writes."""
 
 from __future__ import annotations
 

@@ -83,9 +83,7 @@ def import_keycloak(
         ),
     ],
     directory: DirectoryArgument,
-    client_id: Annotated[
-        str, typer.Option(help="Airflow's client, whose own roles count like the realm's.")
-    ] = "airflow",
+    client_id: Annotated[str, typer.Option(help="Airflow's client: its own roles apply like the realm's.")] = "airflow",
     force: ForceOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:

@@ -1,4 +1,4 @@
-"""To whom Keycloak grants something. Apart from what reads the settings, which takes longer to import."""
+"""The roles and groups to which Keycloak grants something. Separate from the reader, which takes longer to import."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def read_settings_file(file: Path, client_id: str) -> KeycloakSettings:
         export = msgspec.json.decode(content, type=_Export)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
-            f"{file} is no export of a client's authorization settings ({error}): "
+            f"{file} is not an export of a client's authorization settings ({error}): "
             "in Keycloak's admin console, Clients, your client, Authorization, Export"
         ) from None
     return KeycloakSettings(export, client_id)

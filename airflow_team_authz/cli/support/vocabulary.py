@@ -1,4 +1,4 @@
-"""The words that questions are made of: what is known, and what an unknown one may have meant."""
+"""The words of questions: the known ones, and the likely meaning of an unknown one."""
 
 from __future__ import annotations
 
