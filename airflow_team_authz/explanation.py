@@ -68,7 +68,7 @@ class Step(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What would turn the answer round, tried by the engine: a sentence, and the subject who has it, or lacks it."""
+    """A change that reverses the answer, tested with the engine: a sentence, and the changed subject."""
 
     told: str
     subject: Subject
@@ -167,7 +167,7 @@ class _Found(NamedTuple):
 
 
 def _evaluate(files: Mapping[str, bytes], question: Evaluation) -> _Found:
-    """What the rules of a policy say of one question."""
+    """The values of a policy's rules for one question."""
     opa = find_opa()
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)

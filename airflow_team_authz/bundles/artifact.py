@@ -16,7 +16,7 @@ PLATFORM = "@platform"
 
 @dataclass(frozen=True)
 class Artifact:
-    """What an owner (a team's id, or ``PLATFORM``) has published: files by path, and the version, an integer from 1."""
+    """The published package of an owner (a team's id, or ``PLATFORM``): files by path, and the version, from 1."""
 
     owner: str
     version: int

@@ -54,7 +54,7 @@ def list_(output: OutputOption = Output.TEXT) -> None:
 
 @app.command("replay")
 def replay(output: OutputOption = Output.TEXT) -> None:
-    """Ask again about waiting Dags, and start those that the policy allows. Asks about each Dag once, also if interrupted.
+    """Ask again about waiting Dags, and start those that the policy allows. Each is asked once, also if interrupted.
 
     Exit code 0: nothing waits any more. 2: the engine still cannot decide; the other Dags go on waiting.
     """

@@ -277,7 +277,7 @@ _DENIED = (
 
 
 def _question(type_: str, role: str) -> Evaluations:
-    """What a platform admin can be expected to do with a resource of this type."""
+    """An action that a platform admin may do with a resource of this type."""
     from airflow_team_authz.model import Context, Evaluations, Resource, Subject
 
     subject = Subject("user", _NAME, roles=(role,))

@@ -33,7 +33,7 @@ class Form(StrEnum):
 
 
 class FailOn(StrEnum):
-    """What makes the exit code 1."""
+    """The changes that make the exit code 1."""
 
     GAINED = "gained"
     LOST = "lost"

@@ -34,7 +34,7 @@ _KEYWORDS = {
 
 
 class Done(NamedTuple):
-    """What became of a file: ``wrote`` or ``kept`` as it was. By an update also ``renewed``, ``removed`` or ``edited``.
+    """The result for a file: ``wrote`` or ``kept`` as it was. By an update also ``renewed``, ``removed`` or ``edited``.
 
     ``edited`` is kept as well, because a person has changed it.
     """

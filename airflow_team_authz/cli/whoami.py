@@ -96,7 +96,7 @@ def _described(
 
 
 def _logged_in(token: Path | None, name: str | None) -> tuple[str, Subject]:
-    """Who says so, and the subject, by the configured login manager."""
+    """The subject of the configured login manager, and the manager's name."""
     manager = login_manager()
     login = name_of(manager)
     try:
@@ -173,7 +173,7 @@ def _held(roles: tuple[str, ...]) -> str:
 
 
 def because(source: Source) -> str:
-    """What an entry of the directory gives somebody, and by which name."""
+    """The role that an entry of the directory gives, and the matched name."""
     return f"{source.table} {source.name!r} of the directory: {_entry(source.entry)}"
 
 

@@ -15,7 +15,7 @@ _MOST = 10_000
 
 
 class Repeated(NamedTuple):
-    """What came again: the id of its record, how often, and when first and last (seconds of Unix time)."""
+    """Repetitions of a refusal: id of its record, number, and first and last time (seconds of Unix time)."""
 
     decision_id: str
     times: int

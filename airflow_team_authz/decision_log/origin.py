@@ -29,7 +29,7 @@ class Origin(NamedTuple):
     span: Any = None
 
     def request_id(self) -> str:
-        """What Airflow calls the request in its own log; the client says it."""
+        """The request's id in Airflow's own log; the client chooses it."""
         return _header(self.headers, b"x-request-id")[:_LONGEST].decode("ascii", "replace")
 
     def trace(self) -> tuple[str, str]:

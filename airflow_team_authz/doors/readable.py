@@ -91,7 +91,7 @@ _NAMED = {
 
 
 class Readable:
-    """What one subject may read, or change in bulk, within one request.
+    """The rows that one subject may read, or change in bulk, within one request.
 
     A person's is everything that the policy allows it; a task's is its own Dag, and what it was allowed by name in
     this request, since no route of tasks lists anything else. ``EngineError`` is an ``HTTPException`` 503 here.

@@ -200,7 +200,7 @@ def _no_constant(name: str) -> None:
 
 
 def _odd(value: Any, depth: int = 0) -> Iterator[str]:
-    """What the two engines may read differently."""
+    """Values that the two engines may read differently."""
     if depth > MAX_DEPTH:
         yield f"it is nested deeper than {MAX_DEPTH}"
     elif isinstance(value, dict | list):
@@ -217,7 +217,7 @@ def _odd(value: Any, depth: int = 0) -> Iterator[str]:
 
 
 def _untyped(schema: Any, place: str) -> Iterator[str]:
-    """What in a schema leaves open which type a value has."""
+    """The places of a schema that do not fix the type of a value."""
     if not isinstance(schema, dict) or not isinstance(schema.get("type"), str) or schema["type"] not in _TYPES:
         yield f"{place} has no type, or several"
         return

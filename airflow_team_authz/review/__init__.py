@@ -80,7 +80,7 @@ class Asked(NamedTuple):
 
 
 class Allowed(NamedTuple):
-    """What somebody may do, and why."""
+    """The rights of a subject, with reasons."""
 
     who: Who
     action: str

@@ -35,7 +35,7 @@ class FabDatabase(NamedTuple):
 
 
 def read_fab(address: str, schema: str | None = None) -> FabDatabase:
-    """What the database of a SQLAlchemy URL holds.
+    """The content of the database at a SQLAlchemy URL.
 
     ``UserError`` if it cannot be read or has no FAB tables; the message never has a password in it.
     """

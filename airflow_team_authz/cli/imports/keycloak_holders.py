@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Holder(NamedTuple):
-    """Somebody with all of these roles, and in all of these groups.
+    """A person with all of these roles, and in all of these groups.
 
     A role is called as in the export: ``Op`` is the realm's, ``airflow/Op`` the client's.
     """

@@ -14,7 +14,7 @@ TEAM_ID = re.compile(r"[a-zA-Z0-9_-]{3,50}")
 
 
 def resource_words(field: str) -> list[str]:
-    """What ``resource.type`` or ``resource.entity`` may say. Read from the schema, so that Airflow is not imported."""
+    """The values of ``resource.type`` or ``resource.entity``. They come from the schema, so Airflow is not imported."""
     schema = json.loads((shipped_policies() / "schemas" / "input.json").read_text(encoding="utf-8"))
     words: list[str] = schema["properties"]["resource"]["properties"][field]["enum"]
     return words
