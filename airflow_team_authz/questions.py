@@ -105,6 +105,14 @@ def view(access_view: AccessView) -> Resource:
     return Resource("platform_view" if access_view.name in _PLATFORM_VIEWS else "view", id=name)
 
 
+def every_view() -> list[Resource]:
+    """All of them."""
+    return [
+        *(Resource("view", id=name.lower()) for name in sorted(_VIEWS)),
+        *(Resource("platform_view", id=name.lower()) for name in sorted(_PLATFORM_VIEWS)),
+    ]
+
+
 def route(method: str, path: str) -> tuple[str, Resource]:
     """Action and resource of a route that this version does not know: ``GET /ui/new``."""
     return {**_ACTIONS, "PATCH": "update"}.get(method, "read"), Resource("route", id=f"{method} {path}")

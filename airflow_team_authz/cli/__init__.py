@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from airflow_team_authz.cli import (
+    access,
     assets,
     bundle,
     dags,
@@ -87,6 +88,7 @@ def _options(
 app.add_typer(assets.app, name="assets")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(dags.app, name="dags")
+app.command("can")(access.can)
 app.command("decide")(decide.decide)
 app.command("decisions")(decisions.decisions)
 app.command("doctor")(doctor.doctor)
@@ -96,6 +98,8 @@ app.command("init")(init.init)
 app.add_typer(imports.app, name="import")
 app.add_typer(keys.app, name="keys")
 app.add_typer(server.app, name="server")
+app.command("matrix")(access.matrix)
+app.command("who-can")(access.who_can)
 app.command("whoami")(whoami.whoami)
 
 

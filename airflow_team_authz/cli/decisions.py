@@ -26,6 +26,7 @@ from airflow_team_authz.cli.support.console import (
     talking_to_stderr,
 )
 from airflow_team_authz.cli.support.engine import configured_engine
+from airflow_team_authz.cli.support.spreadsheet import harmless
 
 if TYPE_CHECKING:
     from airflow_team_authz.decision_log.reading import Record, Records
@@ -35,8 +36,6 @@ _FOLLOW_SECONDS = 1.0
 _ID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _COLUMNS = ("time", "outcome", "times", "user", "action", "type", "resource", "team", "door", "reason", "decision")
-# A spreadsheet takes a cell that begins so as a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Form(StrEnum):
@@ -245,14 +244,9 @@ def _print_csv(records: list[Record], with_head: bool) -> None:
     if with_head:
         writer.writerow(_COLUMNS)
     for record in records:
-        # A line break inside of a cell would be one of the terminal's too.
-        writer.writerow([_harmless(" ".join(cell.splitlines())) for cell in _row(record).values()])
+        writer.writerow([harmless(cell) for cell in _row(record).values()])
     for line in out.getvalue().splitlines():
         print_line(line)
-
-
-def _harmless(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(_FORMULA) else cell
 
 
 def _row(record: Record) -> dict[str, str]:

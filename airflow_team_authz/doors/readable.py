@@ -19,6 +19,7 @@ from airflow.models.asset import (
 from airflow.models.dagbundle import DagBundleModel
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.team import Team, dag_bundle_team_association_table
+from airflow.utils.session import create_session
 from msgspec import UNSET, Struct, UnsetType
 from sqlalchemy import select
 
@@ -309,6 +310,22 @@ class Readable:
             for dependency in dependencies or _dependencies(compressed)
             if dependency["dependency_type"] == "asset-alias"
         }
+
+
+def existing() -> list[Resource]:
+    """Everything of Airflow's database that questions name, with its owner: Dags, assets, connections and so on."""
+    with create_session(scoped=False) as session:
+        found = [
+            Resource(type_, row.team_id, row.id)
+            for type_, statement in _NAMED.items()
+            for row in many_rows(session, statement, _Named)
+        ]
+        found += [Resource("dag", dag.team_id, dag.id) for dag in many_rows(session, _DAGS, _Dag)]
+        # As the API's questions name them.
+        found += [Resource("asset", None, str(asset.id)) for asset in many_rows(session, _ASSETS, _Asset)]
+        with requests.unfiltered():
+            teams = session.connection().execute(select(Team.name)).scalars().all()
+        return [*found, *(Resource("team", name, name) for name in teams)]
 
 
 def _dependencies(compressed: bytes | None) -> Sequence[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -44,6 +44,13 @@ class Identity:
         if known is None:
             raise LookupError("the login manager knows only people who log in")
         return next((user for user in known() if user.username == name), None)
+
+    def everybody(self) -> Sequence[Any]:
+        """The user objects of all people whom this login manager knows; ``LookupError`` if it cannot be asked."""
+        known = getattr(self, "get_users", None)
+        if known is None:
+            raise LookupError("the login manager tells of nobody who does not log in")
+        return list(known())
 
 
 def _amazon() -> type[Identity]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from airflow.utils.session import create_session
@@ -46,21 +47,33 @@ class FabIdentity(Identity):
                 user._team_authz_groups = _groups(user.id)
             return user
 
+    def everybody(self) -> Sequence[Any]:
+        """See ``Identity``; two queries."""
+        from airflow.providers.fab.auth_manager.models import User
+
+        with create_session(scoped=False) as session:
+            users = session.scalars(select(User).order_by(User.username)).unique().all()
+            groups = _groups_of_all()
+            for user in users:
+                user._team_authz_groups = groups.get(user.id, {})
+            return users
+
 
 def _groups(user_id: int) -> dict[str, list[str]]:
     """Names of a user's FAB groups, with the names of each group's roles; one query."""
+    return _groups_of_all(user_id).get(user_id, {})
+
+
+def _groups_of_all(user_id: int | None = None) -> dict[int, dict[str, list[str]]]:
+    """The same for all users, or for one, by id."""
     from airflow.providers.fab.auth_manager.models import Group, Role, User
 
-    groups: dict[str, list[str]] = {}
+    groups: dict[int, dict[str, list[str]]] = {}
+    statement = select(User.id, Group.name, Role.name).select_from(User).join(User.groups).outerjoin(Group.roles)
+    if user_id is not None:
+        statement = statement.where(User.id == user_id)
     # Not the thread's own session: closing that one would take its objects away from a page that is being rendered.
     with create_session(scoped=False) as session:
-        rows = session.execute(
-            select(Group.name, Role.name)
-            .select_from(User)
-            .join(User.groups)
-            .outerjoin(Group.roles)
-            .where(User.id == user_id)
-        )
-        for group, role in rows:
-            groups.setdefault(str(group), []).extend([str(role)] if role else [])
+        for id_, group, role in session.execute(statement):
+            groups.setdefault(id_, {}).setdefault(str(group), []).extend([str(role)] if role else [])
     return groups

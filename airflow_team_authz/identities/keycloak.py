@@ -6,7 +6,7 @@ in could write groups into it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -93,6 +93,10 @@ class KeycloakIdentity(Identity):
     def find(self, name: str) -> Any:
         """See ``Identity``."""
         raise LookupError(f"Keycloak shows groups and roles of {name} in a token only")
+
+    def everybody(self) -> Sequence[Any]:
+        """See ``Identity``."""
+        raise LookupError("people of Keycloak are known by their groups only")
 
     def subject(self, user: Any) -> Subject:
         """See ``Identity``."""

@@ -100,6 +100,16 @@ class Kinds:
                 waiting = [resource for resource in by_action.get("update", ()) if resource.type == "hitl_task"]
                 yield Asked(who, "update", waiting, Context("1", ("1",)))
 
+    def of_roles(self) -> Iterator[Asked]:
+        """What each role, and a task, may do with things without a name: own ones, another team's, common ones."""
+        whos = [who for who in self._members([OTHER]) if who.kind == "role"]
+        whos += [self._with_role(role) for role in self.roles]
+        machines = _Block(None, OTHER, (), (), Names())
+        whos += [who for who, _ in self._machines(machines, [OTHER]) if who.kind == "task"]
+        for owner in (OTHER, _ANOTHER, None):
+            by_action = self._resources(_Block(owner, OTHER, (), (), Names()))
+            yield from (Asked(who, action, resources) for who in whos for action, resources in by_action.items())
+
     def _blocks(self) -> Iterator[_Block]:
         platform = self._packages(PLATFORM)
         for owner in [None, *self._teams, OTHER]:
@@ -126,7 +136,7 @@ class Kinds:
                 yield from ((who, name) for who in self._holders(table, name))
         for claim, values in names.claims().items():
             for value in self._few(values, "values of claims"):
-                yield _holder(f"claims.{claim}", value), value
+                yield holder(f"claims.{claim}", value), value
         for id_ in self._few(names.of("subject.id"), "people"):
             yield from ((who, id_) for who in self._called(id_, block))
         yield from self._machines(block, teams)
@@ -155,7 +165,7 @@ class Kinds:
         for policy in self._policies:
             named |= dict.fromkeys(_filled(policy, self.roles, sorted(policy.teams)))
         for table, name in named:
-            yield _holder(table, name)
+            yield holder(table, name)
             if any(
                 "role" not in entry
                 for policy in self._policies
@@ -163,13 +173,13 @@ class Kinds:
                 if (of_table, of_name) == (table, name)
             ):
                 for role in self.roles:
-                    who = _holder(table, name)
+                    who = holder(table, name)
                     roles = (*(who.subject.roles or ()), role)
                     yield Who(who.kind, f"{who.name} with the role {role}", _replaced(who.subject, roles))
 
     def _holders(self, table: str, name: str) -> Iterator[Who]:
-        if not any(who.subject == _holder(table, name).subject for who in self._directory):
-            yield _holder(table, name)
+        if not any(who.subject == holder(table, name).subject for who in self._directory):
+            yield holder(table, name)
 
     def _machines(self, block: _Block, teams: Iterable[str]) -> Iterator[tuple[Who, str | None]]:
         dags = self._few(block.names.of("subject.dag_id"), "Dags of tasks")
@@ -261,7 +271,8 @@ def _team(team: str) -> str:
     return "another team" if team == _ANOTHER else f"team {team}"
 
 
-def _holder(table: str, name: str) -> Who:
+def holder(table: str, name: str) -> Who:
+    """Whoever has this group, role or claim (``groups``, ``claims.unit``) and nothing else."""
     nobody = Subject("user", OTHER, (), ())
     if table == "groups":
         return Who("group", f"anybody in group {name}", Subject("user", OTHER, (), (), (name,)))

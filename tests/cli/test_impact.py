@@ -59,6 +59,7 @@ def test_programs_get_a_question_and_a_test_that_holds_with_the_new_policy(run, 
         assert ("PASS: 1/1" in done.stdout) is passes, done.stdout
 
 
+@pytest.mark.exhaustive
 def test_what_is_lost_is_told_with_the_rule_that_is_gone(run, policies):
     old, new = policies
     result = run("impact", new, old, "--fail-on", "gained", "--output", "markdown")
@@ -68,6 +69,7 @@ def test_what_is_lost_is_told_with_the_rule_that_is_gone(run, policies):
     assert "no longer by teams/alpha/alpha.rego:5" in result.stdout
 
 
+@pytest.mark.exhaustive
 def test_bundles_are_compared_as_directories_are(run, policies, tmp_path):
     old, new = policies
     compile_directory(new, tmp_path / "new.tar.gz")

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_team_authz.opa.compile import CompileError, find_opa, opa_version
 
-COMMANDS = ["decide", "doctor", "explain", "impact", "init"]
+COMMANDS = ["can", "decide", "doctor", "explain", "impact", "init", "matrix", "who-can"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

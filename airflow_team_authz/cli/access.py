@@ -1,0 +1,399 @@
+"""``team-authz can``, ``who-can`` and ``matrix``: who may do what, by the policy and what this Airflow has."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from airflow_team_authz.cli.support.console import (
+    Output,
+    OutputOption,
+    Progress,
+    UserError,
+    complain,
+    print_columns,
+    print_json,
+    print_line,
+    talking_to_stderr,
+)
+from airflow_team_authz.cli.support.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
+from airflow_team_authz.cli.support.spreadsheet import harmless
+
+if TYPE_CHECKING:
+    from airflow_team_authz.engines import DecisionPoint
+    from airflow_team_authz.engines.choice import EngineSettings
+    from airflow_team_authz.model import Resource
+    from airflow_team_authz.review import Allowed, Asked, Who
+    from airflow_team_authz.review.inventory import Things
+    from airflow_team_authz.review.names import Sources
+
+NOBODY = 1
+_COLUMNS = ("who", "kind", "action", "type", "id", "team", "layer", "reason")
+SourcesOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="The policy directory of an OPA server: for the names of its directory."),
+]
+TeamOption = Annotated[
+    str | None, typer.Option(metavar="ID", help="The team that owns it, if Airflow has no such thing yet.")
+]
+
+
+class Form(StrEnum):
+    """The form of the matrix; JSON is one permission a line."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+class By(StrEnum):
+    """Whose permissions: those of people and names, or of roles."""
+
+    SUBJECT = "subject"
+    ROLE = "role"
+
+
+def can(
+    who: Annotated[
+        str, typer.Argument(metavar="WHO", help="A user's name, or group:NAME, role:NAME, claim:NAME=VALUE, task:TEAM.")
+    ],
+    action: Annotated[str | None, typer.Argument(metavar="[ACTION", help="read, update, trigger, …")] = None,
+    resource: Annotated[
+        str | None, typer.Argument(metavar="TYPE/ID]", help="connection/alpha_db, dag.code/daily, …")
+    ] = None,
+    team: TeamOption = None,
+    policy: PolicyOption = None,
+    opa_url: UrlOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Show all that somebody may do with what this Airflow has, or whether somebody may do one thing.
+
+    Exit code 0: something is allowed. 1: nothing is. 2: there is no answer, or nobody of that name.
+    """
+    if (action is None) != (resource is None):
+        raise UserError("name both, ACTION and TYPE/ID, or neither")
+    with _asking(policy, opa_url) as point:
+        somebody = _somebody(who)
+        questions = _about(action, resource, team, [somebody]) if action and resource else _all([somebody])
+        found = _permissions(point, questions)
+    _print(found, output, _folded(found), [f"this is {somebody.name} with what the login tells of it now"])
+    if not found:
+        raise typer.Exit(NOBODY)
+
+
+def who_can(
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="read, update, trigger, …")],
+    resource: Annotated[str, typer.Argument(metavar="TYPE/ID", help="connection/alpha_db, dag.code/daily, …")],
+    team: TeamOption = None,
+    policy: PolicyOption = None,
+    opa_url: UrlOption = None,
+    sources: SourcesOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Show who may do one thing: people of the login, whoever has a group or claim of the directory, tasks of teams.
+
+    Exit code 0: somebody may. 1: nobody who is known here. 2: there is no answer.
+    """
+    with _asking(policy, opa_url) as point:
+        whos, missing = _population(policy, opa_url, sources)
+        found = _permissions(point, _about(action, resource, team, whos))
+    rows = [[one.who.name, one.decision.layer, "; ".join(one.decision.reasons)] for one in found]
+    _print(found, output, rows, missing)
+    if not found:
+        raise typer.Exit(NOBODY)
+
+
+def matrix(
+    by: Annotated[
+        By, typer.Option(help="People, groups and so on with this Airflow's things; or each role of a policy.")
+    ] = By.SUBJECT,
+    type_: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Things of this type only.")] = None,
+    team: Annotated[str | None, typer.Option(metavar="ID", help="Things of this team only.")] = None,
+    policy: PolicyOption = None,
+    opa_url: UrlOption = None,
+    sources: SourcesOption = None,
+    output: Annotated[
+        Form, typer.Option("--output", "-o", help="The form; JSON is one permission a line.")
+    ] = Form.TABLE,
+) -> None:
+    """Show who may do what with which thing: only what is allowed.
+
+    --by role needs no Airflow: it shows what each role of the policy may do with things of its own team, of another
+    one, and with common ones.
+
+    Exit code 0: shown. 2: there is no answer.
+    """
+    from airflow_team_authz.review.inventory import NOT_COVERED, Wanted
+
+    if type_ is not None:
+        _type(type_)
+    missing: list[str] = []
+    with _asking(policy, opa_url) as point:
+        if by is By.ROLE:
+            questions = _of_roles(_sources(policy, opa_url, sources))
+        else:
+            whos, missing = _population(policy, opa_url, sources)
+            questions, missing = _things().questions(whos, Wanted()), [*missing, *NOT_COVERED]
+        wanted = _only(questions, type_, team)
+        _print_matrix(_permitted(point, wanted), output)
+    for told in missing:
+        complain(f"not covered: {told}")
+
+
+# Who and what
+
+
+class _Kind(NamedTuple):
+    type: str
+    entity: str
+
+
+def _type(word: str) -> _Kind:
+    from airflow_team_authz.cli.support.vocabulary import nearest
+    from airflow_team_authz.review import ACTIONS
+
+    if word not in ACTIONS:
+        raise UserError(f"{word!r} is no type of resource: {nearest(word, ACTIONS)}")
+    type_, _, entity = word.partition(".")
+    return _Kind(type_, entity)
+
+
+def _action(word: str, kind: _Kind) -> str:
+    from airflow_team_authz.cli.support.vocabulary import nearest
+    from airflow_team_authz.review import ACTIONS, FREE_VERBS
+
+    known = ACTIONS[".".join(filter(None, kind))]
+    if word not in known and kind.type not in FREE_VERBS:
+        raise UserError(f"nobody is asked whether to {word} a {'.'.join(filter(None, kind))}: {nearest(word, known)}")
+    return word
+
+
+def _somebody(word: str) -> Who:
+    from airflow_team_authz.review.inventory import person, tasks
+    from airflow_team_authz.review.kinds import holder
+
+    sort, separator, name = word.partition(":")
+    if separator and sort in {"group", "role"}:
+        return holder(f"{sort}s", name)
+    if separator and sort == "claim":
+        claim, has_value, value = name.partition("=")
+        if not has_value:
+            raise UserError(f"claim:{name} has no value: write claim:{name}=VALUE")
+        return holder(f"claims.{claim}", value)
+    if separator and sort == "task":
+        return next(tasks([name] if name else []))
+    from airflow_team_authz.cli.support.login import login_manager, name_of
+
+    with talking_to_stderr():
+        manager = login_manager()
+        try:
+            user = manager.find(word.removeprefix("user:"))
+        except LookupError as error:
+            raise UserError(f"{error}: name a group, role or claim instead, such as group:NAME") from None
+    if user is None:
+        raise UserError(f"{name_of(manager)} knows nobody called {word}")
+    return person(manager.subject(user))
+
+
+def _population(policy: Path | None, opa_url: str | None, sources: Path | None) -> tuple[Sequence[Who], list[str]]:
+    from airflow_team_authz.cli.support.login import login_manager, name_of
+    from airflow_team_authz.review.inventory import population
+
+    named = _sources(policy, opa_url, sources)
+    with talking_to_stderr():
+        manager = login_manager()
+        found = population(manager, name_of(manager), named, _things().team_ids)
+    return found.whos, [*found.not_covered]
+
+
+def _things() -> Things:
+    from airflow_team_authz.review.inventory import Things
+
+    with talking_to_stderr():
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from airflow_team_authz.doors.readable import existing
+        from airflow_team_authz.questions import every_view
+
+        try:
+            return Things(existing(), every_view())
+        except SQLAlchemyError as error:
+            # Not its address, which may have a password.
+            raise UserError(
+                f"Airflow's database cannot be read: {getattr(error, 'orig', None) or type(error).__name__}"
+            ) from None
+
+
+def _about(action: str, word: str, team: str | None, whos: Iterable[Who]) -> Iterator[Asked]:
+    """The one question, for each of them."""
+    from msgspec import UNSET
+
+    from airflow_team_authz.model import Resource
+    from airflow_team_authz.review import Asked
+
+    name, separator, id_ = word.partition("/")
+    kind = _type(name)
+    action = _action(action, kind)
+    part = kind.entity or UNSET
+    if (action == "list") == bool(separator):
+        raise UserError(
+            f"write {name} to list things of that type, and {name}/ID to {action} one"
+            if separator
+            else f"{name}/ID: say which one"
+        )
+    if not separator:
+        resource = Resource(kind.type, team, entity=part)
+    else:
+        owner = team if team is not None else _owner(kind.type, id_)
+        resource = Resource(kind.type, owner, id_, part)
+    yield from (Asked(who, action, [resource]) for who in whos)
+
+
+def _owner(type_: str, id_: str) -> str | None:
+    from airflow_team_authz.review.inventory import OWNED
+
+    if type_ not in OWNED:
+        return None
+    found = _things().named(type_, id_)
+    if found is None:
+        raise UserError(f"there is no {type_} {id_}: name its owner by --team")
+    return found.team_id
+
+
+def _all(whos: Sequence[Who]) -> Iterator[Asked]:
+    from airflow_team_authz.review.inventory import Wanted
+
+    return _things().questions(whos, Wanted())
+
+
+def _of_roles(sources: Sources | None) -> Iterator[Asked]:
+    from airflow_team_authz.review.kinds import Kinds
+
+    if sources is None:
+        raise UserError("an OPA server does not tell its role table: name the policy directory by --sources")
+    return Kinds(sources).of_roles()
+
+
+def _only(questions: Iterator[Asked], type_: str | None, team: str | None) -> Iterator[Asked]:
+    for asked in questions:
+        resources = [
+            one for one in asked.resources
+            if type_ in {None, one.type, f"{one.type}.{one.entity}"} and team in {None, one.team_id}
+        ]  # fmt: skip
+        if resources:
+            yield asked._replace(resources=resources)
+
+
+def _sources(policy: Path | None, opa_url: str | None, sources: Path | None) -> Sources | None:
+    """What the policy's directory and role table say, where they can be read."""
+    from airflow_team_authz.review.names import Sources as Read
+    from airflow_team_authz.review.names import read_sources
+
+    settings = _settings(policy, opa_url)
+    place = sources or settings.policy
+    if sources is None and settings.opa_url is not None:
+        return None
+    if place is None:
+        return Read({})
+    return read_sources(place) if isinstance(place, Path) else None
+
+
+def _settings(policy: Path | None, opa_url: str | None) -> EngineSettings:
+    return named_engine(policy, opa_url) or configured_engine()
+
+
+@contextmanager
+def _asking(policy: Path | None, opa_url: str | None) -> Iterator[DecisionPoint]:
+    from airflow_team_authz.engines import DecisionPoint
+    from airflow_team_authz.review import NotDecided
+
+    with opened(_settings(policy, opa_url)) as engine:
+        try:
+            yield DecisionPoint(engine)
+        except NotDecided as error:
+            raise UserError(str(error)) from None
+
+
+# What is printed
+
+
+def _permitted(point: DecisionPoint, questions: Iterator[Asked]) -> Iterator[Allowed]:
+    from airflow_team_authz.review import permissions
+
+    progress = Progress("permissions found")
+    for number, one in enumerate(permissions(point, questions), 1):
+        progress(number)
+        yield one
+    progress.end()
+
+
+def _permissions(point: DecisionPoint, questions: Iterator[Asked]) -> list[Allowed]:
+    return list(_permitted(point, questions))
+
+
+def _row(one: Allowed) -> dict[str, str]:
+    from airflow_team_authz.review import kind_of
+
+    about = one.resource
+    values = (
+        one.who.name, one.who.kind, one.action, kind_of(about), str(about.id or ""), about.team_id or "",
+        one.decision.layer, "; ".join(one.decision.reasons),
+    )  # fmt: skip
+    return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _folded(found: Iterable[Allowed]) -> list[list[str]]:
+    """A line for what may be done with a thing for one reason."""
+    from airflow_team_authz.review import kind_of
+
+    actions: dict[tuple[Resource, str, str], list[str]] = defaultdict(list)
+    for one in found:
+        actions[one.resource, one.decision.layer, "; ".join(one.decision.reasons)].append(one.action)
+    return [
+        [", ".join(may), kind_of(about), str(about.id or "any"), about.team_id or "common", layer, reason]
+        for (about, layer, reason), may in actions.items()
+    ]
+
+
+def _print(found: Sequence[Allowed], output: Output, rows: list[list[str]], missing: Sequence[str]) -> None:
+    if output is Output.JSON:
+        print_json({"allowed": [_row(one) for one in found], "not_covered": [*missing]})
+        return
+    if rows:
+        print_columns(rows)
+    else:
+        print_line("Nobody may, or nothing is allowed.")
+    for told in missing:
+        complain(f"not covered: {told}")
+
+
+def _print_matrix(found: Iterator[Allowed], output: Form) -> None:
+    if output is Form.TABLE:
+        by_who: dict[str, list[Allowed]] = defaultdict(list)
+        for one in found:
+            by_who[one.who.name].append(one)
+        rows = [[name, *row] for name, theirs in by_who.items() for row in _folded(theirs)]
+        print_columns([["who", "may", "type", "id", "team", "layer", "reason"], *rows])
+        return
+    if output is Form.CSV:
+        _print_cells(_COLUMNS)
+    for one in found:
+        if output is Form.CSV:
+            _print_cells(_row(one).values())
+        else:
+            print_line(json.dumps(_row(one), ensure_ascii=False))
+
+
+def _print_cells(cells: Iterable[str]) -> None:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow([harmless(cell) for cell in cells])
+    print_line(out.getvalue())

@@ -1,0 +1,122 @@
+"""What an installation has: people, names of the directory, tasks of teams, and the things that they may use.
+
+What is asked is asked as the doors ask it, so that an answer is the one that Airflow gets.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import UNSET
+
+from airflow_team_authz.model import Resource, Subject
+from airflow_team_authz.review import ACTIONS, Asked, Who, fits
+from airflow_team_authz.review.kinds import holder
+from airflow_team_authz.review.names import Sources
+
+# What is told of each report, since these are nowhere in the database.
+NOT_COVERED = (
+    "pages of plugins, and routes that this version does not know, are asked about by TYPE/ID only",
+    "an asset is asked about as the REST API asks; its lists also show assets that a readable Dag uses",
+    "events that start Dags, and tasks that wait for certain people, are decided about each of them",
+)
+# Whose a thing of these types is, Airflow's database says.
+OWNED = ("connection", "dag", "pool", "team", "variable")
+# Without an owner: what they are called is in Airflow's code.
+_OWNERLESS = ("configuration",)
+
+
+class Population(NamedTuple):
+    """Those who may ask, and who is missing among them."""
+
+    whos: Sequence[Who]
+    not_covered: Sequence[str]
+
+
+def population(manager: Any, login: str, sources: Sources | None, team_ids: Iterable[str]) -> Population:
+    """The people of a login manager, whoever holds a name of the directory, and a task of each team."""
+    missing: list[str] = []
+    whos: list[Who] = []
+    try:
+        whos += [person(manager.subject(user)) for user in manager.everybody()]
+    except LookupError as error:
+        missing.append(f"people of {login}: {error}")
+    if sources is None:
+        missing.append(
+            "groups and claims of the directory: the policy's data cannot be read here, name it by --sources"
+        )
+    else:
+        named = dict.fromkeys((table, name) for table, name, _ in sources.entries())
+        whos += [holder(table, name) for table, name in named]
+        patterns = [pattern for _, pattern in sources.patterns()]
+        if patterns:
+            missing.append(
+                f"groups that patterns of the directory name, such as {patterns[0]}: known once somebody has them"
+            )
+    return Population([*whos, *tasks(team_ids)], missing)
+
+
+def person(subject: Subject) -> Who:
+    """Somebody whom the login manager knows."""
+    return Who("person", f"user {subject.id}", subject)
+
+
+def tasks(team_ids: Iterable[str]) -> Iterator[Who]:
+    """A task of each team, and one without a team."""
+    for team_id in (*team_ids, None):
+        held = () if team_id is None else (team_id,)
+        of = "without a team" if team_id is None else f"of team {team_id}"
+        yield Who(
+            "task", f"a task {of}", Subject("task", "any-dag.any-task", held, dag_id="any-dag", task_id="any-task")
+        )
+
+
+class Things:
+    """Everything that can be asked about, by owner and action."""
+
+    def __init__(self, existing: Iterable[Resource], views: Iterable[Resource]) -> None:
+        named = list(existing)
+        owners = {one.team_id for one in named} | {str(one.id) for one in named if one.type == "team"}
+        self.team_ids = sorted(owner for owner in owners if owner is not None)
+        self._by_id = {(one.type, one.id): one for one in named}
+        everything: dict[Resource, None] = {}
+        for kind in ACTIONS:
+            type_, _, entity = kind.partition(".")
+            about = [one for one in (*named, *views) if one.type == type_]
+            if about or type_ in _OWNERLESS:
+                of_teams = () if type_ in {*_OWNERLESS, "view", "platform_view", "team"} else self.team_ids
+                about += [Resource(type_, owner) for owner in (None, *of_teams)]
+            everything |= dict.fromkeys(msgspec.structs.replace(one, entity=entity or UNSET) for one in about)
+        self._by_owner: dict[tuple[str | None, str], list[Resource]] = defaultdict(list)
+        for resource in everything:
+            part = "" if resource.entity is UNSET else f".{resource.entity}"
+            for action in ACTIONS[resource.type + part]:
+                if fits(action, resource) and not (action == "create" and resource.id is not UNSET):
+                    self._by_owner[resource.team_id, action].append(resource)
+
+    def named(self, type_: str, id_: str) -> Resource | None:
+        """The thing of this name, if there is one."""
+        return self._by_id.get((type_, id_))
+
+    def questions(self, whos: Iterable[Who], wanted: Wanted) -> Iterator[Asked]:
+        """Every question about these for each of them."""
+        lists = [
+            (action, chosen)
+            for (owner, action), resources in self._by_owner.items()
+            if wanted.action in {None, action}
+            and wanted.team_id in {None, owner}
+            and (chosen := [one for one in resources if wanted.type in {None, one.type}])
+        ]
+        for who in whos:
+            yield from (Asked(who, action, resources) for action, resources in lists)
+
+
+class Wanted(NamedTuple):
+    """What is to be asked about; ``None`` for all."""
+
+    action: str | None = None
+    type: str | None = None
+    team_id: str | None = None
