@@ -208,7 +208,7 @@ def version_of(engine: OpaServer | Downloaded, team_id: str) -> object:
     """Which version of a team's package an engine has in force; ``None`` if it decides nothing."""
     question = Evaluations(Subject("user", "gus"), "read", [Resource("connection", team_id, "pg")])
     try:
-        (decision,), _ = DecisionPoint(engine).decide(question)
+        (decision,) = DecisionPoint(engine).decide(question).decisions
     except EngineError:
         return None
     return decision.team_version

@@ -19,7 +19,7 @@ from airflow_team_authz.cli.support.console import (
     print_json,
     print_line,
 )
-from airflow_team_authz.cli.support.vocabulary import TEAM_ID
+from airflow_team_authz.cli.support.vocabulary import require_team_id
 
 # Written by us and by nobody else: the shipped policy, its schemas and capabilities.
 OURS = PurePosixPath(".team-authz")
@@ -88,8 +88,7 @@ def init(
 
 
 def _write(directory: Path, team: str | None) -> Iterator[Done]:
-    if team is not None and not TEAM_ID.fullmatch(team):
-        raise UserError(f"--team: {team!r} is not a team id, which is 3 to 50 of a-z, A-Z, 0-9, _ and -")
+    require_team_id("--team", team)
     if team is None and _is_teams(directory):
         raise UserError(f"{directory} is a team's repository: name another directory for the platform's policy")
     is_teams = team is not None and not (directory / _ROLES).exists()

@@ -28,12 +28,13 @@ from airflow_team_authz.gate.modules import (
     too_deep,
 )
 from airflow_team_authz.gate.operand_types import operand_findings
-from airflow_team_authz.gate.package_files import TEAM_ID, Data, layout_findings, read_package
+from airflow_team_authz.gate.package_files import Data, layout_findings, read_package
 from airflow_team_authz.gate.patterns import pattern_findings
 from airflow_team_authz.opa.archive import digest, unpack
 from airflow_team_authz.opa.compile import ENTRYPOINTS, CompileError, find_opa, functions, merged, shipped_policies
 from airflow_team_authz.opa.errors import in_one_text, problems
 from airflow_team_authz.opa.wasm import trouble_with
+from airflow_team_authz.team_ids import is_team_id
 
 __all__ = ["check_package", "read_package"]
 
@@ -389,7 +390,7 @@ def _lines(parts: Any) -> int:
 
 
 def _reference(team_id: str) -> str:
-    return f'teams["{team_id}"]' if TEAM_ID.fullmatch(team_id) else "teams.nobody"
+    return f'teams["{team_id}"]' if is_team_id(team_id) else "teams.nobody"
 
 
 @cache

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from airflow_team_authz.gate.findings import Finding
+from airflow_team_authz.team_ids import FORM, is_team_id
 
 # As Airflow has it for team names.
-TEAM_ID = re.compile(r"[a-zA-Z0-9_-]{3,50}")
 MAX_FILES = 64
 MAX_REGO_BYTES = 256 * 1024
 MAX_DATA_BYTES = 1024 * 1024
@@ -59,10 +59,8 @@ def read_package(directory: Path, team_id: str) -> dict[str, bytes]:
 def layout_findings(files: Mapping[str, bytes], team_id: str) -> Iterator[Finding]:
     """Everything that is wrong with names, sizes and texts."""
     root = f"teams/{team_id}"
-    if not TEAM_ID.fullmatch(team_id):
-        yield Finding(
-            "team-id", root[:80], 1, f"{team_id[:60]!r} is not a team id", "it is 3 to 50 of a-z, A-Z, 0-9, _ and -"
-        )
+    if not is_team_id(team_id):
+        yield Finding("team-id", root[:80], 1, f"{team_id[:60]!r} is not a team id", f"it is {FORM}")
     if not any(name.endswith(".rego") for name in files):
         yield Finding("no-rules", root, 1, "there is no Rego file", f"write {root}/{team_id}.rego")
     if len(files) > MAX_FILES:

@@ -5,7 +5,6 @@ For each name there is one that nobody has named: an answer about that one is ab
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -15,9 +14,9 @@ from msgspec import UNSET
 from airflow_team_authz.model import AssetNames, Context, Delivery, Resource, Subject, SubjectType
 from airflow_team_authz.review import ACTIONS, Asked, Who, fits
 from airflow_team_authz.review.names import PLATFORM, Names, Package, Sources, joined
+from airflow_team_authz.team_ids import is_team_id
 
 # As Airflow has it for team names.
-TEAM_ID = re.compile(r"[a-zA-Z0-9_-]{3,50}")
 # What no policy names.
 OTHER = "any-other"
 _ANOTHER = f"{OTHER}-team"
@@ -116,7 +115,7 @@ class Kinds:
             packages = (*platform, *(self._packages(owner) if owner in self._teams else ()))
             names = joined(*(names for package in packages for names in package.together()))
             named = names.of("subject.team_ids") if owner in self._teams else ()
-            others = self._few({name for name in named if TEAM_ID.fullmatch(name)} - {owner}, "teams")
+            others = self._few({name for name in named if is_team_id(name)} - {owner}, "teams")
             yield _Block(owner, owner or OTHER, (*others, *([] if owner is None else [_ANOTHER])), packages, names)
 
     def _packages(self, owner: str | None) -> tuple[Package, ...]:

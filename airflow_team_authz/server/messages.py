@@ -10,12 +10,13 @@ from pydantic import BaseModel, Field
 
 from airflow_team_authz.server.clients import ClientState
 from airflow_team_authz.server.database import TEXT
+from airflow_team_authz.team_ids import PATTERN
 
 MEDIA_TYPE = "application/vnd.openpolicyagent.bundles"
 
-SCOPE = r"^(\*|team:[a-zA-Z0-9_-]{3,50}|environment:[a-zA-Z0-9_-]{1,60})$"
+SCOPE = rf"^(\*|team:{PATTERN}|environment:[a-zA-Z0-9_-]{{1,60}})$"
 
-TeamId = Annotated[str, Path(pattern=r"^[a-zA-Z0-9_-]{3,50}$", description="A team's id.", examples=["alpha"])]
+TeamId = Annotated[str, Path(pattern=f"^{PATTERN}$", description="A team's id.", examples=["alpha"])]
 EnvironmentName = Annotated[
     str | None, Query(max_length=64, description="Else the server's first.", examples=["production"])
 ]
@@ -117,7 +118,7 @@ class TokenRequest(BaseModel):
     """A token to be made."""
 
     kind: str = Field(pattern="^(platform|team|reader)$")
-    team_id: str | None = Field(None, pattern=r"^[a-zA-Z0-9_-]{3,50}$", description="Of a team's token.")
+    team_id: str | None = Field(None, pattern=f"^{PATTERN}$", description="Of a team's token.")
     bundle: str | None = Field(
         None, max_length=200, pattern=TEXT, description="The only bundle that a reader may fetch."
     )

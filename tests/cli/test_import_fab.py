@@ -448,8 +448,9 @@ def test_a_role_can_be_narrowed_to_one_team(custom: World, tmp_path: Path) -> No
         part = entity if type_ == "dag" else UNSET
         resources = [Resource(type_, team, dag, part) for team, dag in teams.items()]
         subject = Subject("user", "ann", (), ("Custom 17",))
-        decisions, _ = point.decide(Evaluations(subject, action, resources))
-        before, _ = vars(custom.ours)["_policy"].decide(Evaluations(subject, action, resources))
+        question = Evaluations(subject, action, resources)
+        decisions = point.decide(question).decisions
+        before = vars(custom.ours)["_policy"].decide(question).decisions
         assert [it.allow for it in decisions] == [before[0].allow, False, before[2].allow]
     point.close()
 

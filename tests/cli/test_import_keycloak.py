@@ -82,7 +82,7 @@ def decided():
             opened[state] = DecisionPoint(InProcess(directory))
         subject = Subject("user", "ann", (), tuple(roles), tuple(groups))
         question = Evaluations(subject, action, [Resource("connection", team_id, "x")])
-        ((decision,), _) = opened[state].decide(question)
+        (decision,) = opened[state].decide(question).decisions
         assert opened[state].allowed(question) == (question.resources if decision.allow else [])
         return decision.allow
 

@@ -267,7 +267,7 @@ def test_fresh_platform_directory_decides(run, tmp_path):
     run("init", tmp_path / "policy")
     bundle = tmp_path / "bundle.tar.gz"
     compile_directory(tmp_path / "policy", bundle)
-    decisions, revision = decide(bundle, Subject("user", "ada", roles=("admin",)), Resource("pool"))
+    decisions, revision, _ = decide(bundle, Subject("user", "ada", roles=("admin",)), Resource("pool"))
     assert decisions[0].allow
     assert revision
 
@@ -281,7 +281,7 @@ def test_a_team_is_added_to_a_platform_directory(run, tmp_path, team):
         '{"closed_pools": {}, "lent_connections": {"pg": ["beta"]}}'
     )
     assert check(tmp_path / "policy").failed is None
-    decisions, _ = decide(
+    decisions, *_ = decide(
         tmp_path / "policy",
         Subject("user", "ben", ("beta",)),
         Resource("connection", team, "pg"),

@@ -17,7 +17,7 @@ from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import Subject
 from airflow_team_authz.opa.compile import compile_directory
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, log_without_sinks
 from tests.doors.conftest import build
 from tests.keycloak.server import CLIENT, Keycloak, Realm, what_is_missing
 
@@ -89,7 +89,7 @@ def example_engine() -> Iterator[InProcess]:
 def manager(configured: None, example_engine: InProcess) -> Any:  # noqa: ARG001
     """Our manager over Keycloak's, new for each test, with the example's policy."""
     made = build(MANAGER)()
-    vars(made)["_policy"] = DecisionPoint(example_engine)
+    vars(made)["_policy"] = DecisionPoint(example_engine, log_without_sinks())
     return made
 
 

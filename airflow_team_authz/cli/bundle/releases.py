@@ -15,7 +15,7 @@ from airflow_team_authz.cli.support.console import (
     print_line,
 )
 from airflow_team_authz.cli.support.server_client import ServerOption, TokenOption, ask, released
-from airflow_team_authz.cli.support.vocabulary import TEAM_ID
+from airflow_team_authz.cli.support.vocabulary import require_team_id
 
 TeamOption = Annotated[str | None, typer.Option("--team", metavar="ID", help="The package of this team.")]
 PlatformOption = Annotated[bool, typer.Option("--platform", help="The platform's own part.")]
@@ -93,8 +93,7 @@ def promote(
 def _place(team: str | None, platform: bool) -> str:
     if (team is not None) == platform:
         raise UserError("name either --team or --platform")
-    if team is not None and not TEAM_ID.fullmatch(team):
-        raise UserError(f"--team: {team!r} is not a team id, which is 3 to 50 of a-z, A-Z, 0-9, _ and -")
+    require_team_id("--team", team)
     return f"teams/{team}" if team else "platform"
 
 

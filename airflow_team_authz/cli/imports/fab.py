@@ -31,7 +31,7 @@ from airflow_team_authz.cli.imports.translation import (
 )
 from airflow_team_authz.cli.init import Files
 from airflow_team_authz.cli.support.console import Output, OutputOption, UserError
-from airflow_team_authz.cli.support.vocabulary import TEAM_ID
+from airflow_team_authz.team_ids import FORM, is_team_id
 
 Roles = list[str]
 Table = dict[str, dict[str, Roles]]
@@ -187,7 +187,7 @@ class _Fab:
     def teams(self) -> set[str]:
         """Teams that own such Dags."""
         owners = {self._owner(name) for name in self._holders if name.startswith(_ONE_DAG)}
-        return {team for team in owners if team is not None and TEAM_ID.fullmatch(team)}
+        return {team for team in owners if team is not None and is_team_id(team)}
 
     def untranslated(self) -> Iterator[Untranslated]:
         """Where the policy decides differently, whoever is asked about."""
@@ -292,7 +292,7 @@ class _Fab:
                 yield Untranslated(
                     f'permissions on "{name}"',
                     f'the id of the team that owns it, "{owner}", cannot have rules, so they allow nothing',
-                    "a team id is 3 to 50 of a-z, A-Z, 0-9, _ and -",
+                    f"a team id is {FORM}",
                 )
 
     def _menu(self) -> Iterator[Untranslated]:

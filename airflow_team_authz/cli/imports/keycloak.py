@@ -31,7 +31,7 @@ from airflow_team_authz.cli.imports.translation import (
 )
 from airflow_team_authz.cli.init import Files
 from airflow_team_authz.cli.support.console import Output, OutputOption
-from airflow_team_authz.cli.support.vocabulary import TEAM_ID
+from airflow_team_authz.team_ids import is_team_id
 
 if TYPE_CHECKING:
     from airflow_team_authz.cli.imports.keycloak_settings import KeycloakSettings
@@ -120,7 +120,7 @@ class _Import:
         self._by: dict[str, set[str]] = defaultdict(set)
         self._odd: dict[tuple[str, str, str], set[str]] = defaultdict(set)
         self._found = _found_teams(settings.resources)
-        self._teams = sorted(team for team in self._found if TEAM_ID.fullmatch(team))
+        self._teams = sorted(team for team in self._found if is_team_id(team))
 
     def translation(self) -> Translation:
         """Everything at once."""

@@ -124,13 +124,12 @@ def trust(
 
     from airflow_team_authz.bundles.artifact import PLATFORM
     from airflow_team_authz.bundles.signing import TrustedKeys
-    from airflow_team_authz.cli.support.vocabulary import TEAM_ID
+    from airflow_team_authz.cli.support.vocabulary import require_team_id
     from airflow_team_authz.server.database import OwnerKeys
 
     if (team is not None) == platform:
         raise UserError("name either --team or --platform")
-    if team is not None and not TEAM_ID.fullmatch(team):
-        raise UserError(f"--team: {team!r} is not a team id, which is 3 to 50 of a-z, A-Z, 0-9, _ and -")
+    require_team_id("--team", team)
     keys = TrustedKeys.read(file)
     if len(keys) > 2:
         raise UserError(f"{file} has {len(keys)} keys, and two can be valid at a time: `team-authz keys retire`")
@@ -154,13 +153,12 @@ def create(
     """Make a token, and print its secret: there is no other time to read it."""
     from sqlalchemy.orm import Session
 
-    from airflow_team_authz.cli.support.vocabulary import TEAM_ID
+    from airflow_team_authz.cli.support.vocabulary import require_team_id
     from airflow_team_authz.server import access
 
     if sum((team is not None, platform, reader)) != 1:
         raise UserError("name one of --team, --platform and --reader")
-    if team is not None and not TEAM_ID.fullmatch(team):
-        raise UserError(f"--team: {team!r} is not a team id, which is 3 to 50 of a-z, A-Z, 0-9, _ and -")
+    require_team_id("--team", team)
     if bundle is not None and not reader:
         raise UserError("--bundle goes with --reader")
     kind = access.TEAM if team else access.PLATFORM if platform else access.READER

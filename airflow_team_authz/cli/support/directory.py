@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from airflow_team_authz.cli.support.checks import Check
-from airflow_team_authz.cli.support.vocabulary import TEAM_ID, nearest
+from airflow_team_authz.cli.support.vocabulary import nearest
 from airflow_team_authz.opa.compile import shipped_policies
+from airflow_team_authz.team_ids import FORM, is_team_id
 
 TEAM = "<team>"
 ROLE = "<role>"
@@ -142,7 +143,7 @@ def _confused(pattern: str, roles: Iterable[str]) -> Iterator[tuple[str, str]]:
 def _template_problems(pattern: str, template: _Template, place: str, known: list[str] | None) -> Iterator[str]:
     if template.team_id == TEAM and TEAM not in pattern:
         yield f"the pattern has no {TEAM} in it - at `{place}.team_id`"
-    if template.team_id != TEAM and not TEAM_ID.fullmatch(template.team_id):
+    if template.team_id != TEAM and not is_team_id(template.team_id):
         yield f"{template.team_id!r} is neither {TEAM} nor a team id - at `{place}.team_id`"
     if template.role == ROLE and ROLE not in pattern:
         yield f"the pattern has no {ROLE} in it - at `{place}.role`"
@@ -151,8 +152,8 @@ def _template_problems(pattern: str, template: _Template, place: str, known: lis
 
 
 def _entry_problems(entry: _Entry, place: str, known: list[str] | None) -> Iterator[str]:
-    if entry.team_id is not None and not TEAM_ID.fullmatch(entry.team_id):
-        yield f"{entry.team_id!r} is not a team id (3 to 50 of a-z, A-Z, 0-9, _ and -) - at `{place}.team_id`"
+    if entry.team_id is not None and not is_team_id(entry.team_id):
+        yield f"{entry.team_id!r} is not a team id ({FORM}) - at `{place}.team_id`"
     if known is not None and isinstance(entry.role, str) and entry.role not in known:
         yield f"the role {entry.role!r} is unknown - at `{place}.role`: {nearest(entry.role, known)}"
     if entry.team_id is None and entry.role is msgspec.UNSET:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Iterable
 
+from airflow_team_authz.cli.support.console import UserError
 from airflow_team_authz.opa.compile import shipped_policies
-
-# As Airflow has it for team names.
-TEAM_ID = re.compile(r"[a-zA-Z0-9_-]{3,50}")
+from airflow_team_authz.team_ids import FORM, is_team_id
 
 
 def resource_words(field: str) -> list[str]:
@@ -25,3 +23,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     words = list(known)
     near = difflib.get_close_matches(word.lower(), words, n=1)
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(words)}"
+
+
+def require_team_id(option: str, team: str | None) -> None:
+    """``UserError`` if an option names what cannot be a team."""
+    if team is not None and not is_team_id(team):
+        raise UserError(f"{option}: {team!r} is not a team id, which is {FORM}")

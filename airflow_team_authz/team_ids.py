@@ -1,0 +1,14 @@
+"""What a team's id looks like: Airflow's own rule for team names, its pattern and its sentence in one place."""
+
+from __future__ import annotations
+
+import re
+
+PATTERN = "[a-zA-Z0-9_-]{3,50}"
+FORM = "3 to 50 of a-z, A-Z, 0-9, _ and -"
+_WHOLE = re.compile(PATTERN)
+
+
+def is_team_id(text: str) -> bool:
+    """Whether a team can have this id."""
+    return _WHOLE.fullmatch(text) is not None
