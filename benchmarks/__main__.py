@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--bundles", action="store_true", help="compare ways and sizes of policy bundles instead")
     parser.add_argument("--growth", action="store_true", help="compare people of one team and of thousands instead")
     parser.add_argument("--rows", action="store_true", help="compare lists of many rows and the UI's pages instead")
+    parser.add_argument("--host", action="store_true", help="compare what threads and processes of a host take instead")
     parser.add_argument("--decision-log", action="store_true", help="compare the cost of the decision log instead")
     parser.add_argument("--postgres", action="store_true", help="with --rows: on PostgreSQL rather than on SQLite")
     parser.add_argument("--only", default="", help="with --rows: only what holds this text, such as dagRuns or admin")
@@ -64,6 +65,10 @@ def main() -> int:
             from benchmarks import decision_log
 
             rows = list(decision_log.comparisons(Path(home), options.rounds))
+        elif options.host:
+            from benchmarks import host
+
+            rows = list(host.comparisons(Path(home)))
         elif options.doors:
             from benchmarks import doors
 

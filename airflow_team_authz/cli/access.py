@@ -162,7 +162,7 @@ def _type(word: str) -> _Kind:
     from airflow_team_authz.review import ACTIONS
 
     if word not in ACTIONS:
-        raise UserError(f"{word!r} is no type of resource: {nearest(word, ACTIONS)}")
+        raise UserError(f"{word!r} is not a type of resource: {nearest(word, ACTIONS)}")
     type_, _, entity = word.partition(".")
     return _Kind(type_, entity)
 
@@ -202,6 +202,20 @@ def _somebody(word: str) -> Who:
     if user is None:
         raise UserError(f"{name_of(manager)} knows nobody called {word}")
     return person(manager.subject(user))
+
+
+def of_inventory(*policies: Sources) -> tuple[Iterator[Asked], list[str]]:
+    """Every question about what this Airflow has, for whom a policy or the login knows; and what is missing."""
+    from airflow_team_authz.cli.support.login import login_manager, name_of
+    from airflow_team_authz.review.inventory import NOT_COVERED, Wanted, population
+
+    things = _things()
+    with talking_to_stderr():
+        manager = login_manager()
+        found = [population(manager, name_of(manager), policy, things.team_ids) for policy in policies]
+    whos = dict.fromkeys(who for one in found for who in one.whos)
+    missing = dict.fromkeys(told for one in found for told in one.not_covered)
+    return things.questions(whos, Wanted()), [*missing, *NOT_COVERED]
 
 
 def _population(policy: Path | None, opa_url: str | None, sources: Path | None) -> tuple[Sequence[Who], list[str]]:

@@ -191,10 +191,11 @@ def _rule_checks(settings: EngineSettings) -> Iterator[Check]:
     except (BundleRefused, CompileError, OSError) as error:
         yield Check("rules", False, f"{settings.policy} cannot be checked: {error}")
         return
-    for file, line, message, help_ in (finding[1:] for finding in found):
-        yield Check("rules", False, f"{file}:{line}: {message}", help_)
+    for _, file, line, message, help_, level in found:
+        told = "" if level == "error" else f"{level}: "
+        yield Check("rules", level != "error", f"{file}:{line}: {told}{message}", help_)
     if not found:
-        yield Check("rules", True, "each reads what a question has, and is where an engine looks")
+        yield Check("rules", True, "each reads what a question has, asks what is asked, and is where an engine looks")
 
 
 def _where(settings: EngineSettings) -> str:

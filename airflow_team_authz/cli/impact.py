@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from airflow_team_authz.cli.access import of_inventory
 from airflow_team_authz.cli.support.console import Progress, UserError, print_json, print_line
 from airflow_team_authz.cli.support.engine import Named, opened
 
@@ -43,6 +44,9 @@ class FailOn(StrEnum):
 def impact(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="The policy directory or the bundle that is in force.")],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="The policy that would replace it.")],
+    inventory: Annotated[
+        bool, typer.Option("--inventory", help="Ask about the people and things that this Airflow has.")
+    ] = False,
     fail_on: Annotated[
         FailOn | None, typer.Option(help="Exit code 1 if anything is gained, or lost, or either.")
     ] = None,
@@ -50,7 +54,8 @@ def impact(
 ) -> None:
     """Show what a change of the policy lets people and tasks do, and what they may no longer do.
 
-    Both policies are asked every kind of question, with each name that either of them has and one that neither has.
+    Both policies are asked every kind of question, with each name that either of them has and one that neither has; or
+    with --inventory, about the people and things of this Airflow.
 
     Exit code 0: shown. 1: there is what --fail-on names. 2: there is no answer.
     """
@@ -63,11 +68,12 @@ def impact(
             raise UserError(f"there is no {policy}: name a policy directory or a bundle")
     sources = read_sources(old), read_sources(new)
     kinds = Kinds(*sources)
+    questions, unseen = of_inventory(*sources) if inventory else (kinds.questions(), kinds.unseen)
     try:
-        found = _compared(old, new, kinds.questions(), kinds.roles)
+        found = _compared(old, new, questions, kinds.roles)
     except NotDecided as error:
         raise UserError(str(error)) from None
-    places, unseen = _places(found, *sources), kinds.unseen
+    places = _places(found, *sources)
     if output is Form.JSON:
         _print_json(found, places, unseen)
     else:

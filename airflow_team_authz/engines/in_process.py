@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_team_authz import forks
 from airflow_team_authz.engines import Reply
+from airflow_team_authz.engines.instances import Instances
 from airflow_team_authz.engines.kept import Kept
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import PolicyBroken
 from airflow_team_authz.opa.archive import MAX_BYTES, BundleRefused, unpack
 from airflow_team_authz.opa.compile import CompileError, compile_directory, fingerprint
-from airflow_team_authz.opa.wasm import (
-    KEEP_PAGES,
-    Machine,
-    Policy,
-    compiled,
-    mebibytes,
-    start,
-)
+from airflow_team_authz.opa.wasm import KEEP_PAGES, Policy, compiled, mebibytes
 
 if TYPE_CHECKING:
     from airflow_team_authz.bundles.verifying import Trust
@@ -43,10 +37,16 @@ _MOST_TOLD = 20
 
 
 class _InForce(NamedTuple):
-    """A policy and what it has answered: one is never replaced without the other."""
+    """A policy, its instances and what it has answered: one is never replaced without the others."""
 
     policy: Policy
+    instances: Instances
     kept: Kept
+
+    @classmethod
+    def anew(cls, policy: Policy) -> _InForce:
+        """A policy that nobody has asked yet."""
+        return cls(policy, Instances(policy), Kept())
 
 
 class InProcess:
@@ -81,13 +81,12 @@ class InProcess:
         # Why this process has no policy, though its parent had one.
         self._missing = ""
         self._is_forked = False
-        self._local = threading.local()
         self._closed = threading.Event()
         self._starting, self._loading = threading.Lock(), threading.Lock()
         self._watcher: threading.Thread | None = None
         self._again = math.inf
         self._seen = self._fingerprint()
-        self._in_force = _InForce(self._load(), Kept())
+        self._in_force = _InForce.anew(self._load())
         forks.after_fork(self._after_fork)
         # Also before the first question: whoever is forked until then is to have the newest.
         self._watch()
@@ -107,24 +106,26 @@ class InProcess:
         return self._refused or self._distrusted
 
     def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1, pace: float | None = None) -> Reply:
-        """See ``Engine``. The machine of a failed evaluation is thrown away, whatever state it is in."""
+        """See ``Engine``. The instance of a failed evaluation is thrown away, whatever state it is in."""
         self._watch()
         if self._missing:
             raise PolicyBroken(self._missing)
-        policy, kept = self._in_force
+        policy, instances, kept = self._in_force
         key = kept.key(entrypoint, question)
         if (known := kept.get(key)) is not None:
             return Reply(known, policy.revision)
-        machine: Machine | None = getattr(self._local, "machine", None)
-        if machine is None or machine.policy is not policy:
-            with forks.whole():
-                machine = start(policy)
-        self._local.machine = None
-        value = machine.evaluate(entrypoint, question, policy.fuel(question, size, teams, pace))
-        if machine.grown <= KEEP_PAGES:
-            self._local.machine = machine
-        elif pace is not None and machine.grown > pace * KEEP_PAGES:
-            raise PolicyBroken(f"a rule takes {mebibytes(machine.grown)} MiB of memory, and a new instance each time")
+        machine, fit = instances.take(), False
+        try:
+            value = machine.evaluate(entrypoint, question, policy.fuel(question, size, teams, pace))
+            grown = machine.grown
+            fit = grown <= KEEP_PAGES
+        finally:
+            if fit:
+                instances.give(machine)
+            else:
+                instances.discard()
+        if pace is not None and grown > max(1, pace) * KEEP_PAGES:
+            raise PolicyBroken(f"a rule takes {mebibytes(grown)} MiB of memory, and a new instance each time")
         kept.keep(key, value)
         return Reply(value, policy.revision)
 
@@ -149,10 +150,9 @@ class InProcess:
         self._watcher, self._is_forked = None, True
         # The parent goes on with it.
         self._unexamined = None
-        # The parent's machine is still good, but its memory would be copied page by page.
-        self._local = threading.local()
-        # Another thread of the parent may have held its lock.
-        self._in_force = _InForce(self._policy, Kept())
+        # The parent's instances are still good, but their memory would be copied page by page; and another thread of
+        # the parent may have held a lock of either.
+        self._in_force = _InForce.anew(self._policy)
 
     def _fingerprint(self) -> str:
         try:
@@ -184,7 +184,7 @@ class InProcess:
             self._unexamined = policy
             return
         try:
-            found = _findings(policy, self._opa)
+            found = _findings(policy, self._opa, certain=True)
         except (CompileError, OSError) as error:
             raise PolicyBroken(f"the policy {self._source} cannot be checked: {error}") from None
         if found:
@@ -215,7 +215,7 @@ class InProcess:
         # Who has stolen a key may have signed any serial.
         if policy.serial < self._policy.serial and self._is_trusted():
             raise PolicyBroken(f"the bundle {self._source} is older, {policy.serial}, than {self._policy.serial}")
-        self._in_force = _InForce(policy, Kept())
+        self._in_force = _InForce.anew(policy)
 
     def _is_trusted(self) -> bool:
         return self._trust is None or self._trust.counts(self._policy.key_id)
@@ -254,6 +254,7 @@ class InProcess:
             elif time.monotonic() >= self._again:
                 self._replace_by(now, quick=False)
             self._warn()
+            self._in_force.instances.shrink()
 
     def _is_at_rest(self, fingerprint_: str) -> bool:
         """Whether nobody is writing: two looks in a row have to agree."""
@@ -297,11 +298,16 @@ class InProcess:
         return f"policy revision {self._policy.revision} stays in force"
 
 
-def _findings(policy: Path | Mapping[str, bytes], opa: str | None) -> list[str]:
+def _findings(policy: Path | Mapping[str, bytes], opa: str | None, certain: bool = False) -> list[str]:
+    from airflow_team_authz.gate.findings import WARNING
     from airflow_team_authz.gate.policy_files import directory_findings, rule_findings
 
     found = directory_findings(policy, opa) if isinstance(policy, Path) else rule_findings(policy, opa)
-    return [f"{finding.file}:{finding.line}: {finding.message}: {finding.help}" for finding in found]
+    return [
+        f"{finding.file}:{finding.line}: {finding.message}: {finding.help}"
+        for finding in found
+        if not (certain and finding.level == WARNING)
+    ]
 
 
 def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False) -> Policy:

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from airflow_team_authz.gate.findings import Finding, of_opa
+from airflow_team_authz.gate.findings import WARNING, Finding, of_opa
 from airflow_team_authz.gate.measures import code_findings, data_findings
 from airflow_team_authz.gate.modules import (
     MAX_PATTERNS,
@@ -27,6 +27,7 @@ from airflow_team_authz.gate.modules import (
     only_in_tests,
     too_deep,
 )
+from airflow_team_authz.gate.no_effect import constants_of, no_effect
 from airflow_team_authz.gate.operand_types import operand_findings
 from airflow_team_authz.gate.package_files import Data, layout_findings, read_package
 from airflow_team_authz.gate.patterns import pattern_findings
@@ -117,6 +118,7 @@ class _Check:
             yield from (finding for module in modules for finding in module.findings(names[module.package]))
             yield from module_findings(modules)
             yield from only_in_tests(modules, self._team_id)
+            yield from _in_vain(modules)
             keys = set().union(*(module.keys for module in modules))
             broken += self._data.key_findings(keys)
             yield from broken
@@ -348,6 +350,15 @@ class _Check:
         if done.returncode < 0 or "out of memory" in done.stderr or "cannot allocate memory" in done.stderr:
             return Done(None, "", "")
         return Done(done.returncode, done.stdout, done.stderr)
+
+
+def _in_vain(modules: list[Module]) -> Iterator[Finding]:
+    """Rules that certainly have no effect; what may be meant is a warning, see ``policy_files.warnings_of``."""
+    rules = [module for module in modules if not module.name.endswith("_test.rego")]
+    for module in rules:
+        others = [constants_of(other.tree) for other in rules if other.package == module.package]
+        known = {name: value for constants in others for name, value in constants.items()}
+        yield from (one for one in no_effect(module.name, module.tree, known) if one.level != WARNING)
 
 
 def _limit() -> None:

@@ -10,16 +10,19 @@ from airflow_team_authz.opa.errors import Problem
 
 # Of a message, so that a report stays readable whatever somebody has called a rule.
 _MAX_MESSAGE = 400
+# The level of what may be meant as it is, which keeps nothing from being published.
+WARNING = "warning"
 
 
 class Finding(NamedTuple):
-    """One reason why a package may not be published, where it is, and the way out."""
+    """One reason why a package may not be published, or a ``WARNING``, where it is, and the way out."""
 
     rule: str
     file: str
     line: int
     message: str
     help: str
+    level: str = "error"
 
     def as_json(self) -> dict[str, Any]:
         """The finding as ``--output json`` prints it."""
@@ -50,7 +53,7 @@ def sarif(findings: Iterable[Finding], files: Collection[str] = ()) -> dict[str,
         {
             "ruleId": found.rule,
             "ruleIndex": names.index(found.rule),
-            "level": "error",
+            "level": found.level,
             "message": {"text": f"{found.message}: {found.help}"},
             "locations": [
                 {

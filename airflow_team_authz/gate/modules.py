@@ -5,12 +5,13 @@ Whatever is not known here is refused, so that new syntax cannot slip by.
 
 from __future__ import annotations
 
+import difflib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 from airflow_team_authz.gate.engine_differences import differences
-from airflow_team_authz.gate.findings import Finding
+from airflow_team_authz.gate.findings import WARNING, Finding
 from airflow_team_authz.gate.rego_ast import (
     COMPREHENSIONS,
     SCALARS,
@@ -43,6 +44,7 @@ READABLE = (
 )
 _STANDING = ("airflow", "authz", "standing")
 _ENTRIES = {"allow", "deny"}
+_NO_TEXT = {"boolean", "null", "object", "array", "set"}
 # What engines ask of a package.
 ENTRIES = _ENTRIES | {"default_pool"}
 _TERMS = SCALARS | COMPREHENSIONS | {"var", "ref", "array", "object", "set", "call", "templatestring"}
@@ -74,7 +76,7 @@ class Module:
         self.keys: set[str] = set()
         self._team_id = team_id
         self._own = ("teams", team_id)
-        self._tree = tree
+        self.tree = tree
         self._aliases: dict[str, tuple[str | None, ...]] = {}
         self._line = 1
         # Names that have one value where the walk is: rules, imports, and variables bound further out.
@@ -100,11 +102,11 @@ class Module:
         self._fixed |= rules
         yield from self._package()
         if self.name.endswith("_test.rego"):
-            yield from entries_in_test(self.name, self._tree)
+            yield from entries_in_test(self.name, self.tree)
             return
-        for imported in self._tree.get("imports") or []:
+        for imported in self.tree.get("imports") or []:
             yield from self._import(imported)
-        for annotation in self._tree.get("annotations") or []:
+        for annotation in self.tree.get("annotations") or []:
             yield from self._annotation(annotation)
         for rule in self.rules:
             yield from self._rule(rule)
@@ -113,7 +115,7 @@ class Module:
         return Finding(rule, self.name, self._line, message, help_)
 
     def _package(self) -> Iterator[Finding]:
-        self._line = row((self._tree.get("package") or {}), 1)
+        self._line = row((self.tree.get("package") or {}), 1)
         tests = ("teams", f"{self._team_id}_test")
         is_test = self.name.endswith("_test.rego")
         if self.package[:2] != self._own and not (is_test and self.package == tests):
@@ -174,10 +176,8 @@ class Module:
             yield self._found(
                 "rule-head", f"the head of {name} has a variable in its name", "put it into a set or object"
             )
-        if name in _ENTRIES and self.package == self._own and not (_is_set(head) and len(reference) == 1):
-            yield self._found(
-                "entry-rule", f"{name} is not a set of reasons", f'write `{name} contains "the reason" if …`'
-            )
+        if self.package == self._own and not _is_entry(name, head):
+            yield self._found("entry-rule", *_no_reasons(name))
         if name == "default_pool" and self.package == self._own:
             yield self._found("default-pool", "default_pool is a rule", "put it into data.json")
         if name in {"data", "input"} or any(names(argument) & {"data", "input"} for argument in head.get("args") or []):
@@ -331,6 +331,56 @@ def entries_in_test(name: str, tree: Node) -> Iterator[Finding]:
             told = f"{entry} is in a test file, which no engine loads: it decides nothing"
             help_ = "move it into a file whose name does not end with _test.rego, or call it otherwise"
             yield Finding("test-decides", name, row(rule, row(rule["head"], 1)), told, help_)
+
+
+def entries(name: str, tree: Node, read: Set[str] = frozenset()) -> Iterator[Finding]:
+    """Rules in the place of an ``allow`` or ``deny``, of the platform or a team, that are no sets of reasons; and sets
+    of reasons that nobody asks for, since they are called otherwise. ``read`` are the names that its package reads.
+    """
+    package = _path((tree.get("package") or {}).get("path") or [])
+    if package != ("airflow", "site") and (len(package) != 2 or package[0] != "teams"):
+        return
+    for rule in tree.get("rules") or []:
+        called, head = rule_name(rule), rule["head"]
+        line = row(rule, row(head, 1))
+        if not _is_entry(called, head):
+            yield Finding("entry-rule", name, line, *_no_reasons(called))
+        elif called in _ENTRIES and head["key"].get("type") in _NO_TEXT:
+            told = f"a reason of {called} is no text, and counts as one all the same"
+            yield Finding("entry-rule", name, line, told, f'write `{called} contains "the reason" if …`')
+        elif called not in _ENTRIES | read and _is_set(head) and (near := _nearest_entry(called)):
+            told = f"{called} is not asked for, and no rule of its package reads it"
+            yield Finding("no-effect", name, line, told, f"did you mean {near}?", WARNING)
+
+
+def _nearest_entry(name: str) -> str:
+    """What a rule may have been meant to be called: `denies`, `Deny`, `deny_interns`."""
+    first = name.lower().partition("_")[0]
+    return next(iter(difflib.get_close_matches(first, sorted(_ENTRIES), n=1, cutoff=0.6)), "")
+
+
+def names_read(tree: Node) -> set[str]:
+    """The names in the bodies and values of a file's rules, and what it reads of other documents by name."""
+    found: set[str] = set()
+    todo: list[Any] = list(tree.get("rules") or [])
+    while todo:
+        node = todo.pop()
+        if isinstance(node, dict):
+            if node.get("type") in {"var", "string"}:
+                found.add(str(node.get("value")))
+            # What a rule is called is no reading.
+            todo += [part for key, part in node.items() if key != "ref"]
+        elif isinstance(node, list):
+            todo += node
+    return found
+
+
+def _is_entry(name: str, head: Node) -> bool:
+    return name not in _ENTRIES or (_is_set(head) and len(head.get("ref") or []) == 1)
+
+
+def _no_reasons(name: str) -> tuple[str, str]:
+    return f"{name} is not a set of reasons", f'write `{name} contains "the reason" if …`'
 
 
 def only_in_tests(modules: list[Module], team_id: str) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from airflow_team_authz.gate.findings import Finding, of_opa
+from airflow_team_authz.gate.findings import WARNING, Finding, of_opa
 from airflow_team_authz.gate.modules import Pattern, patterns_in
 from airflow_team_authz.gate.patterns import difference
 from airflow_team_authz.gate.policy_files import rule_findings
@@ -41,7 +41,7 @@ def check_platform(files: Mapping[str, bytes], opa: str | None = None) -> list[F
         program = find_opa(opa)
         found += _rego(staged, program, bool(tests))
         # Also those whose metadata names no schema.
-        found += rule_findings(files, opa) if not found else []
+        found += [one for one in rule_findings(files, opa) if one.level != WARNING] if not found else []
         rules = [name for name in files if name.endswith(".rego") and name not in tests]
         return found + (list(_patterns(staged, rules, program)) if not found else [])
 

@@ -13,7 +13,8 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,8 +42,8 @@ USUAL_PER_DIRECTORY_BYTE = 500
 _PAGE = 64 * 1024
 _MIN_PAGES = 16
 _MAX_PAGES = 4096
-# What an instance may take before it is asked anything: the policy and the data of the platform and of all teams. Each
-# thread has one, and the rest of its memory is for questions.
+# What an instance may take before it is asked anything: the policy and the data of the platform and of all teams. The
+# rest of its memory is for questions.
 MAX_START_PAGES = 2048
 # Linear memory never shrinks: a store that a long list has blown up by more than this is given back.
 KEEP_PAGES = 512
@@ -254,13 +255,18 @@ class Machine:
     """One instance of a policy, with its memory; for one thread at a time."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+        # For whoever hands it out: on the clock of ``time.monotonic``.
+        self.rests_since = 0.0
         self._store = store = wasmtime.Store(policy.engine)
         store.set_fuel(100 * FUEL_BASE)
         self._memory = memory = wasmtime.Memory(store, wasmtime.MemoryType(wasmtime.Limits(_MIN_PAGES, _MAX_PAGES)))
         linker = wasmtime.Linker(policy.engine)
         linker.define(store, "env", "memory", memory)
-        linker.define(store, "env", "opa_abort", self._function(1, self._abort, result=False))
+        # wasmtime keeps what it calls until the store ends: by a strong reference to this object neither ever would.
+        aborts: weakref.WeakMethod[Callable[[int], None]] = weakref.WeakMethod(self._abort)
+        linker.define(
+            store, "env", "opa_abort", self._function(1, lambda address: _call(aborts, address), result=False)
+        )
         linker.define(store, "env", "opa_println", self._function(1, lambda _: None, result=False))
         for arguments in range(5):
             unknown = self._function(2 + arguments, _unknown_builtin)
@@ -365,6 +371,11 @@ class Machine:
     def _reserve(self, size: int) -> None:
         if (lacking := size - self._memory.data_len(self._store)) > 0:
             self._memory.grow(self._store, lacking // _PAGE + 1)
+
+
+def _call(method: weakref.WeakMethod[Callable[[int], None]], address: int) -> None:
+    if (living := method()) is not None:
+        living(address)
 
 
 def _unknown_builtin(*_: int) -> int:

@@ -37,6 +37,7 @@ class FindingModel(BaseModel):
     line: int
     message: str
     help: str
+    level: str = "error"
 
 
 class Refusal(Problem):

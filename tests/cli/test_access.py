@@ -140,13 +140,13 @@ def test_people_who_are_not_known_are_told(run, policy, monkeypatch):
     [
         (("who-can", "reed", "connection/x"), "nobody is asked whether to reed a connection: did you mean read?"),
         (("who-can", "use", "connection/x"), "nobody is asked whether to use a connection"),
-        (("who-can", "read", "conection/x"), "'conection' is no type of resource: did you mean connection?"),
+        (("who-can", "read", "conection/x"), "'conection' is not a type of resource: did you mean connection?"),
         (("who-can", "read", "connection/gone"), "there is no connection gone: name its owner by --team"),
         (("who-can", "list", "connection/x"), "write connection to list things"),
         (("can", "ann", "read"), "name both, ACTION and TYPE/ID, or neither"),
         (("can", "eve"), "knows nobody called eve"),
         (("can", "claim:unit"), "claim:unit has no value"),
-        (("matrix", "--type", "spaceship"), "'spaceship' is no type of resource"),
+        (("matrix", "--type", "spaceship"), "'spaceship' is not a type of resource"),
     ],
 )
 @pytest.mark.usefixtures("simple")
@@ -198,3 +198,15 @@ def test_roles_are_shown_without_any_airflow(run, policy):
     assert ("viewer in its own team", "update", "any-other") not in may
     assert ("op in its own team", "update", "any-other-team") not in may
     assert ("a task of its own team", "update", "any-other") in may
+
+
+@pytest.mark.exhaustive
+@pytest.mark.usefixtures("simple")
+def test_the_impact_on_what_airflow_has_is_told_by_name(run, policy, tmp_path):
+    old = write(tmp_path / "old", {"airflow/directory/data.json": json.dumps(DIRECTORY)})
+    result = run("impact", old, policy, "--inventory")
+    assert result.exit_code == 0, result.output
+    (line,) = result.stdout.partition("\n\n")[0].splitlines()
+    assert line.startswith(
+        "user bob gains: read connection connection_of_alpha of team alpha, by teams/alpha/alpha.rego:3"
+    )

@@ -324,5 +324,5 @@ def test_the_server_cannot_be_reached(works: Works) -> None:
     assert "cannot be asked" in run(*publish, code=2, TEAM_AUTHZ_TOKEN="x").stderr  # noqa: S106
     assert "TEAM_AUTHZ_TOKEN" in run(*publish, code=2, TEAM_AUTHZ_TOKEN="").stderr
     artifact.write_bytes(b"x")
-    assert "is no artifact" in run(*publish, code=2).stderr
+    assert "is not an artifact" in run(*publish, code=2).stderr
     assert os.listdir(works.trusted) == ["alpha.pub"]

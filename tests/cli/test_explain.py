@@ -179,7 +179,7 @@ def test_rules_that_are_not_those_in_force_are_told(run, policy, tmp_path):
         (["ann", "read", "conection/pg"], "did you mean connection?"),
         (["nowhere.json"], "nowhere.json cannot be read"),
         (["--decision", "17"], "'17' is not the id of a decision"),
-        (["q.json", "--sources", "nowhere"], "nowhere is no directory"),
+        (["q.json", "--sources", "nowhere"], "nowhere is not a directory"),
         (["many.json"], "holds 2 questions: one is explained at a time"),
     ],
 )

@@ -99,13 +99,20 @@ def either(request: pytest.FixtureRequest, site: Engines) -> DecisionPoint:
 
 @pytest.fixture
 def users(monkeypatch: Patch) -> dict[object, set[int]]:
-    """The threads in which each instance of a policy is used."""
+    """The threads in which each instance of a policy is used, by one of them at a time."""
     seen: dict[object, set[int]] = defaultdict(set)
 
     class Noted(wasm.Machine):
+        busy = False
+
         def evaluate(self, *question: Any) -> Any:
+            assert not self.busy
+            self.busy = True
             seen[self].add(threading.get_ident())
-            return super().evaluate(*question)
+            try:
+                return super().evaluate(*question)
+            finally:
+                self.busy = False
 
     monkeypatch.setattr(wasm, "Machine", Noted)
     return seen
@@ -192,7 +199,7 @@ def test_an_instance_with_much_data_is_used_again(policy: Policy, users: dict[ob
     with opened(policy(SITE | {"airflow/site/data.json": numbers})) as decisions:
         for _ in range(3):
             assert verdict(decisions) == ONE
-        assert decisions._engine._local.machine.pages > wasm.KEEP_PAGES  # type: ignore[attr-defined]
+        assert decisions._engine._in_force.instances.idle[-1].pages > wasm.KEEP_PAGES  # type: ignore[attr-defined]
     assert len(users) == 1
 
 
@@ -292,7 +299,9 @@ def test_a_replaced_bundle_is_in_force_and_a_deleted_one_stays(policy: Policy, t
         assert verdict(decisions) == ONE
 
 
-def test_each_thread_has_its_own_store_and_right_answers(policy: Policy, users: dict[object, set[int]]) -> None:
+def test_threads_share_instances_one_at_a_time_and_have_right_answers(
+    policy: Policy, users: dict[object, set[int]]
+) -> None:
     together = threading.Barrier(8, timeout=30)
 
     def ask(number: int) -> set[tuple[str, tuple[str, ...]]]:
@@ -314,8 +323,8 @@ def test_each_thread_has_its_own_store_and_right_answers(policy: Policy, users: 
         seen = set.union(*pool.map(ask, range(8)))
     assert sorted(reasons for _, reasons in seen) == [("one",), ("two",)]
     assert len({revision for revision, _ in seen}) == 2
-    assert 8 <= len(users) <= 16
-    assert all(len(threads) == 1 for threads in users.values())
+    assert 2 <= len(users) <= 16
+    assert any(len(threads) > 1 for threads in users.values())
 
 
 @pytest.fixture(scope="module")

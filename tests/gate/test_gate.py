@@ -266,7 +266,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert told.exit_code == 1
     assert "teams/alpha/x.rego:1: it declares package teams.beta [foreign-package]" in told.output
     listed = json.loads(run(app, ["bundle", "check", str(bad), "--output", "json"]).output)
-    assert [sorted(found) for found in listed] == [["file", "help", "line", "message", "rule"]]
+    assert [sorted(found) for found in listed] == [["file", "help", "level", "line", "message", "rule"]]
     report = json.loads(run(app, ["bundle", "check", str(bad), "--output", "sarif"]).output)
     assert report["version"] == "2.1.0"
     (result,) = report["runs"][0]["results"]

@@ -37,30 +37,34 @@ def check(
         Report, typer.Option("--output", "-o", help="Text for people, JSON for programs, SARIF for code review.")
     ] = Report.TEXT,
 ) -> None:
-    """List every finding that keeps a team's package from publication.
+    """List every finding that keeps a team's package from publication, and warn of rules that hardly have an effect.
 
     Exit code 0: it may be published, 1: it is refused, 2: it could not be checked.
     """
     from airflow_team_authz.gate.check import check_package, read_package
     from airflow_team_authz.gate.findings import sarif
     from airflow_team_authz.gate.platform_part import read_platform
+    from airflow_team_authz.gate.policy_files import warnings_of
 
     if platform is not None and not platform.is_dir():
         raise UserError(f"--platform: there is no directory {platform}")
     others = read_platform(platform) if platform else None
     teams = [team] if team else _teams(directory)
     found: list[Finding] = []
+    warned: list[Finding] = []
     names: list[str] = []
     for team_id in teams:
         files = read_package(directory, team_id)
         if not files:
             raise UserError(f"there is nothing in {directory / 'teams' / team_id}: `team-authz init` writes a package")
-        found += check_package(files, team_id, others)
+        refused = check_package(files, team_id, others)
+        found += refused
+        warned += [] if refused else warnings_of(files)
         names += files
     if output is Report.SARIF:
-        print_json(sarif(found, names))
+        print_json(sarif(found + warned, names))
     else:
-        show(found, Output(output))
+        show(found + warned, Output(output))
     if output is Report.TEXT and not found:
         print_line(f"{', '.join(teams)}: nothing keeps {'it' if len(teams) == 1 else 'them'} from being published.")
     raise typer.Exit(1 if found else 0)
@@ -72,7 +76,9 @@ def show(findings: Sequence[Finding], output: Output) -> None:
         print_json([finding.as_json() for finding in findings])
         return
     for finding in findings:
-        print_line(f": {one_line(finding.message)} [{finding.rule}]", heading=f"{finding.file}:{finding.line}")
+        level = "" if finding.level == "error" else f"{finding.level}: "
+        place = f"{finding.file}:{finding.line}"
+        print_line(f": {level}{one_line(finding.message)} [{finding.rule}]", heading=place)
         print_line(f"    {one_line(finding.help)}")
 
 

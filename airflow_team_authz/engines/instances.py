@@ -1,0 +1,115 @@
+"""Instances of one policy, for all threads of a process: as many as work at once, and not one for each thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+
+from airflow_team_authz import forks
+from airflow_team_authz.opa.wasm import Machine, Policy, start
+
+# More of them cannot work at the same time for long.
+AT_REST = os.cpu_count() or 1
+# An instance above that number ends after this time without work.
+IDLE_SECONDS = 5.0
+
+
+class Instances:
+    """Hands out instances of a policy. The last one to come back is the first to go out: its memory is in the
+    processor's cache, and the others can end.
+
+    A thread that finds none waits for one as long as a start of another one takes, and then starts it: so it never
+    waits for more than twice the time that was needed. Without locks where it is fast: a deque's own operations are
+    atomic. It is not for forked children: each of them makes one of its own.
+    """
+
+    def __init__(self, policy: Policy, at_rest: int = AT_REST) -> None:
+        self._policy = policy
+        self._at_rest = at_rest
+        self._idle: deque[Machine] = deque()
+        self._waiting: deque[threading.Lock] = deque()
+        # Of what happens rarely: an instance begins or ends.
+        self._counting = threading.Lock()
+        self._count = 0
+        # Until it is known.
+        self._start_seconds = 1.0
+
+    def take(self) -> Machine:
+        """An instance for this thread alone, which has to ``give`` it back or ``discard`` it. ``PolicyBroken`` if the
+        policy cannot have one.
+        """
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._wait_for_one() or self._start()
+
+    def give(self, machine: Machine) -> None:
+        """It is as good as new."""
+        machine.rests_since = time.monotonic()
+        self._idle.append(machine)
+        if self._waiting:
+            self._wake_one()
+
+    def discard(self) -> None:
+        """One that was taken is not to be used again."""
+        with self._counting:
+            self._count -= 1
+        self._wake_one()
+
+    def shrink(self) -> None:
+        """End what has had no work for a while and is not kept for the next questions."""
+        oldest = time.monotonic() - IDLE_SECONDS
+        while len(self._idle) > self._at_rest:
+            try:
+                machine = self._idle.popleft()
+            except IndexError:
+                return
+            if machine.rests_since > oldest:
+                self._idle.appendleft(machine)
+                return
+            self.discard()
+
+    @property
+    def idle(self) -> tuple[Machine, ...]:
+        """Those that nobody uses at present; the last one is the next to go out."""
+        return tuple(self._idle)
+
+    def _start(self) -> Machine:
+        with self._counting:
+            self._count += 1
+        began = time.monotonic()
+        try:
+            # A child that is forked meanwhile would be left with half of it.
+            with forks.whole():
+                machine = start(self._policy)
+        except BaseException:
+            self.discard()
+            raise
+        took = time.monotonic() - began
+        # Not what it took while many began at once.
+        self._start_seconds = min(took, self._start_seconds)
+        return machine
+
+    def _wait_for_one(self) -> Machine | None:
+        """What another thread gives back, unless one more is to be started at once or that takes too long."""
+        until = time.monotonic() + self._start_seconds
+        while self._count >= self._at_rest and (remaining := until - time.monotonic()) > 0:
+            ready = threading.Lock()
+            ready.acquire()
+            self._waiting.append(ready)
+            # Only now: one that came back before has woken nobody.
+            if not self._idle:
+                ready.acquire(timeout=remaining)
+            try:
+                return self._idle.pop()
+            except IndexError:
+                continue
+        return None
+
+    def _wake_one(self) -> None:
+        try:
+            self._waiting.popleft().release()
+        except IndexError:
+            return
