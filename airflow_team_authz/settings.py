@@ -124,8 +124,9 @@ class Settings(BaseModel):
     decision_log_days: int = Field(90, ge=1, le=36_500, description="How many days the database keeps a record.")
     state: Path | None = Field(
         None,
-        description="Directory for the last good signed bundle, and for the Dag processor's last answers about "
-        "pools, for when nothing better can be had. Unset: team_authz in AIRFLOW_HOME.",
+        description="Directory for the last good signed bundle, for policies that this host has compiled, and for "
+        "the Dag processor's last answers about pools, for when nothing better can be had. "
+        "Unset: team_authz in AIRFLOW_HOME.",
     )
 
     @field_validator("*", mode="before")

@@ -55,16 +55,19 @@ def open_engine(settings: EngineSettings) -> Engine:
         )
     from airflow_team_authz.engines.in_process import InProcess
 
+    state = settings.state or default_state()
+    kept_code = state / "compiled"
     if settings.policy_keys_file is None:
-        return InProcess(Path(settings.policy or packaged_baseline()), settings.opa, strict=settings.strict_policy)
+        source = Path(settings.policy or packaged_baseline())
+        return InProcess(source, settings.opa, strict=settings.strict_policy, kept_code=kept_code)
     from airflow_team_authz.bundles.verifying import Trust
     from airflow_team_authz.engines.downloads import Downloaded, bundle_name, shared_place
 
     policy = settings.policy or packaged_baseline()
     url = policy if isinstance(policy, str) else f"file://{policy.absolute()}"
-    place = shared_place(settings.state or default_state(), url)
+    place = shared_place(state, url)
     trust = Trust(settings.policy_keys_file, bundle_name(url), settings.policy_max_age_hours)
-    return Downloaded(url, place, trust, settings.policy_token_file, settings.strict_policy)
+    return Downloaded(url, place, trust, settings.policy_token_file, settings.strict_policy, kept_code)
 
 
 def default_state() -> Path:

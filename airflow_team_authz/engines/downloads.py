@@ -32,7 +32,7 @@ from airflow_team_authz.files import make_private, read_token
 from airflow_team_authz.model import PolicyBroken
 from airflow_team_authz.opa.archive import MAX_BYTES, BundleRefused
 from airflow_team_authz.opa.compile import fingerprint
-from airflow_team_authz.opa.wasm import trouble_at_start
+from airflow_team_authz.opa.wasm import START_SECONDS, trouble_at_start
 
 if TYPE_CHECKING:
     import httpx
@@ -81,9 +81,16 @@ class Downloaded:
     """
 
     def __init__(
-        self, url: str, place: Path, trust: Trust, token_file: Path | None = None, strict: bool = False
+        self,
+        url: str,
+        place: Path,
+        trust: Trust,
+        token_file: Path | None = None,
+        strict: bool = False,
+        kept_code: Path | None = None,
     ) -> None:
         self._url = url
+        self._kept_code = kept_code
         self._strict = strict
         self._file = place / "bundle.tar.gz"
         self._trust = trust
@@ -110,7 +117,7 @@ class Downloaded:
             with suppress(Exception):
                 self._keep(self._store.fetch("", 0))
         try:
-            return InProcess(self._file, trust=self._trust, settled=True, strict=self._strict)
+            return self._in_process()
         except PolicyBroken as kept:
             missing = not self._file.exists()
             try:
@@ -118,7 +125,10 @@ class Downloaded:
             except Exception as error:
                 why = f"the bundle {self._url} cannot be had: {_told(error)}"
                 raise PolicyBroken(why if missing else f"{why}; and {kept}") from None
-            return InProcess(self._file, trust=self._trust, settled=True, strict=self._strict)
+            return self._in_process()
+
+    def _in_process(self) -> InProcess:
+        return InProcess(self._file, trust=self._trust, settled=True, strict=self._strict, kept_code=self._kept_code)
 
     @property
     def revision(self) -> str:
@@ -225,7 +235,8 @@ class Downloaded:
         if opened.serial < present:
             raise BundleRefused(f"it is older, {opened.serial}, than what was there before, {present}")
         # Else there would be no policy at all after a restart.
-        if trouble := trouble_at_start(opened.files.get(WASM, b""), opened.files.get("data.json", b"{}")):
+        wasm, data = opened.files.get(WASM, b""), opened.files.get("data.json", b"{}")
+        if trouble := trouble_at_start(wasm, data, START_SECONDS, self._kept_code):
             raise BundleRefused(f"its {WASM} cannot be run: {trouble}")
         self._write(content)
         return True

@@ -56,6 +56,7 @@ class InProcess:
     ``trust`` a bundle has to be signed, and an older one than the present is refused. ``settled``: the file is never
     written in place, but replaced as a whole. ``strict``: a policy is broken, too, if a rule reads what no question
     has, or if rules are where no engine looks; else the log warns of it, once the policy is in force.
+    ``kept_code``: the directory in which the processes of a host keep what one of them has compiled.
     A forked process begins as a new one does: its first question is answered by what there is then. If that has changed
     since the fork and is broken, it has no policy, since it cannot know which one was the last good.
     Raises ``PolicyBroken`` if there is no good one to begin with.
@@ -68,8 +69,10 @@ class InProcess:
         trust: Trust | None = None,
         settled: bool = False,
         strict: bool = False,
+        kept_code: Path | None = None,
     ) -> None:
         self._source = source
+        self._kept_code = kept_code
         self._opa = opa
         self._trust = trust
         self._settled = settled
@@ -162,7 +165,7 @@ class InProcess:
 
     def _load(self, quick: bool = False) -> Policy:
         if not self._source.is_dir():
-            policy = load_bundle(self._source, self._trust, quick)
+            policy = load_bundle(self._source, self._trust, quick, self._kept_code)
             self._examine(policy.rego or {})
             return policy._replace(rego=None)
         if self._trust is not None:
@@ -176,7 +179,7 @@ class InProcess:
             except OSError as error:
                 raise PolicyBroken(f"the policy in {self._source} cannot be read: {error}") from None
             self._examine(self._source)
-            return load_bundle(bundle)
+            return load_bundle(bundle, kept_code=self._kept_code)
 
     def _examine(self, policy: Path | Mapping[str, bytes]) -> None:
         """Refuse what is wrong with it, or have it looked at when it is in force, which takes a while."""
@@ -310,7 +313,7 @@ def _findings(policy: Path | Mapping[str, bytes], opa: str | None, certain: bool
     ]
 
 
-def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False) -> Policy:
+def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False, kept_code: Path | None = None) -> Policy:
     """Read and compile a bundle that ``opa build --target wasm`` has made; ``PolicyBroken`` if it is not one, or if
     it is not to be trusted. ``quick``: compiled in three quarters of the time, and slower when it decides.
     """
@@ -333,6 +336,7 @@ def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False) -> 
     data = files.get("data.json", b"{}")
     rego = {name: text for name, text in files.items() if name.endswith(".rego")}
     try:
-        return compiled(wasm, data, str(revision), serial, key_id, quick)._replace(issued_at=issued_at, rego=rego)
+        policy = compiled(wasm, data, str(revision), serial, key_id, quick, kept_code)
     except PolicyBroken as error:
         raise PolicyBroken(f"the policy.wasm of {path} cannot be run: {error}") from None
+    return policy._replace(issued_at=issued_at, rego=rego)

@@ -23,6 +23,7 @@ import wasmtime
 
 from airflow_team_authz.model import PolicyBroken, TooLong, Undefined
 from airflow_team_authz.opa.compile import ENTRYPOINTS
+from airflow_team_authz.opa.machine_code import module
 
 # A unit of fuel is about 0.2 ns here; an ordinary decision takes 150,000, one more of a list 45,000.
 FUEL_BASE = 50_000_000
@@ -130,17 +131,18 @@ def trouble_with(wasm: bytes) -> str:
     return f"it lacks the entrypoint {lacking[0]}" if lacking else ""
 
 
-def trouble_at_start(wasm: bytes, data: bytes, seconds: int = START_SECONDS) -> str:
+def trouble_at_start(wasm: bytes, data: bytes, seconds: int = START_SECONDS, kept: Path | None = None) -> str:
     """What keeps an engine from compiling and starting it within so many seconds of a processor; empty if nothing does.
 
-    It is compiled and started in a process of its own, which alone can be stopped.
+    It is compiled and started in a process of its own, which alone can be stopped. ``kept``: see ``compiled``.
     """
     if trouble := trouble_with(wasm):
         return trouble
     code = f"from airflow_team_authz.opa.wasm import _start_for_parent; _start_for_parent({seconds:d})"
+    arguments = [str(kept.absolute())] if kept else []
     try:
         done = subprocess.run(  # noqa: S603 - our own arguments, no shell
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, *arguments],
             input=struct.pack("<I", len(wasm)) + wasm + data,
             env=os.environ
             | {"PYTHONPATH": os.pathsep.join(path for path in [_ROOT, os.environ.get("PYTHONPATH")] if path)},
@@ -168,7 +170,7 @@ def _start_for_parent(seconds: int) -> None:
     given = sys.stdin.buffer.read()
     end = 4 + struct.unpack_from("<I", given)[0]
     try:
-        compiled(given[4:end], given[end:], quick=True)
+        compiled(given[4:end], given[end:], quick=True, kept=next(map(Path, sys.argv[1:]), None))
     except PolicyBroken as error:
         sys.stdout.write(" ".join(str(error).split())[:500])
 
@@ -197,18 +199,26 @@ def _number(wasm: bytes, at: int) -> tuple[int, int]:
 
 
 def compiled(
-    wasm: bytes, data: bytes = b"{}", revision: str = "", serial: int = 0, key_id: str = "", quick: bool = False
+    wasm: bytes,
+    data: bytes = b"{}",
+    revision: str = "",
+    serial: int = 0,
+    key_id: str = "",
+    quick: bool = False,
+    kept: Path | None = None,
 ) -> Policy:
     """The policy, compiled for this machine; ``PolicyBroken`` if it cannot be.
 
-    ``quick``: in three quarters of the time, and slower when it decides.
+    ``quick``: in three quarters of the time, and slower when it decides. ``kept``: the directory for what processes of
+    this host have compiled already.
     """
     config = _config()
     config.consume_fuel = True
-    config.cranelift_opt_level = "none" if quick else "speed"
+    config.cranelift_opt_level = level = "none" if quick else "speed"
     engine = wasmtime.Engine(config)
     try:
-        policy = Policy(engine, wasmtime.Module(engine, wasm), data, revision, serial, key_id)
+        machine_code = module(engine, wasm, f"fuel {level}", kept)
+        policy = Policy(engine, machine_code, data, revision, serial, key_id)
         policy = policy._replace(directory_bytes=_directory_bytes(data))
     except wasmtime.WasmtimeError as error:
         raise PolicyBroken(str(error)) from None

@@ -122,8 +122,8 @@ def test_a_changed_bundle_is_in_force_first_and_fast_later(tmp_path: Path, monke
     hurried: list[bool] = []
     load = in_process.load_bundle
 
-    def noted(path: Path, trust: Any = None, quick: bool = False) -> in_process.Policy:
-        policy = load(path, trust, quick)
+    def noted(path: Path, trust: Any = None, quick: bool = False, kept_code: Any = None) -> in_process.Policy:
+        policy = load(path, trust, quick, kept_code)
         hurried.append(quick)
         return policy
 
