@@ -309,7 +309,7 @@ def test_secrets_of_the_address_and_the_token_are_not_shown(tmp_path: Path) -> N
     in_file = run(*publish, "http://127.0.0.1:9", "--token-file", token, code=2)
     in_environment = run(*publish, "http://127.0.0.1:9", code=2, TEAM_AUTHZ_TOKEN="s3cr\u00e9t")  # noqa: S106
     for refused, why in (
-        (with_user, "--server: an address shows in messages"),
+        (with_user, "--server: messages show this address"),
         (in_file, f"{token} holds no token"),
         (in_environment, "TEAM_AUTHZ_TOKEN holds no token"),
     ):

@@ -136,9 +136,9 @@ class Recording(DecisionPoint):
 
     asked: list[Evaluations]
 
-    def decide(self, question: Evaluations) -> Any:
+    def decide(self, question: Evaluations, aside: bool = False) -> Any:
         self.asked.append(question)
-        return super().decide(question)
+        return super().decide(question, aside)
 
 
 def ask(manager: Any, question: Question, user: User) -> Any:
