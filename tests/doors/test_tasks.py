@@ -367,6 +367,7 @@ def test_without_a_decision_the_answer_tells_the_record(api: Api, monkeypatch: p
     assert record["error"]["code"] == "Unreachable"
 
 
+@needs_state
 def test_pages_of_keys(api: Api) -> None:
     whole = api.call("alpha", "GET", "variables/keys").json()["keys"]
     assert len(whole) > 2
