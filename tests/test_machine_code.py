@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +162,8 @@ def test_of_processes_that_begin_at_once_one_compiles(tmp_path: Path, monkeypatc
 
     def noted(*given: object) -> None:
         made.append(1)
+        # Long enough for the others to come meanwhile.
+        time.sleep(0.5)
         begin(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(wasmtime.Module, "__init__", noted)
