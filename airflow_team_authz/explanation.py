@@ -1,4 +1,4 @@
-"""Why a question is answered as it is: which rules spoke, which did not and for want of what, and what would change it.
+"""Explains an answer: the rules that applied, the first false condition of the others, and changes that reverse it.
 
 The decision is the engine's. What rules say is asked of OPA over the policy's sources: beside each rule that people
 write, probes hold the first one, two, … conditions of its body, so that the longest that holds shows the first
@@ -68,7 +68,7 @@ class Step(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What would turn the answer round, tried by the engine: a sentence, and the subject who has it, or lacks it."""
+    """A change that reverses the answer, tested with the engine: a sentence, and the changed subject."""
 
     told: str
     subject: Subject
@@ -167,7 +167,7 @@ class _Found(NamedTuple):
 
 
 def _evaluate(files: Mapping[str, bytes], question: Evaluation) -> _Found:
-    """What the rules of a policy say of one question."""
+    """The values of a policy's rules for one question."""
     opa = find_opa()
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)

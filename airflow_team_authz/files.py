@@ -1,4 +1,4 @@
-"""Files that are nobody else's business: tokens, and what this package keeps."""
+"""Files that only one user can read: tokens, and the state of this package."""
 
 from __future__ import annotations
 

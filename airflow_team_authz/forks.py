@@ -1,4 +1,4 @@
-"""Forks of this process: what a child must not be left without, and what it must not take over.
+"""Forks of this process: resources that a child renews, and resources that it must not share.
 
 A child has one thread, the one that forked. What another thread was in the middle of stays as it is for ever there:
 a lock that is held, a pipe to a program, half a module.

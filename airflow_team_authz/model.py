@@ -1,4 +1,4 @@
-"""The words of the project as plain data: question, answer and what can go wrong between them.
+"""The question, the answer, and the errors between them, as plain data.
 
 Names follow the OpenID AuthZEN Authorization API 1.0 (subject, action, resource, context, decision,
 evaluation). ``policies/schemas/input.json`` is the same contract seen from the policy's side.
@@ -20,7 +20,7 @@ Layer = Literal["guardrail", "team", "baseline", "default"]
 
 
 class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who asks, as the identity carries it; what follows from it (teams from groups, say) is policy.
+    """The subject as the identity gives it. The policy derives the rest, such as teams from groups.
 
     ``dag_id``, ``task_id`` and ``run_id`` are a task's. ``unverified`` tells why roles, groups and claims are missing:
     the login's token could not be verified.
@@ -43,7 +43,7 @@ class Subject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AssetNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an asset is called."""
+    """The names of an asset."""
 
     name: str
     uri: str
@@ -51,7 +51,7 @@ class AssetNames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Delivery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an asset event would start, and what the authors on both sides consent to.
+    """The Dag that an asset event would start, and the consent of the authors on both sides.
 
     ``team_id`` is the team of the Dag that would start. ``consumer_teams`` is absent where the producing task's author
     names none, which means all.
@@ -138,7 +138,7 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """Who a subject is to the policy: teams and roles, each with every role that it includes.
+    """The subject as the policy sees it: teams and roles, each with every role that it includes.
 
     ``default_pools`` is the pool of each team's tasks whose author names none, for teams that say so.
     """

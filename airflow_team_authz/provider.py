@@ -1,4 +1,4 @@
-"""What Airflow's provider machinery wants to know: that we exist, and our settings."""
+"""The package as a provider of Airflow: its name and its settings."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def custom_view(method: Any, resource_name: str) -> tuple[str, Resource]:
 
 
 def menu_item(item: MenuItem) -> Resource | None:
-    """What a menu item leads to, ``None`` if it is unknown."""
+    """The target of a menu item, ``None`` if it is unknown."""
     return _MENU.get(item.name)
 
 

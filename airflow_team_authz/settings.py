@@ -1,4 +1,4 @@
-"""``[team_authz]`` of the Airflow configuration: read once, typed, and refused at start if something is wrong in it."""
+"""``[team_authz]`` of the Airflow configuration: read once, typed, and checked at start."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Settings(BaseModel):
         try:
             parts = urlsplit(value)
         except ValueError:
-            raise ValueError("it is no address") from None
+            raise ValueError("it is not an address") from None
         # The address is in logs and messages. What signs an address of the web is in its query.
         if "@" in parts.netloc or (parts.scheme in {"http", "https"} and parts.query):
             told = "an address shows in logs: what is secret belongs into policy_token_file or the environment"
@@ -203,7 +203,7 @@ class Settings(BaseModel):
         if self.opa_url and self.policy:
             raise ValueError("opa_url and policy exclude each other: an OPA server has its own policy")
         if isinstance(self.policy, str) and self.policy_keys_file is None:
-            raise ValueError("policy is an address, so policy_keys_file must say whose signature counts")
+            raise ValueError("policy is an address, so policy_keys_file must name the keys that may sign it")
         if self.policy_max_age_hours is not None and (self.policy_keys_file is None or self.opa_url):
             raise ValueError("policy_max_age_hours takes policy_keys_file, and no opa_url: OPA looks at no such time")
         if self.strict_policy and self.opa_url:

@@ -1,4 +1,4 @@
-"""Texts for Airflow's database: it takes them, whatever they are made of. A reason may be as long as a policy likes."""
+"""Makes any text fit into Airflow's database. A reason may be as long as a policy likes."""
 
 from __future__ import annotations
 

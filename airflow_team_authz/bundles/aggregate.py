@@ -1,4 +1,4 @@
-"""From what the platform and the teams have published to the bundles that engines load.
+"""Builds the bundles that engines load from the artifacts of the platform and the teams.
 
 One source, three forms: one bundle for an OPA that all teams share, the same compiled for the in-process engine (OPA
 refuses a bundle with Wasm inside), and one per team, with the platform's part and that team's.
@@ -36,7 +36,7 @@ _START_SECONDS = START_SECONDS // 3
 
 
 def scope(name: str) -> str:
-    """What a bundle of this name is signed for: never the same as what a team's artifact is."""
+    """The scope of a signature for the bundle of this name. It never equals the scope of a team's artifact."""
     return f"bundles/{name}"
 
 
@@ -51,7 +51,7 @@ def team_bundle(environment: str, team_id: str) -> str:
 
 
 def made_by(key: SigningKey, opa: str | None = None) -> str:
-    """What bundles depend on beside packages: the key, the shipped policy, and OPA. If it changes, all are built."""
+    """The inputs of bundles beside packages: key, shipped policy and OPA. A change rebuilds all bundles."""
     capabilities = (shipped_policies() / "capabilities.json").read_bytes()
     shipped = digest({**merged({}), "capabilities.json": capabilities})
     return f"{key.public.id} {shipped} {'.'.join(map(str, opa_version(find_opa(opa))))}"
@@ -96,7 +96,7 @@ def sign_again(name: str, content: bytes, key: SigningKey) -> bytes:
 
 
 class _Part:
-    """What all bundles of one build share."""
+    """The common parts of all bundles of one build."""
 
     def __init__(self, platform: Artifact | None, serial: int, key: SigningKey) -> None:
         self._platform = platform
@@ -137,7 +137,7 @@ def _as_hashed(path: str, content: bytes) -> bytes:
     try:
         return canonical(load_json(content))
     except (ValueError, RecursionError) as error:
-        raise CompileError(f"{path} is no JSON: {error}") from None
+        raise CompileError(f"{path} is not JSON: {error}") from None
 
 
 def _decides(name: str) -> bool:

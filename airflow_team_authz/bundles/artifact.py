@@ -16,7 +16,7 @@ PLATFORM = "@platform"
 
 @dataclass(frozen=True)
 class Artifact:
-    """What an owner (a team's id, or ``PLATFORM``) has published: files by path, and the version, an integer from 1."""
+    """The published package of an owner (a team's id, or ``PLATFORM``): files by path, and the version, from 1."""
 
     owner: str
     version: int
@@ -56,7 +56,7 @@ def read_artifact(content: bytes, owner: str, keys: TrustedKeys, newer_than: int
     metadata = read_manifest(files)["metadata"]
     version = metadata.get("version")
     if type(version) is not int or not 0 < version < 2**53:
-        raise BundleRefused("its version is no positive integer")
+        raise BundleRefused("its version is not a positive integer")
     if version <= newer_than:
         raise BundleRefused(f"its version {version} is not above {newer_than}, which is published already")
     own = {name: text for name, text in files.items() if name not in {MANIFEST, SIGNATURES}}

@@ -1,4 +1,4 @@
-"""Aggregating without a server: artifacts, trusted keys, what was good last and what was built, each in a directory."""
+"""Aggregation without a server: artifacts, trusted keys, last good artifacts and bundles, each in a directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SUFFIX = ".tar.gz"
 
 
 class Outcome(NamedTuple):
-    """What became of a team's artifact: ``published``, ``unchanged``, or ``refused``, and then why."""
+    """The result for a team's artifact: ``published``, ``unchanged``, or ``refused``, and then why."""
 
     did: str
     team_id: str
@@ -163,7 +163,7 @@ class Site(NamedTuple):
         _write(state_file, json.dumps(state).encode())
 
     def _sign_again(self, environment: str, state: Mapping[str, Any], key: SigningKey) -> None:
-        """What stays the same is signed again now and then, so that engines can tell it from an old one."""
+        """Signs unchanged bundles again now and then, so that engines can distinguish them from old ones."""
         now = int(time.time())
         if now - int(state.get("signed_at", 0)) < SIGN_AGAIN_HOURS * 3600:
             return

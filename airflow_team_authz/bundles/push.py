@@ -1,4 +1,4 @@
-"""Bundles into an object store, from which OPA's own downloaders and our engines fetch them."""
+"""Copies bundles into an object store. OPA's own downloaders and our engines fetch them there."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class SigningKey:
 
 
 class PublicKey:
-    """What checks the signatures of a ``SigningKey``. ``id`` is 16 hexadecimal digits."""
+    """Verifies the signatures of a ``SigningKey``. ``id`` is 16 hexadecimal digits."""
 
     def __init__(self, key: ec.EllipticCurvePublicKey) -> None:
         self.key = key

@@ -1,4 +1,4 @@
-"""Whose bundles an engine of ours loads."""
+"""Verifies the bundles that our engines load."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Trust(NamedTuple):
             raise BundleRefused("it is a delta bundle, which are not used here")
         serial = read_manifest(files)["metadata"].get("serial")
         if type(serial) is not int:
-            raise BundleRefused("its manifest tells no serial")
+            raise BundleRefused("its manifest has no serial")
         return Opened(files, serial, key_id, issued_at)
 
     def outdated(self, issued_at: int | None) -> str:

@@ -33,7 +33,7 @@ CANNOT = 2
 
 
 class _Group(TyperGroup):
-    """Turns what a person can put right into one sentence instead of a traceback."""
+    """Prints one sentence instead of a traceback, for errors that a person can correct."""
 
     def invoke(self, ctx: Any) -> Any:
         """See the base class."""

@@ -1,4 +1,4 @@
-"""``python -m airflow_team_authz.cli``, for where the program is not on PATH."""
+"""``python -m airflow_team_authz.cli``, if the program is not on PATH."""
 
 from airflow_team_authz.cli import main
 

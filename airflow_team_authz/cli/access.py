@@ -162,7 +162,7 @@ def _type(word: str) -> _Kind:
     from airflow_team_authz.review import ACTIONS
 
     if word not in ACTIONS:
-        raise UserError(f"{word!r} is no type of resource: {nearest(word, ACTIONS)}")
+        raise UserError(f"{word!r} is not a type of resource: {nearest(word, ACTIONS)}")
     type_, _, entity = word.partition(".")
     return _Kind(type_, entity)
 

@@ -17,7 +17,7 @@ from airflow_team_authz.cli.support.console import (
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Asset events that were held back, because no decision could be had: show them, and ask again.",
+    help="Asset events that wait because the engine could not decide: show them, and ask again.",
 )
 
 WAITING = 1
@@ -25,7 +25,7 @@ WAITING = 1
 
 @app.command("list")
 def list_(output: OutputOption = Output.TEXT) -> None:
-    """Show the Dags that asset events would have started, had there been a decision.
+    """Show the Dags that wait because the engine could not decide about their asset events.
 
     Exit code 0: nothing waits. 1: these do.
     """
@@ -54,9 +54,9 @@ def list_(output: OutputOption = Output.TEXT) -> None:
 
 @app.command("replay")
 def replay(output: OutputOption = Output.TEXT) -> None:
-    """Ask again for what was held back, and start the Dags that may start. Each is asked for once, also if interrupted.
+    """Ask again about waiting Dags, and start those that the policy allows. Each is asked once, also if interrupted.
 
-    Exit code 0: nothing waits any more. 2: no decision can be had still; what was not asked for waits on.
+    Exit code 0: nothing waits any more. 2: the engine still cannot decide; the other Dags go on waiting.
     """
     with talking_to_stderr():
         from airflow_team_authz.doors.assets import REPLAYED

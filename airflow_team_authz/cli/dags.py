@@ -1,4 +1,4 @@
-"""`team-authz dags`: which team a Dag belongs to is the platform's affair."""
+"""`team-authz dags`: the platform gives Dags to another team."""
 
 from __future__ import annotations
 

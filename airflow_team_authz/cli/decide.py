@@ -1,4 +1,4 @@
-"""``team-authz decide``: ask what the policy says."""
+"""``team-authz decide``: asks the engine a question, and prints the answer."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def ask(point: DecisionPoint, questions: Sequence[Evaluation]) -> list[tuple[Dec
 
 
 def read_file(file: Path) -> tuple[str, bytes]:
-    """What to call a document in messages, and its content; ``-`` is standard input."""
+    """A document's name in messages, and its content; ``-`` is standard input."""
     if str(file) == "-":
         return "standard input", typer.get_binary_stream("stdin").read()
     try:

@@ -1,4 +1,4 @@
-"""``team-authz decisions``: what was decided, out of the decision log."""
+"""``team-authz decisions``: shows records of the decision log."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ class Form(StrEnum):
 
 def decisions(
     decision: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="The decision that a 403 or a 503 has told the id of.")
+        str | None, typer.Argument(metavar="[ID]", help="Id of a decision, from a 403 or a 503.")
     ] = None,
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="Not before: 90m, 2h, 7d, or 2026-11-27T08:00 (UTC).")
     ] = None,
-    user: Annotated[str | None, typer.Option(metavar="NAME", help="What this person, or this task, has asked.")] = None,
-    team: Annotated[str | None, typer.Option(metavar="ID", help="What was about a thing of this team.")] = None,
-    type_: Annotated[str | None, typer.Option("--type", help="What was about this type: connection, dag, …")] = None,
+    user: Annotated[str | None, typer.Option(metavar="NAME", help="Questions of this person or task.")] = None,
+    team: Annotated[str | None, typer.Option(metavar="ID", help="Questions about resources of this team.")] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="Questions about this type: connection, dag, …")] = None,
     denied: Annotated[bool, typer.Option("--denied", help="Refusals and errors only.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many; the newest ones are shown.")] = 100,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until interrupted.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many of the newest records to show.")] = 100,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new records too, until interrupted.")] = False,
     file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A file of the decision log, whatever is configured.")
     ] = None,
     output: Annotated[Form, typer.Option("--output", "-o", help="The form; JSON is one record a line.")] = Form.TABLE,
 ) -> None:
-    """Show what was decided: the newest of the decision log, or one decision by its id.
+    """Show the newest records of the decision log, or one record by its id.
 
     It reads Airflow's database, or the log's file, with the rights of whoever calls it: for administrators of the host.
 
@@ -76,7 +76,7 @@ def decisions(
     if decision is not None and (follow or wanted != Wanted()):
         raise UserError("name a decision, or say which ones are wanted: not both")
     if decision is not None and not re.fullmatch(_ID, decision):
-        raise UserError(f"{decision!r} is no id of a decision: it is like 01a21b3a-846f-7e1e-b060-5da91a6773a4")
+        raise UserError(f"{decision!r} is not the id of a decision: it is like 01a21b3a-846f-7e1e-b060-5da91a6773a4")
     with _records(file) as records:
         if decision is not None:
             found = _one(records, decision)
@@ -95,7 +95,7 @@ def decisions(
 def record_of(decision: str) -> Record:
     """The record of a decision; ``UserError`` or ``typer.Exit`` if there is none."""
     if not re.fullmatch(_ID, decision):
-        raise UserError(f"{decision!r} is no id of a decision: it is like 01a21b3a-846f-7e1e-b060-5da91a6773a4")
+        raise UserError(f"{decision!r} is not the id of a decision: it is like 01a21b3a-846f-7e1e-b060-5da91a6773a4")
     with _records(None) as records:
         return _one(records, decision)
 
@@ -217,7 +217,7 @@ def _moment(text: str | None) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise UserError(f"--since: {text!r} is no time: write 90m, 2h, 7d, or 2026-11-27T08:00") from None
+        raise UserError(f"--since: {text!r} is not a time: write 90m, 2h, 7d, or 2026-11-27T08:00") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 

@@ -1,4 +1,4 @@
-"""``team-authz doctor``: does an installation decide, and does it decide what it should?"""
+"""``team-authz doctor``: checks that an installation decides, and decides correctly."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def doctor(
     policy: PolicyOption = None,
     opa_url: UrlOption = None,
     role: Annotated[
-        str, typer.Option(help="The role of your platform's admins, if the role table calls it otherwise.")
+        str, typer.Option(help="The role of your platform's admins, if the role table has another name.")
     ] = "admin",
     rules: Annotated[
-        bool, typer.Option("--rules", help="Check the files of the policy alone, which takes no engine.")
+        bool, typer.Option("--rules", help="Check only the files of the policy, without an engine.")
     ] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -278,7 +278,7 @@ _DENIED = (
 
 
 def _question(type_: str, role: str) -> Evaluations:
-    """What a platform admin can be expected to do with a resource of this type."""
+    """An action that a platform admin may do with a resource of this type."""
     from airflow_team_authz.model import Context, Evaluations, Resource, Subject
 
     subject = Subject("user", _NAME, roles=(role,))

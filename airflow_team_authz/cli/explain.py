@@ -1,4 +1,4 @@
-"""``team-authz explain``: why a question is answered as it is, and what would change the answer."""
+"""``team-authz explain``: the rules that led to an answer, and changes that would reverse it."""
 
 from __future__ import annotations
 
@@ -37,11 +37,10 @@ def explain(
             help="One question as JSON; or a user of the login manager, an action and a resource of this Airflow.",
         ),
     ] = None,
-    decision: Annotated[
-        str | None, typer.Option(metavar="ID", help="The question of a decision that the decision log has.")
-    ] = None,
+    decision: Annotated[str | None, typer.Option(metavar="ID", help="Explain this record of the decision log.")] = None,
     team: Annotated[
-        str | None, typer.Option(metavar="ID", help="With USER ACTION TYPE/ID: the owner, for what does not exist yet.")
+        str | None,
+        typer.Option(metavar="ID", help="With USER ACTION TYPE/ID: the owner of a resource that does not exist yet."),
     ] = None,
     policy: PolicyOption = None,
     opa_url: UrlOption = None,
@@ -117,9 +116,9 @@ def _named(user: str, action: str, resource: str, team: str | None) -> Evaluatio
 
     type_, separator, id_ = resource.partition("/")
     if not separator or not id_:
-        raise UserError(f"{resource!r} is no resource: write TYPE/ID, such as connection/alpha_db")
+        raise UserError(f"{resource!r} is not a resource: write TYPE/ID, such as connection/alpha_db")
     if type_ not in (known := resource_words("type")):
-        raise UserError(f"{type_!r} is no type of resource: {nearest(type_, known)}")
+        raise UserError(f"{type_!r} is not a type of resource: {nearest(type_, known)}")
     with talking_to_stderr():
         manager = login_manager()
         try:
@@ -156,7 +155,7 @@ def _files(settings: EngineSettings, sources: Path | None) -> tuple[Mapping[str,
         sources = policy
     if sources is not None:
         if not sources.is_dir():
-            raise UserError(f"{sources} is no directory: name the policy directory")
+            raise UserError(f"{sources} is not a directory: name the policy directory")
         return dict(_read(sources)), str(sources)
     if settings.opa_url is None and policy in {None, packaged_baseline()}:
         return {}, "the package"

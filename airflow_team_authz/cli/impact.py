@@ -1,4 +1,4 @@
-"""``team-authz impact``: what another policy changes."""
+"""``team-authz impact``: the answers that differ with another policy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Form(StrEnum):
 
 
 class FailOn(StrEnum):
-    """What makes the exit code 1."""
+    """The changes that make the exit code 1."""
 
     GAINED = "gained"
     LOST = "lost"
@@ -43,7 +43,7 @@ class FailOn(StrEnum):
 
 def impact(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="The policy directory or the bundle that is in force.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="The one that is to replace it.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The policy that would replace it.")],
     inventory: Annotated[
         bool, typer.Option("--inventory", help="Ask about the people and things that this Airflow has.")
     ] = False,

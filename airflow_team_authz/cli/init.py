@@ -34,7 +34,7 @@ _KEYWORDS = {
 
 
 class Done(NamedTuple):
-    """What became of a file: ``wrote`` or ``kept`` as it was. By an update also ``renewed``, ``removed`` or ``edited``.
+    """The result for a file: ``wrote`` or ``kept`` as it was. By an update also ``renewed``, ``removed`` or ``edited``.
 
     ``edited`` is kept as well, because a person has changed it.
     """
@@ -44,7 +44,7 @@ class Done(NamedTuple):
 
 
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; made if it does not exist.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory to write; it need not exist.")],
     team: Annotated[
         str | None, typer.Option(metavar="ID", help="Write a team's own rules instead, for the team of this id.")
     ] = None,

@@ -1,4 +1,4 @@
-"""``team-authz keys``: who signs, and whose signature counts."""
+"""``team-authz keys``: signing keys and their public parts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KeyArgument = Annotated[
 
 @app.command()
 def new(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
-    """Make a key: FILE, for its owner alone, and FILE.pub, for those who check. Nothing that exists is changed."""
+    """Make a key: FILE for its owner alone, and FILE.pub for the verifier. It never overwrites a file."""
     from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 
     for path in (file, _public(file)):
@@ -61,7 +61,7 @@ def rotate(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
 
 @app.command()
 def retire(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
-    """Take all public keys out of FILE.pub but that of FILE: what was signed with them is refused from then on."""
+    """Remove all public keys from FILE.pub except that of FILE. Signatures by the others are refused from then on."""
     from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 
     key = SigningKey.load(_read(file), str(file))
@@ -76,7 +76,7 @@ def show(
     opa: Annotated[bool, typer.Option("--opa", help="Print the `keys` of an OPA configuration, as YAML.")] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Say which public keys a file has, by their ids."""
+    """Show the ids of the public keys in a file."""
     from airflow_team_authz.bundles.signing import ALGORITHM, TrustedKeys
 
     trusted = TrustedKeys.read(file)

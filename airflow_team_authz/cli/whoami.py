@@ -1,4 +1,4 @@
-"""``team-authz whoami``: somebody as the policy sees them."""
+"""``team-authz whoami``: a person's groups, teams and roles as the policy sees them."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ _MAX_TOKEN_BYTES = 64 * 1024
 def whoami(
     token: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|-", help="Whoever has this token of Airflow's API (what POST /auth/token gives)."),
+        typer.Option(metavar="FILE|-", help="The owner of this token of Airflow's API (from POST /auth/token)."),
     ] = None,
     user: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The login manager's user of this name, where it can be asked.")
+        str | None, typer.Option(metavar="NAME", help="The login manager's user of this name, if it supports that.")
     ] = None,
-    role: Annotated[list[str] | None, typer.Option(help="Somebody with this role. May be repeated.")] = None,
-    group: Annotated[list[str] | None, typer.Option(help="Somebody in this group. May be repeated.")] = None,
-    team: Annotated[list[str] | None, typer.Option(help="Somebody whom the login puts into this team.")] = None,
+    role: Annotated[list[str] | None, typer.Option(help="A person with this role. May be repeated.")] = None,
+    group: Annotated[list[str] | None, typer.Option(help="A person in this group. May be repeated.")] = None,
+    team: Annotated[list[str] | None, typer.Option(help="A person whom the login puts into this team.")] = None,
     claim: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Somebody whose token claims this.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A person whose token has this claim.")
     ] = None,
     policy: PolicyOption = None,
     opa_url: UrlOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show somebody as the policy sees them: groups, teams and roles, and which entry of the directory says so.
+    """Show a person as the policy sees them: groups, teams and roles, and the entry of the directory that gives each.
 
     Name a token, a user, or describe somebody: team-authz whoami --group alpha-engineers --role viewer
 
@@ -96,7 +96,7 @@ def _described(
 
 
 def _logged_in(token: Path | None, name: str | None) -> tuple[str, Subject]:
-    """Who says so, and the subject, by the configured login manager."""
+    """The subject of the configured login manager, and the manager's name."""
     manager = login_manager()
     login = name_of(manager)
     try:
@@ -173,7 +173,7 @@ def _held(roles: tuple[str, ...]) -> str:
 
 
 def because(source: Source) -> str:
-    """What an entry of the directory gives somebody, and by which name."""
+    """The role that an entry of the directory gives, and the matched name."""
     return f"{source.table} {source.name!r} of the directory: {_entry(source.entry)}"
 
 

@@ -200,7 +200,7 @@ def sink_names(text: str) -> tuple[str, ...]:
         return ()
     for name in names:
         if name not in SINKS:
-            raise ValueError(f"{name!r} is no sink: name some of {', '.join(SINKS)}, or none")
+            raise ValueError(f"{name!r} is not a sink: name some of {', '.join(SINKS)}, or none")
     return tuple(dict.fromkeys(names))
 
 

@@ -1,4 +1,4 @@
-"""The same refusal again and again: one record when it begins, and one that counts the rest."""
+"""Repetitions of one refusal: one record for the first, and one more with the number of the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST = 10_000
 
 
 class Repeated(NamedTuple):
-    """What came again: the id of its record, how often, and when first and last (seconds of Unix time)."""
+    """Repetitions of a refusal: id of its record, number, and first and last time (seconds of Unix time)."""
 
     decision_id: str
     times: int

@@ -1,4 +1,4 @@
-"""What Airflow calls to make the table: ``airflow db migrate`` runs the migrations of every provider's manager."""
+"""Makes the table: ``airflow db migrate`` runs the migrations of every provider's manager."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is recorded: a level for all questions, and others for types of resources and their actions."""
+"""The levels of the decision log: one for all questions, and others for resource types and their actions."""
 
 from __future__ import annotations
 
@@ -65,4 +65,4 @@ def _level(name: str) -> Level:
     except KeyError:
         near = difflib.get_close_matches(name, [level.name.lower() for level in Level], n=1)
         hint = f"did you mean {near[0]}?" if near else "the levels are none, denied, changes and all"
-        raise ValueError(f"{name!r} is no level: {hint}") from None
+        raise ValueError(f"{name!r} is not a level: {hint}") from None

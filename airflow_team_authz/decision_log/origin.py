@@ -1,4 +1,4 @@
-"""Where a question comes from: the door that asks, and the request that it serves. Airflow hands neither down."""
+"""The origin of a question: the door that asks, and the request that it serves. Airflow passes neither on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Origin(NamedTuple):
     span: Any = None
 
     def request_id(self) -> str:
-        """What Airflow calls the request in its own log; the client says it."""
+        """The request's id in Airflow's own log; the client chooses it."""
         return _header(self.headers, b"x-request-id")[:_LONGEST].decode("ascii", "replace")
 
     def trace(self) -> tuple[str, str]:

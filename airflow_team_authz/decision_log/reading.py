@@ -1,4 +1,4 @@
-"""Finds records where they were written: in the table of Airflow's database, or in a file."""
+"""Reads records from the table of Airflow's database, or from a file."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Records(Protocol):
 
 
 def resources(record: Record) -> list[dict[str, Any]]:
-    """What a record is about."""
+    """The resources of a record."""
     input_ = record.get("input", {})
     found: list[dict[str, Any]] = input_.get("resources") or [input_.get("resource", {})]
     return found

@@ -246,7 +246,8 @@ def _pointer(mask: str) -> tuple[str, ...]:
     """RFC 6901; in OPA a mask begins with what it is in."""
     parts = tuple(part.replace("~1", "/").replace("~0", "~") for part in mask.split("/")[1:])
     if not mask.startswith("/") or not parts or parts[0] not in {"input", "result", "custom"}:
-        raise ValueError(f"{mask!r} is no mask: write a JSON pointer such as /input/subject/groups or /result/reasons")
+        hint = "write a JSON pointer such as /input/subject/groups or /result/reasons"
+        raise ValueError(f"{mask!r} is not a mask: {hint}")
     return parts
 
 

@@ -1,4 +1,4 @@
-"""What waits to be written to a sink, and the thread that writes it: nobody who asks ever waits for a sink."""
+"""The queue of records before a sink, and the thread that writes them: a request never waits for a sink."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Where Airflow calls in. One module a door; doors know questions, identities and engines, not each other."""
+"""The doors: one module for each place where Airflow calls this package. Doors do not know each other."""

@@ -1,4 +1,4 @@
-"""Whose an asset is. Airflow knows no owner of an asset, only which Dags produce, watch and use it, and since when."""
+"""Owners of assets. Airflow knows only which Dags produce, watch and use an asset, and since when."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class TeamAssetManager(AssetManager):
 
 
 class _Source(NamedTuple):
-    """Who makes an event, and the teams that it is of."""
+    """The author of an event, and the teams of that author."""
 
     subject: Subject
     teams: tuple[str, ...]
@@ -282,7 +282,7 @@ class Waiting(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a delivery that was held back; ``state`` is one of the audit log's events."""
+    """The result for a delivery that waited; ``state`` is one of the audit log's events."""
 
     dag_id: str
     event_id: int
@@ -291,7 +291,7 @@ class Outcome(NamedTuple):
 
 
 def held_back() -> list[Waiting]:
-    """What waits for a decision, the oldest first."""
+    """The deliveries that wait for a decision, oldest first."""
     from airflow.utils.session import create_session
 
     with create_session(scoped=False) as session:
@@ -358,7 +358,7 @@ def _question_now(held: Held, dag: DagModel, session: Session) -> Evaluations:
 
 
 def _source_now(held: Held, session: Session) -> _Source:
-    """Who made the event, and the teams that it counts for now."""
+    """The author of the event, and that author's present teams."""
     subject = held.subject
     if subject.type == "user":
         standing, _ = decision_point().whoami(subject)

@@ -37,7 +37,7 @@ _change: ContextVar[TeamChange] = ContextVar("team_authz_team_change", default=_
 
 
 def team_change() -> TeamChange:
-    """What the request of this context says; nothing outside of a PATCH on connections, variables or pools."""
+    """The teams in the body of this context's request; empty outside of a PATCH on connections, variables or pools."""
     return _change.get()
 
 

@@ -1,4 +1,4 @@
-"""One decision point for all doors of a process."""
+"""The one decision point of a process, which all doors share."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def decision_log() -> DecisionLog:
 
 @cache
 def _metrics() -> Metrics | None:
-    """What counts decisions, if Airflow has metrics."""
+    """The counter of decisions, if Airflow sends metrics."""
     if not metrics_are_on():
         return None
     from airflow.observability import stats

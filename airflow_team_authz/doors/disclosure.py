@@ -1,4 +1,4 @@
-"""What a refusal may tell: whose something is, and whether it is there at all. ``[team_authz] refusals`` says how much.
+"""Limits how much a refusal reveals about owner and existence of a resource, by ``[team_authz] refusals``.
 
 Who may see nothing of a type gets the same answer about what another team has as about what does not exist. With
 ``conceal`` so does everybody who may not read the very thing.
@@ -19,7 +19,7 @@ from airflow_team_authz.model import Decision, Evaluations, Resource
 
 
 class Told(NamedTuple):
-    """What whoever asks may know of a refusal. With ``as_missing`` the answer is that about what does not exist.
+    """The part of a refusal that the subject may see. ``as_missing``: the answer is that about a missing resource.
 
     A door that cannot answer like that tells the reason.
     """
@@ -35,7 +35,7 @@ def told(
     refused: Decision,
     missing: Resource | UnsetType | None = UNSET,
 ) -> Told:
-    """What to tell about one refused resource of the question. Raises ``EngineError`` and ``SettingsError``.
+    """The visible part of a refusal of one resource of the question. Raises ``EngineError`` and ``SettingsError``.
 
     ``missing`` is what would be asked about if the resource did not exist, ``None`` if nothing would be; as a rule,
     something common of that name.
@@ -56,7 +56,7 @@ def told(
 
 
 def told_id(decision_id: str) -> str:
-    """What an answer tells of the decision's record, if there is one: an administrator finds the whole reason by it."""
+    """The record's id for an answer, if there is a record: with it, an administrator finds the full reason."""
     return f" (decision {decision_id})" if decision_id else ""
 
 

@@ -144,7 +144,7 @@ class AuditRow(NamedTuple):
 
 
 class ImportErrorRow(NamedTuple):
-    """What could not be imported: its owner is the team of its Dag bundle."""
+    """Import errors: the owner is the team of the Dag bundle."""
 
     def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:  # noqa: ARG002
         if readable.platform("import_errors_all"):
@@ -206,7 +206,7 @@ def _dag(dag_id: Any, entity: str | UnsetType, session: Session) -> Resource:
 
 
 def _platforms(row: Any) -> Resource:
-    """What no team's people write."""
+    """Rows that members of teams never write."""
     return Resource("platform_view", None, type(row).__name__)
 
 

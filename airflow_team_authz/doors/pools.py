@@ -1,4 +1,4 @@
-"""The pools' door: where parsed Dags enter Airflow's database. One that uses another team's pool is an import error.
+"""The pools door: Dags enter Airflow's database here. A Dag that uses another team's pool is an import error.
 
 A pool that does not exist is a warning of the Dag.
 

@@ -1,4 +1,4 @@
-"""What the subject of a request may read: asked of the policy when a query first needs it, once per request."""
+"""The rows that a request's subject may read. It asks the policy when a query first needs them, once per request."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ _NAMED = {
 
 
 class Readable:
-    """What one subject may read, or change in bulk, within one request.
+    """The rows that one subject may read, or change in bulk, within one request.
 
     A person's is everything that the policy allows it; a task's is its own Dag, and what it was allowed by name in
     this request, since no route of tasks lists anything else. ``EngineError`` is an ``HTTPException`` 503 here.

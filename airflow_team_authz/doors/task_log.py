@@ -1,4 +1,4 @@
-"""Tells a Dag's author, in the task's log, why a connection or a variable was refused: Airflow drops the reason."""
+"""Writes into a task's log why a connection or a variable was refused, because Airflow drops the reason."""
 
 from __future__ import annotations
 

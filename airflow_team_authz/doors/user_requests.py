@@ -150,7 +150,7 @@ async def _body(request: Request, route: APIRoute) -> Any:
 
 
 async def _json(request: Request) -> dict[str, Any]:
-    """What the body says; nothing, if it is no object."""
+    """The fields of the body; empty if it is not an object."""
     try:
         document = await request.json()
     except (ValueError, RecursionError):

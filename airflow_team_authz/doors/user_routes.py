@@ -294,7 +294,7 @@ def is_users(route: Any) -> bool:
 
 
 def airflow_asks(route: APIRoute) -> frozenset[str]:
-    """What Airflow really asks at a route, in the words of ``Route.asks``."""
+    """Airflow's questions at a route, in the words of ``Route.asks``."""
     found: set[str] = set()
     login = False
     for call in _dependencies(route.dependant):

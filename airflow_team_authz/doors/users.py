@@ -1,4 +1,4 @@
-"""The users' door: the auth manager. Logging in stays with another manager, every decision is the policy's."""
+"""The users door: the auth manager. Another manager logs people in, and the policy makes every decision."""
 
 from __future__ import annotations
 

@@ -60,13 +60,13 @@ def install() -> None:
 
 
 def readable_by(subject: Subject, session: Session) -> Readable | None:
-    """What the subject of the present request may read, if it is this one; ``None`` where nothing is to be narrowed."""
+    """The readable rows of this subject, if it makes the present request; ``None`` if queries are not narrowed."""
     request = requests.current()
     return _readable(session) if request is not None and request.subject == subject else None
 
 
 def _readable(session: Session) -> Readable | None:
-    """What the subject of the present request may read; ``None`` where nothing is to be narrowed."""
+    """The readable rows of the present request's subject; ``None`` if queries are not narrowed."""
     request = requests.current()
     if request is None or not request.is_narrowed or requests.is_unfiltered():
         return None

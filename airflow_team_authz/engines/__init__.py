@@ -1,4 +1,4 @@
-"""Who answers: one interface over the engines, and the only place where an answer is read."""
+"""The engines: one interface over both, and the only place that reads an answer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Value = bytes | msgspec.Raw
 
 
 class Reply(NamedTuple):
-    """What an engine says: the JSON of the entrypoint's value, and the revision of the policy that said it."""
+    """An engine's answer: the JSON of the entrypoint's value, and the revision of the policy."""
 
     value: Value
     revision: str
@@ -112,7 +112,7 @@ class DecisionPoint:
             report(self._left_out.told)
 
     def whoami(self, subject: Subject) -> tuple[Standing, str]:
-        """Who the subject is to the policy, and the policy's revision. For people who ask, not for decisions."""
+        """The subject as the policy sees it, and the policy's revision. For commands, not for decisions."""
         return self._ask("whoami", lambda value, _: self._decode_standing(value), Evaluations(subject, "list", []))
 
     def decide(self, question: Evaluations, aside: bool = False) -> Answer:

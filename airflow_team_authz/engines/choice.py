@@ -1,4 +1,4 @@
-"""Which engine decides, by the settings."""
+"""Chooses the engine that the settings name."""
 
 from __future__ import annotations
 

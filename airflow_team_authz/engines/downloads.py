@@ -362,7 +362,7 @@ class _Web:
 
 @contextmanager
 def _asked(method: str, url: str, wait: int = 0, **sent: Any) -> Iterator[httpx.Response]:
-    """What a server answers, of which nothing but the header has been read."""
+    """A server's answer of which only the header has been read."""
     import httpx
 
     timeout = httpx.Timeout(_TIMEOUT_SECONDS, read=_TIMEOUT_SECONDS + wait)
@@ -491,5 +491,5 @@ def _bearer(token_file: Path | None) -> dict[str, str]:
 
 
 def _told(error: Exception) -> str:
-    """What went wrong, in a sentence without line breaks. Neither tokens nor answers are in it."""
+    """An error in one sentence without line breaks. It contains neither tokens nor answers."""
     return " ".join(f"{error}".split())[:300] or type(error).__name__

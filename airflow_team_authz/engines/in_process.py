@@ -1,4 +1,4 @@
-"""The policy in this process: compiled to Wasm by OPA, and replaced when another one is there."""
+"""The policy in this process: OPA compiles it to Wasm, and a changed policy replaces it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers of one policy, kept for whoever asks exactly the same again."""
+"""A cache of one policy's answers, for questions that are exactly the same."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Kept:
 
     @staticmethod
     def key(entrypoint: str, question: bytes) -> Key:
-        """What names a question: not its text, which is long for a list, and says things about people."""
+        """The cache key of a question. It is not the text, which is long for a list, and contains data of people."""
         return entrypoint, hashlib.blake2b(question, digest_size=32).digest()
 
     def get(self, key: Key) -> msgspec.Raw | None:

@@ -1,4 +1,4 @@
-"""Teams whose rules are too slow for everybody's lists, or fail there: lists leave out what they own for a while."""
+"""Teams whose rules fail in lists, or are too slow for them: lists leave out their resources for a while."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class LeftOut:
         return None
 
     def told(self) -> str:
-        """Who is left out, and why, in a sentence; empty if nobody is."""
+        """The left-out teams with reasons, in a sentence; empty if there are none."""
         return "; ".join(
             f"lists leave out what team {team_id} owns: {held.why}"
             for team_id, held in sorted(self._held.copy().items())

@@ -1,4 +1,4 @@
-"""What fails at the moment, so that the log tells changes of state and not requests."""
+"""The present failures, so that the log reports each change of state and not each request."""
 
 from __future__ import annotations
 

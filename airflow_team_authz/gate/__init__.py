@@ -1,1 +1,1 @@
-"""The gate: what a team, or the platform, may publish. ``check`` is its entrance."""
+"""The gate: checks packages of teams, and the platform's part, before publication. ``check`` is its entrance."""

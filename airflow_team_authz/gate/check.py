@@ -52,7 +52,7 @@ _WITHOUT: dict[str, bytes] = {}
 
 
 class Done(NamedTuple):
-    """What an ``opa`` printed, and how it ended; ``None``: it was stopped, since it took too long or too much."""
+    """The output of ``opa``, and its exit code; ``None`` if it was stopped for taking too much time or memory."""
 
     code: int | None
     out: str
@@ -376,7 +376,7 @@ def _write(place: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _question(schema: bytes, texts: set[str]) -> bytes:
-    """What a team's rules are asked: about what it owns, with claims that OPA's checker knows only by their names."""
+    """The schema of questions for a team's rules: about its own resources. OPA's checker knows only names of claims."""
     question: dict[str, Any] = json.loads(schema)
     properties = question["properties"]
     claims = properties["subject"]["properties"]["claims"]

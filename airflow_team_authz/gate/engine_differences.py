@@ -1,4 +1,4 @@
-"""What the two engines do not do alike: a team's rules may not do it, so that it does not matter which one decides."""
+"""Refuses rules that OPA and Wasm evaluate differently, so that both engines decide the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a package, in a form for people, programs and code review."""
+"""Findings about a package, in a form for people, programs and code review."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proof that no built-in of a team's rules meets a value of a type that it cannot take.
+"""Proof that every operand of a team's built-ins has a type that the built-in accepts.
 
 OPA's checker lets a call pass if an operand *may* have the right type; a value of another type then is an error on an
 OPA server, and no value in Wasm. So each operand is checked once more, as that of a probe: a function that takes every
@@ -63,7 +63,7 @@ class Operand(NamedTuple):
 
 
 class Guard(NamedTuple):
-    """What a body has said of a term's type before: ``is_string(x)``."""
+    """The type of a term that earlier lines of the body prove: ``is_string(x)``."""
 
     kind: str
     term: str
@@ -295,7 +295,7 @@ def _is_constant(term: Node, type_: Type) -> bool:
 
 
 def _closures(node: Any) -> set[str]:
-    """What comprehensions declare, where it may hide an argument."""
+    """Variables that comprehensions declare, and that may hide an argument."""
     if isinstance(node, list):
         return set().union(*map(_closures, node), set())
     if not isinstance(node, dict):

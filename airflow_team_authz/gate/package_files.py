@@ -1,4 +1,4 @@
-"""A team's package before anybody parses it: which files there are, how large, and what its data looks like."""
+"""Checks a team's package before anybody parses it: its files, their sizes, and the form of its data."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def layout_findings(files: Mapping[str, bytes], team_id: str) -> Iterator[Findin
     """Everything that is wrong with names, sizes and texts."""
     root = f"teams/{team_id}"
     if not is_team_id(team_id):
-        yield Finding("team-id", root[:80], 1, f"{team_id[:60]!r} is no team id", f"it is {FORM}")
+        yield Finding("team-id", root[:80], 1, f"{team_id[:60]!r} is not a team id", f"it is {FORM}")
     if not any(name.endswith(".rego") for name in files):
         yield Finding("no-rules", root, 1, "there is no Rego file", f"write {root}/{team_id}.rego")
     if len(files) > MAX_FILES:
@@ -146,7 +146,7 @@ class Data:
             value = json.loads(files[name], object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
             problem = next(_odd(value), None)
         except (ValueError, RecursionError) as error:
-            value, problem = missing, f"it is no JSON: {str(error)[:200]}"
+            value, problem = missing, f"it is not JSON: {str(error)[:200]}"
         if problem is None and not isinstance(value, dict):
             problem = "it is no JSON object"
         if problem is not None:
@@ -194,11 +194,11 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _odd(value: Any, depth: int = 0) -> Iterator[str]:
-    """What the two engines may read differently."""
+    """Values that the two engines may read differently."""
     if depth > MAX_DEPTH:
         yield f"it is nested deeper than {MAX_DEPTH}"
     elif isinstance(value, dict | list):
@@ -215,7 +215,7 @@ def _odd(value: Any, depth: int = 0) -> Iterator[str]:
 
 
 def _untyped(schema: Any, place: str) -> Iterator[str]:
-    """What in a schema leaves open which type a value has."""
+    """The places of a schema that do not fix the type of a value."""
     if not isinstance(schema, dict) or not isinstance(schema.get("type"), str) or schema["type"] not in _TYPES:
         yield f"{place} has no type, or several"
         return

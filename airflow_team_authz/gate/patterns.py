@@ -86,7 +86,7 @@ def pattern_findings(patterns: Iterable[Pattern], texts: set[str], opa: str, eva
 
 
 def difference(pattern: Pattern, texts: Iterable[str], opa: str, evaluate: Evaluate) -> tuple[str, str]:
-    """What keeps the two engines from reading a pattern alike, and how to write it; empty if they do."""
+    """The reason why the engines read a pattern differently, and the way out; empty if they read it alike."""
     tried = list(dict.fromkeys([*_SAMPLES, pattern.text, *texts, *samples(pattern)]))
     question = _question(pattern, tried)
     by_opa, by_wasm = _answer(evaluate(_TRY, question)), _in_wasm(question, opa)[0]

@@ -1,4 +1,4 @@
-"""What the platform's own part has to be before it counts: airflow/site, roles and directory, with tests."""
+"""Checks the platform's own part before publication: airflow/site, roles and directory, with tests."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _data(files: Mapping[str, bytes]) -> Iterator[Finding]:
         try:
             problems = list(jsonschema.Draft202012Validator(rules).iter_errors(json.loads(files[name])))
         except (ValueError, RecursionError) as error:
-            yield Finding("data-invalid", name, 1, f"it is no JSON: {error}", "correct the file")
+            yield Finding("data-invalid", name, 1, f"it is not JSON: {error}", "correct the file")
             continue
         for problem in problems:
             place = "/".join(map(str, problem.absolute_path)) or "the whole"

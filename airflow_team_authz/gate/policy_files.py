@@ -1,4 +1,4 @@
-"""What a policy says without anybody hearing it: fields that no question has, and rules where no engine looks.
+"""Finds rules without effect: those that read fields which no question has, and those in files which no engine loads.
 
 Neither keeps a policy from being compiled, and a ``deny`` of that kind denies nothing.
 """

@@ -1,4 +1,4 @@
-"""Who asks: from the user object of whoever logged the person in to a ``Subject``."""
+"""Identities: from the user object of a login manager to a ``Subject``."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Identity:
         return ""
 
     def find(self, name: str) -> Any:
-        """The user object of somebody who is not here, for questions about them; ``None`` if there is nobody.
+        """The user object of a person who is not logged in; ``None`` if there is no such person.
 
         ``LookupError`` if this login manager cannot be asked.
         """
         known = getattr(self, "get_users", None)
         if known is None:
-            raise LookupError("the login manager tells of nobody who does not log in")
+            raise LookupError("the login manager knows only people who log in")
         return next((user for user in known() if user.username == name), None)
 
     def everybody(self) -> Sequence[Any]:
@@ -128,7 +128,7 @@ def _imported(name: str) -> type[Identity]:
     except (ImportError, ValueError, AttributeError) as error:
         raise ValueError(f"{name} cannot be imported: {error}") from error
     if not (isinstance(identity, type) and issubclass(identity, Identity)):
-        raise ValueError(f"{name} is no subclass of airflow_team_authz.identities.Identity")
+        raise ValueError(f"{name} is not a subclass of airflow_team_authz.identities.Identity")
     return identity
 
 

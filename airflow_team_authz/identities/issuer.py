@@ -37,7 +37,7 @@ _MAX_DOCUMENT_BYTES = 1024 * 1024
 
 
 class Keys(NamedTuple):
-    """What an issuer has published: its name as tokens carry it, and its keys by their id."""
+    """The published data of an issuer: its name as tokens carry it, and its keys by id."""
 
     issuer: str
     by_id: Mapping[str, PyJWK]

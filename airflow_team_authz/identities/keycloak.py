@@ -92,7 +92,7 @@ class KeycloakIdentity(Identity):
 
     def find(self, name: str) -> Any:
         """See ``Identity``."""
-        raise LookupError(f"Keycloak tells of {name} by a token only")
+        raise LookupError(f"Keycloak shows groups and roles of {name} in a token only")
 
     def everybody(self) -> Sequence[Any]:
         """See ``Identity``."""

@@ -1,4 +1,4 @@
-"""Subjects that are no users: tasks by their verified token, and what parses files and runs triggers in process."""
+"""Subjects that are not people: tasks by their verified token, and the Dag processor and triggerer in process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _acting: ContextVar[Callable[[Session], Subject | None] | None] = ContextVar("te
 
 
 def subject_of_token(task_instance_id: UUID, session: Session) -> Subject | None:
-    """Who the bearer of a verified token of the Execution API is; ``None`` for a task instance that is not there."""
+    """The subject of a verified token of the Execution API; ``None`` if the task instance does not exist."""
     if task_instance_id != NO_TASK:
         return task(task_instance_id, session)
     acting = _acting.get()
@@ -70,7 +70,7 @@ def teams_of_dags(dag_ids: list[str], session: Session) -> dict[str, str | None]
 
 
 def dag_processor(bundle_name: str, session: Session) -> Subject:
-    """What parses the files of a bundle, for the team of that bundle."""
+    """The Dag processor of a bundle, for the team of that bundle."""
     from airflow.models.team import dag_bundle_team_association_table
     from sqlalchemy import select
 
@@ -80,7 +80,7 @@ def dag_processor(bundle_name: str, session: Session) -> Subject:
 
 
 def triggerer(team_id: str | None) -> Subject:
-    """What runs the triggers of a team, or those of no team."""
+    """The triggerer of a team, or of no team."""
     return Subject("triggerer", team_id or "common", _teams(team_id))
 
 

@@ -1,4 +1,4 @@
-"""The present request of a person: who makes it and what has been allowed in it. Airflow hands neither down."""
+"""The present request of a person: the person, and the allowed questions. Airflow passes neither on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from airflow_team_authz.model import Resource, Subject
 
 @dataclass
 class Request:
-    """What the process knows of a request while it serves it.
+    """The data of a request while the process serves it.
 
     ``find_subject`` makes the subject of the person who has logged in, when somebody needs it: it may raise what an
     auth manager raises. ``allowed`` holds each action with the resource that the policy has allowed it on here,
@@ -103,7 +103,7 @@ def conceal(resource: Resource) -> bool:
 
 
 def remembered() -> Subject | None:
-    """Who makes the request that runs in this context, as far as anybody has logged in."""
+    """The person who makes the request of this context, if somebody has logged in."""
     running = _request.get()
     if running is None:
         return None

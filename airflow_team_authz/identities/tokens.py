@@ -1,4 +1,4 @@
-"""Access tokens that say which groups and roles somebody has: believed only after they were verified."""
+"""Access tokens with groups and roles of a person. They are verified before anything reads them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What drives OPA: from Rego to a bundle, and the bundle's Wasm in this process."""
+"""Drives OPA: from Rego to a bundle, and the bundle's Wasm in this process."""

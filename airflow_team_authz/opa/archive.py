@@ -73,7 +73,7 @@ def unpack(content: bytes, limit: int = MAX_BYTES) -> dict[str, bytes]:
                     or name != str(PurePosixPath(name))
                     or ".." in name.split("/")
                 ):
-                    raise BundleRefused(f"{member.name!r} in it is no plain name of a file")
+                    raise BundleRefused(f"{member.name!r} in it is not a plain file name")
                 if name in files:
                     raise BundleRefused(f"{name} is in it twice")
                 file = archive.extractfile(member)
@@ -120,7 +120,7 @@ def read_manifest(files: Mapping[str, bytes]) -> dict[str, Any]:
         raise BundleRefused("it has no manifest") from None
     except (ValueError, AttributeError, RecursionError) as error:
         raise BundleRefused(f"its manifest cannot be read: {error}") from None
-    raise BundleRefused("its manifest's metadata is no object")
+    raise BundleRefused("its manifest's metadata is not an object")
 
 
 def manifest_of(packed: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who may do what, and what a change of the policy would change: only the engine decides, here is what it is asked."""
+"""Reviews a policy: who may do what, and the effect of a change. The engine decides, and this package asks."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Asked(NamedTuple):
 
 
 class Allowed(NamedTuple):
-    """What somebody may do, and why."""
+    """The rights of a subject, with reasons."""
 
     who: Who
     action: str

@@ -1,4 +1,4 @@
-"""What another policy changes: both are asked the same, and what they answer differently is told in few lines."""
+"""Differences between two policies: it asks both the same questions, and reports different answers in few lines."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _is_by_roles(one: Difference, roles: Collection[str]) -> bool:
 
 
 def _content(one: Difference) -> tuple[Any, ...]:
-    """What a difference is about, whoever owns it."""
+    """The resource of a difference, without its owner."""
     by_event = one.resource.delivery is not UNSET
     return one.asked.action, kind_of(one.resource), one.resource.id, one.resource.name, by_event
 
@@ -229,7 +229,7 @@ def _listed(names: Sequence[str], between: str = ", ") -> str:
 
 
 def why(change: Change, places: tuple[str, ...] = ()) -> str:
-    """What makes the difference: a rule that is new or gone, or a role."""
+    """The cause of a difference: a new or removed rule, or a role."""
     one = change.first
     by = {"baseline": "by its roles", "guardrail": "by the platform", "team": "by the team"}.get(one.said.layer, "")
     by = f"by {', '.join(places)}" if places else by

@@ -70,7 +70,7 @@ class Names:
         return {name: self.values[prefix + name] | self.values["*"] for name in sorted(named)}
 
     def add(self, other: Names) -> None:
-        """What the other one names, too."""
+        """These names and those of the other one."""
         self.fields |= other.fields
         self.uses |= other.uses
         self.patterns |= other.patterns

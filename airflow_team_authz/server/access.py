@@ -1,4 +1,4 @@
-"""Who calls, and what they may: by tokens of this server, or by those of an OpenID Connect issuer."""
+"""The rights of a caller, by tokens of this server or of an OpenID Connect issuer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class NotKnown(Exception):
 
 
 class Caller(NamedTuple):
-    """Who calls. The platform may do everything, a team what is its own, a reader fetch bundles (one, or all)."""
+    """A caller. The platform may do everything, a team manages its own package, a reader fetches one bundle, or all."""
 
     name: str
     kind: str
@@ -93,12 +93,12 @@ class Access:
         self._seen: dict[str, _Seen] = {}
 
     def remembered(self, token: str) -> Caller | None:
-        """Whose a token is, if it was looked up a moment ago: without waiting for anything."""
+        """The caller of a token that was looked up a moment ago, without waiting for the database."""
         seen = self._seen.get(_hash(token))
         return seen.caller if seen and seen.fresh_until > time.monotonic() else None
 
     def caller(self, token: str) -> Caller:
-        """Whose a token is. ``NotKnown``, ``IssuerGone``; errors of the database as they are."""
+        """The caller of a token. Raises ``NotKnown``, ``IssuerGone``, and errors of the database."""
         try:
             caller, expires = self._own(token) if token.startswith(f"{_PREFIX}_") else self._issuers(token)
         except NotKnown:
@@ -111,7 +111,7 @@ class Access:
         return caller
 
     def reader(self, token: str) -> Caller:
-        """Whose a token is, for fetching bundles: while the database is gone, one counts that was good before."""
+        """The caller that fetches bundles. While the database is gone, a token that was valid before is valid."""
         try:
             return self.remembered(token) or self.caller(token)
         except SQLAlchemyError:
@@ -120,7 +120,7 @@ class Access:
             raise
 
     def known_before(self, token: str) -> Caller | None:
-        """Whose a token is, if it was good whenever it was looked up, and is not over."""
+        """The caller of a token that was valid at its last look-up, and has not expired."""
         seen = self._seen.get(_hash(token))
         return seen.caller if seen and seen.expires_at > datetime.now(UTC) else None
 

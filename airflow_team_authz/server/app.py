@@ -1,4 +1,4 @@
-"""The application: its parts, and how it tells errors."""
+"""The application: its parts, and its answers to errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a request may send, and for how long: told before anybody is asked whose token it has."""
+"""Limits the size and the time of a request, before anything looks at its token."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Whole(NamedTuple):
 
 
 class Builder(NamedTuple):
-    """What builds bundles."""
+    """Builds bundles."""
 
     key: SigningKey
     opa: str | None

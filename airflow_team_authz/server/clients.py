@@ -1,4 +1,4 @@
-"""Who runs what: OPA's status reports, and those of Airflow processes, which have the same form.
+"""The clients and their revisions: status reports of OPA and of Airflow processes, which have the same form.
 
 What a client says of itself is its own word: it counts as that of the token which reports it, so it neither replaces
 nor hides what others report.
@@ -36,7 +36,7 @@ _DISCOVERY = "discovery"
 
 
 class BundleStatus(BaseModel):
-    """What a client says of one bundle."""
+    """A client's report about one bundle."""
 
     model_config = ConfigDict(extra="ignore")
     active_revision: str = Field("", max_length=_NAME_CHARACTERS)

@@ -1,4 +1,4 @@
-"""What the server remembers. SQLite or PostgreSQL; the tables are made by the migrations beside this file."""
+"""The server's tables, in SQLite or PostgreSQL. The migrations beside this file make them."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Bundle(Base):
 
 
 class Token(Base):
-    """Who may call the server. Of the secret there is only a hash."""
+    """A token of a caller. The table stores only a hash of the secret."""
 
     __tablename__ = "token"
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
@@ -138,7 +138,7 @@ class Token(Base):
 
 
 class Freeze(Base):
-    """What must not change for now: ``*``, ``team:<id>`` or ``environment:<name>``."""
+    """A freeze of ``*``, ``team:<id>`` or ``environment:<name>``."""
 
     __tablename__ = "freeze"
     scope: Mapped[str] = mapped_column(String(80), primary_key=True)

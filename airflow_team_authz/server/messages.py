@@ -1,4 +1,4 @@
-"""What the routes take and answer, as OpenAPI tells it."""
+"""The requests and answers of the routes, as OpenAPI describes them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Version = Annotated[int, Query(ge=1, lt=2**53, description="A version of the pac
 
 
 class Problem(BaseModel):
-    """What went wrong, and what to do next."""
+    """An error, and the next step."""
 
     error: str
 
@@ -57,7 +57,7 @@ class PublishedModel(BaseModel):
 
 
 class HistoryEntry(BaseModel):
-    """What somebody has put in force."""
+    """A version that came into force, and its author."""
 
     environment: str
     version: int
@@ -87,7 +87,7 @@ class WithheldModel(BaseModel):
 
 
 class StatusModel(BaseModel):
-    """Who runs what, and what there is to do about it."""
+    """The clients with their revisions, alarms, and packages to mend."""
 
     clients: list[ClientState]
     next: int | None = Field(description="What to send as `after` for the next page; null: this is the last one.")
@@ -109,7 +109,7 @@ class Promotion(BaseModel):
 
 
 class FreezeModel(BaseModel):
-    """What must not change: ``*`` for everything, ``team:<id>`` or ``environment:<name>``."""
+    """The scope of a freeze: ``*`` for everything, ``team:<id>`` or ``environment:<name>``."""
 
     scope: str = Field(pattern=SCOPE, examples=["team:alpha"])
     reason: str = Field(min_length=1, max_length=500, pattern=TEXT)

@@ -1,4 +1,4 @@
-"""The page for people who would rather look than read: environments, teams, and who runs what."""
+"""The status page: environments, teams, and the clients with their revisions."""
 
 from __future__ import annotations
 

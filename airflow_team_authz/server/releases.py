@@ -1,4 +1,4 @@
-"""What is published: from an artifact that somebody sends to the bundles that everybody gets, in one transaction."""
+"""Publishing: from an artifact to the bundles of all teams, in one transaction."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Published(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """What somebody puts in force; ``within`` checks once more, and writes what belongs to it, in the transaction."""
+    """A change of a version; ``within`` checks again and writes the change, inside the transaction."""
 
     artifact: Artifact
     action: str
@@ -254,7 +254,7 @@ class Releases:
         return TrustedKeys.load(keys.pem.encode(), owner)
 
     def _still_signed(self, session: Session, artifact: Artifact) -> None:
-        """What a key has signed that was taken away since is brought back by the platform only."""
+        """Once a key is removed, only the platform can roll back to or promote packages that it signed."""
         package = session.get_one(Package, (artifact.owner, artifact.version))
         self._trusted(session, artifact.owner).verify(unpack(package.content), artifact.owner)
 
@@ -358,7 +358,7 @@ class Releases:
         return True
 
     def _earlier(self, environment: str, owner: str) -> list[Artifact]:
-        """What was in force before what is now, newest first."""
+        """The versions that were in force before the present one, newest first."""
         released = select(Release.version).where(Release.environment == environment, Release.owner == owner)
         newest_first = released.group_by(Release.version).order_by(func.max(Release.id).desc())
         with Session(self._engine) as session:
@@ -366,7 +366,7 @@ class Releases:
             return [self._artifact(session, owner, version) for version in versions]
 
     def _current(self, session: Session, environment: str) -> dict[str, Artifact]:
-        """What an environment has in force, by owner."""
+        """The artifacts in force in an environment, by owner."""
         newest = select(func.max(Release.id)).where(Release.environment == environment).group_by(Release.owner)
         package = and_(Package.owner == Release.owner, Package.version == Release.version)
         found = select(Release.owner, Release.version, Package.digest).outerjoin(Package, package)

@@ -1,4 +1,4 @@
-"""The routes. What is done is in the modules beside this."""
+"""The routes. The modules beside this one do the work."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _bearer = HTTPBearer(auto_error=False, description="A token of `team-authz serve
 
 
 class ServerParts(NamedTuple):
-    """What the routes work with; the application has it in its state."""
+    """The parts that the routes use; they are in the application's state."""
 
     engine: Engine
     guard: Access
@@ -191,7 +191,7 @@ def package(parts: Parts, owner: Owner, version: Version) -> JSONResponse:
 
 @owned.get("/history", responses=answers() | REFUSAL)
 def history(parts: Parts, owner: Owner) -> list[HistoryEntry]:
-    """What was put in force, newest first."""
+    """The versions that came into force, newest first."""
     with Session(parts.engine) as session:
         digests = dict(
             session.execute(select(Package.version, Package.digest).where(Package.owner == owner)).tuples().all()
@@ -210,7 +210,7 @@ async def diff(
     parts: Parts, owner: Owner, who: Calling,
     old: Annotated[int, Query(alias="from", ge=1, lt=2**53)], new: Annotated[int, Query(alias="to", ge=1, lt=2**53)],
 ) -> Response:  # fmt: skip
-    """What differs between two versions. Of files that are too large for it, only that they differ."""
+    """The differences between two versions. For large files it says only that they differ."""
     told = await parts.diffs.run(_queue(who, owner), parts.publishing.diff, owner, old, new)
     return Response(told, media_type="text/x-diff; charset=utf-8")
 
@@ -257,7 +257,7 @@ def teams(parts: Parts, _: OfPlatform) -> list[TeamModel]:
 
 @router.get("/freeze", responses=answers())
 def freezes(parts: Parts, who: Calling) -> list[FreezeModel]:
-    """What must not change for now: to a team what keeps it from publishing, to the platform everything."""
+    """The present freezes: a team sees those that keep it from publishing, the platform sees all."""
     if who.kind == access.READER:
         _forbid("a reader's token fetches bundles; those who publish see what is frozen")
     with Session(parts.engine) as session:
@@ -320,7 +320,7 @@ def tokens(parts: Parts, _: OfPlatform) -> list[TokenModel]:
 
 @router.delete("/tokens/{id_}", responses=answers(404) | REFUSAL)
 def revoke(parts: Parts, id_: Annotated[str, Path(pattern="^[0-9a-f]{1,16}$")], _: OfPlatform) -> TokenModel:
-    """Revoke a token: it counts for a second more at most."""
+    """Revoke a token: it stops working within one second."""
     with Session(parts.engine) as session:
         found = session.get(Token, id_)
         if found is None:
@@ -333,7 +333,7 @@ def revoke(parts: Parts, id_: Annotated[str, Path(pattern="^[0-9a-f]{1,16}$")], 
 
 @router.post("/status", responses=answers(408, 413) | REFUSAL, openapi_extra=STATUS)
 async def report(parts: Parts, request: Request, who: Calling) -> dict[str, str]:
-    """What an OPA or an Airflow process runs."""
+    """Takes the status report of an OPA or an Airflow process."""
     if who.kind == access.TEAM:
         _forbid("a team's token publishes; a reader's reports status")
     content = await request.body()
@@ -342,7 +342,7 @@ async def report(parts: Parts, request: Request, who: Calling) -> dict[str, str]
             content = zlib.decompressobj(wbits=31).decompress(content, MAX_STATUS_BYTES)
         told = StatusReport.model_validate_json(content)
     except (ValidationError, zlib.error) as error:
-        raise HTTPException(422, f"it is no status report: {str(error)[:300]}") from None
+        raise HTTPException(422, f"it is not a status report: {str(error)[:300]}") from None
     await run_in_threadpool(clients.note, parts.engine, who, told)
     return {"noted": told.labels.get("id", "unnamed")[:200]}
 

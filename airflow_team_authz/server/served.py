@@ -1,4 +1,4 @@
-"""The bundles as they are handed out: in memory, so that they stay when the database is gone, and waited for."""
+"""Serves the bundles from memory, also while the database is gone, and lets clients wait for the next one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns at what takes processors for seconds, so that who asks for much of it keeps nobody from the rest."""
+"""Limits how many CPU-heavy calls run at once, and how many of one caller wait."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 class Turns:
-    """Who waits for a turn waits without a thread. Of the event loop."""
+    """A queue of the event loop: a waiting call does not occupy a thread."""
 
     def __init__(self) -> None:
         self._free = asyncio.Semaphore(_AT_ONCE)
         self._asked: Counter[str] = Counter()
 
     async def run(self, queue: str, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        """What the call answers; 503 if many wait in this queue already."""
+        """The result of the call; 503 if this queue is full."""
         if self._asked[queue] >= _IN_ONE_QUEUE:
             again = {"Retry-After": str(_RETRY_SECONDS)}
             raise HTTPException(503, f"much waits already ({queue}): nothing has changed, try again", again)

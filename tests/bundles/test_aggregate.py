@@ -130,7 +130,7 @@ def test_who_declares_what_is_others_is_not_built(
     with pytest.raises(CompileError, match=r"declares package airflow\.authz"):
         build("production", site, teams, 13, key, only=set())
     numbers = Artifact("beta", 1, {"teams/beta/data.json": b'{"x": 1e400}'})
-    with pytest.raises(CompileError, match=r"teams/beta/data\.json is no JSON"):
+    with pytest.raises(CompileError, match=r"teams/beta/data\.json is not JSON"):
         build("production", platform, {**teams, "beta": numbers}, 13, key, only={"beta"})
 
 

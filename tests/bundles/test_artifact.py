@@ -57,7 +57,7 @@ def test_files_of_others_are_refused(owner: str, name: str, key: SigningKey) -> 
 @pytest.mark.parametrize("version", [0, -1, True, "1", 1.0, None, 2**53])
 def test_a_version_that_is_none_is_refused(version: object, key: SigningKey) -> None:
     files = {MANIFEST: canonical({"metadata": {"version": version}})}
-    with pytest.raises(BundleRefused, match="no positive integer"):
+    with pytest.raises(BundleRefused, match="not a positive integer"):
         read_artifact(pack(key.sign(files, "alpha")), "alpha", TrustedKeys.of([key.public]))
 
 

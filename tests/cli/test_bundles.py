@@ -309,7 +309,7 @@ def test_secrets_of_the_address_and_the_token_are_not_shown(tmp_path: Path) -> N
     in_file = run(*publish, "http://127.0.0.1:9", "--token-file", token, code=2)
     in_environment = run(*publish, "http://127.0.0.1:9", code=2, TEAM_AUTHZ_TOKEN="s3cr\u00e9t")  # noqa: S106
     for refused, why in (
-        (with_user, "--server: an address shows in messages"),
+        (with_user, "--server: messages show this address"),
         (in_file, f"{token} holds no token"),
         (in_environment, "TEAM_AUTHZ_TOKEN holds no token"),
     ):
@@ -324,5 +324,5 @@ def test_the_server_cannot_be_reached(works: Works) -> None:
     assert "cannot be asked" in run(*publish, code=2, TEAM_AUTHZ_TOKEN="x").stderr  # noqa: S106
     assert "TEAM_AUTHZ_TOKEN" in run(*publish, code=2, TEAM_AUTHZ_TOKEN="").stderr
     artifact.write_bytes(b"x")
-    assert "is no artifact" in run(*publish, code=2).stderr
+    assert "is not an artifact" in run(*publish, code=2).stderr
     assert os.listdir(works.trusted) == ["alpha.pub"]

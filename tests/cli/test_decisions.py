@@ -174,8 +174,8 @@ def test_what_is_committed_late_is_followed_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--since", "yesterday"], "--since: 'yesterday' is no time"),
-        (["x"], "'x' is no id of a decision"),
+        (["--since", "yesterday"], "--since: 'yesterday' is not a time"),
+        (["x"], "'x' is not the id of a decision"),
         ([new_id(), "--user", "bob"], "name a decision, or say which ones are wanted"),
         (["--file", "/no/such/file"], "/no/such/file: No such file or directory"),
     ],

@@ -168,7 +168,7 @@ def test_a_server_without_policy(run, empty_opa_server):
             {"groups": {"g": [{"team_id": "alpha"}, {"team_id": "alpha", "role": "Op"}]}},
             "the role 'Op' is unknown - at `$.groups['g'][1].role`: did you mean op?",
         ),
-        ({"roles": {"r": [{"team_id": "al", "role": "op"}]}}, "'al' is no team id"),
+        ({"roles": {"r": [{"team_id": "al", "role": "op"}]}}, "'al' is not a team id"),
         ({"roles": {"r": [{"team_id": "a lpha", "role": "op"}]}}, "at `$.roles['r'][0].team_id`"),
         ({"groups": {"g": [{"team_id": None}]}}, "it gives neither a team nor a role - at `$.groups['g'][0]`"),
         ({"groups": {"g": [{"role": "op"}]}}, "missing required field `team_id` - at `$.groups[...][0]`"),

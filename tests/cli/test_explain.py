@@ -175,11 +175,11 @@ def test_rules_that_are_not_those_in_force_are_told(run, policy, tmp_path):
     [
         ([], "name a file with one question"),
         (["ann", "read"], "name a file with one question"),
-        (["ann", "read", "connection"], "'connection' is no resource: write TYPE/ID"),
+        (["ann", "read", "connection"], "'connection' is not a resource: write TYPE/ID"),
         (["ann", "read", "conection/pg"], "did you mean connection?"),
         (["nowhere.json"], "nowhere.json cannot be read"),
-        (["--decision", "17"], "'17' is no id of a decision"),
-        (["q.json", "--sources", "nowhere"], "nowhere is no directory"),
+        (["--decision", "17"], "'17' is not the id of a decision"),
+        (["q.json", "--sources", "nowhere"], "nowhere is not a directory"),
         (["many.json"], "holds 2 questions: one is explained at a time"),
     ],
 )

@@ -136,9 +136,9 @@ class Recording(DecisionPoint):
 
     asked: list[Evaluations]
 
-    def decide(self, question: Evaluations) -> Any:
+    def decide(self, question: Evaluations, aside: bool = False) -> Any:
         self.asked.append(question)
-        return super().decide(question)
+        return super().decide(question, aside)
 
 
 def ask(manager: Any, question: Question, user: User) -> Any:
@@ -666,7 +666,7 @@ def test_other_directories_are_refused(site: tuple[Path, str], tmp_path: Path) -
     for place in ("empty", "nothing"):
         result = invoke("import", "fab", tmp_path / place, "--database", site[1])
         assert result.exit_code == 2
-        assert "is no policy directory: run team-authz init" in result.stderr
+        assert "is not a policy directory: run team-authz init" in result.stderr
     invoke("init", tmp_path / "team", "--team", "alpha")
     result = invoke("import", "fab", tmp_path / "team", "--database", site[1])
     assert result.exit_code == 2

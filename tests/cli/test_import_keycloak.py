@@ -396,7 +396,7 @@ def test_names_are_data_and_never_rules(imported, decided):
 def test_what_is_no_export_is_refused(imported, content):
     result, directory = imported(content)
     assert result.exit_code == 2
-    assert "is no export of a client's authorization settings" in result.stderr
+    assert "is not an export of a client's authorization settings" in result.stderr
     assert not (directory / "airflow/site/imported.rego").exists()
 
 

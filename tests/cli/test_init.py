@@ -247,7 +247,7 @@ def test_nothing_is_overwritten(run, tmp_path):
 def test_impossible_team_ids_are_refused(run, tmp_path, team):
     result = run("init", tmp_path / "policy", "--team", team)
     assert result.exit_code == 2
-    assert "is no team id" in result.stderr
+    assert "is not a team id" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "policy").exists()
 

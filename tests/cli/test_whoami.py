@@ -95,7 +95,7 @@ def test_keycloak_does_not_tell_of_others(program, platform):
     keycloak = "airflow.providers.keycloak.auth_manager.keycloak_auth_manager.KeycloakAuthManager"
     done = program("whoami", "--user", "ann", "--policy", platform, AIRFLOW__TEAM_AUTHZ__AUTHN_MANAGER=keycloak)
     assert done.returncode == 2
-    assert "Keycloak tells of ann by a token only: use --token, or describe somebody" in done.stderr
+    assert "Keycloak shows groups and roles of ann in a token only: use --token, or describe somebody" in done.stderr
 
 
 def test_a_token_that_is_none(program, platform, tmp_path):

@@ -161,7 +161,6 @@ def test_all_dags_of_an_event_are_one_question(orders: Orders) -> None:
     assert starts["delivery"]["airflow_allows"] is False
 
 
-@needs_consent
 def test_a_refused_event_is_recorded_with_its_door(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = Made("denied")
     monkeypatch.setattr(assets, "decision_point", lambda: DecisionPoint(orders.engine, recorded.log))
@@ -172,6 +171,7 @@ def test_a_refused_event_is_recorded_with_its_door(orders: Orders, monkeypatch: 
     assert 0 < record["custom"]["allowed"] < record["custom"]["asked"]
 
 
+@needs_consent
 def test_a_refusal_is_told_to_the_dag_that_was_not_started(orders: Orders) -> None:
     orders.change("beta")
     refused = told(REFUSED)

@@ -22,7 +22,7 @@ from airflow.serialization.serialized_objects import DagSerialization, LazyDeser
 from sqlalchemy import select
 
 from airflow_team_authz.doors import decision_point, pools
-from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.engines import Answer, DecisionPoint
 from airflow_team_authz.model import Decision, Unreachable
 from tests.conftest import log_without_sinks
 from tests.decision_log.conftest import Made
@@ -291,7 +291,7 @@ def test_no_text_is_too_long_for_an_import_error(
         def decide(self, question: Any) -> Any:
             if not answered:
                 raise Unreachable(reason)
-            return [Decision(False, (reason,), "default")] * len(question.resources), "1"
+            return Answer([Decision(False, (reason,), "default")] * len(question.resources), "1")
 
     monkeypatch.setattr(pools, "decision_point", Talking)
     told = write(made("greedy", "unknown_pool"))["dags.py"]

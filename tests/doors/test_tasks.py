@@ -367,12 +367,13 @@ def test_without_a_decision_the_answer_tells_the_record(api: Api, monkeypatch: p
     assert record["error"]["code"] == "Unreachable"
 
 
+@needs_state
 def test_pages_of_keys(api: Api) -> None:
     whole = api.call("alpha", "GET", "variables/keys").json()["keys"]
     assert len(whole) > 2
     page = api.call("alpha", "GET", "variables/keys?limit=1&offset=1").json()
     assert page == {"keys": whole[1:2], "total_entries": len(whole)}
-    assert api.call("alpha", "GET", "variables/keys?prefix=alpha_").json()["keys"] == ["alpha_key"]
+    assert api.call("alpha", "GET", "variables/keys?prefix=alpha_k").json()["keys"] == ["alpha_key"]
     assert api.call("alpha", "GET", "variables/keys?prefix=%25").json()["keys"] == []
     for query in ("limit=0", "limit=10001", "offset=-1", "limit=many", "limit="):
         assert api.call("alpha", "GET", f"variables/keys?{query}").status_code == 422

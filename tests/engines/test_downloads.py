@@ -668,7 +668,7 @@ def test_settings(tmp_path: Path) -> None:
     address = "https://bundles.example/bundles/production.wasm"
     settings = parse_settings({"policy": address, "policy_keys_file": str(tmp_path / "keys.pem")})
     assert settings.policy == address
-    with pytest.raises(SettingsError, match="policy_keys_file must say whose signature counts"):
+    with pytest.raises(SettingsError, match="policy_keys_file must name the keys that may sign it"):
         parse_settings({"policy": address})
     with pytest.raises(SettingsError, match="policy_keys_file: there is no such file"):
         parse_settings({"policy": address, "policy_keys_file": str(tmp_path / "nothing")})

@@ -55,8 +55,8 @@ def test_an_identity_that_makes_no_subject_is_an_error_and_no_decision(monkeypat
         ("no_such_module.Identity", "cannot be imported: No module named 'no_such_module'"),
         (f"{__name__}.Nothing", "cannot be imported"),
         ("Identity", "cannot be imported"),
-        (f"{__name__}.ANN", "is no subclass of airflow_team_authz.identities.Identity"),
-        ("builtins.dict", "is no subclass of airflow_team_authz.identities.Identity"),
+        (f"{__name__}.ANN", "is not a subclass of airflow_team_authz.identities.Identity"),
+        ("builtins.dict", "is not a subclass of airflow_team_authz.identities.Identity"),
     ],
 )
 def test_a_wrong_identity_is_refused_at_start(monkeypatch: pytest.MonkeyPatch, name: str, told: str) -> None:

@@ -37,7 +37,7 @@ def test_history_diff_rollback_and_promotion(own_server: Server) -> None:
     assert "answers 404: there is no version 7 of alpha" in run(own_server, "bundle", "rollback", 7, *alpha, code=2)
     assert "answers 403" in run(own_server, "bundle", "history", "--team", "beta", code=2)
     assert "either --team or --platform" in run(own_server, "bundle", "history", code=2)
-    assert "is no team id" in run(own_server, "bundle", "history", "--team", "../x", code=2)
+    assert "is not a team id" in run(own_server, "bundle", "history", "--team", "../x", code=2)
     page = ("--server", f"{own_server.url}/?", *alpha)
     assert "not as a bundle server does" in run(own_server, "bundle", "history", *page, code=2)
     assert own_server.publish(of_platform()).status_code == 200

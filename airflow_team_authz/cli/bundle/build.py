@@ -1,4 +1,4 @@
-"""``team-authz bundle build``, ``publish``, ``aggregate`` and ``push``: from a directory to what engines load."""
+"""``team-authz bundle build``, ``publish``, ``aggregate`` and ``push``: from a directory to the engines' bundles."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ from airflow_team_authz.cli.support.server_client import ServerOption, TokenOpti
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A policy directory, as `team-authz init` writes it.")]
 KeyOption = Annotated[
     Path | None,
-    typer.Option(
-        "--key", metavar="FILE", help="The private key to sign with. Else TEAM_AUTHZ_SIGNING_KEY in the environment."
-    ),
+    typer.Option("--key", metavar="FILE", help="The private key. Default: TEAM_AUTHZ_SIGNING_KEY in the environment."),
 ]
-TeamOption = Annotated[
-    str | None, typer.Option("--team", metavar="ID", help="Whose rules, if the directory has those of several teams.")
-]
+TeamOption = Annotated[str | None, typer.Option("--team", metavar="ID", help="The team, if the directory has several.")]
 VersionOption = Annotated[
     int | None,
-    typer.Option("--version", min=1, help="The artifact's version; it has to rise. Else the number of Git commits."),
+    typer.Option(
+        "--version", min=1, help="The artifact's version, higher each time. Default: the number of Git commits."
+    ),
 ]
-OutOption = Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the artifact goes.")]
+OutOption = Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write the artifact to.")]
 
 
 def build(
@@ -71,10 +69,10 @@ def build(
 
 
 def publish(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="What `team-authz bundle build` has made.")],
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A file that `team-authz bundle build` made.")],
     server: ServerOption,
     token_file: TokenOption = None,
-    environment: Annotated[str | None, typer.Option(metavar="NAME", help="Else the server's first.")] = None,
+    environment: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the server's first.")] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Send an artifact to a bundle server, which checks it again and puts it in force. Exit code 1: refused."""
@@ -86,7 +84,7 @@ def publish(
         metadata = read_manifest(unpack(content))["metadata"]
         owner, version = metadata["owner"], metadata["version"]
     except (OSError, KeyError, BundleRefused) as error:
-        raise UserError(f"{artifact} is no artifact of `team-authz bundle build`: {error}") from None
+        raise UserError(f"{artifact} is not an artifact of `team-authz bundle build`: {error}") from None
     path = "platform/package" if owner == PLATFORM else f"teams/{owner}/package"
     chosen = {"environment": environment} if environment else {}
     answer = released(
@@ -97,11 +95,13 @@ def publish(
 
 
 def aggregate(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the bundles go, and what was good last is kept.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The directory for the bundles and the last good artifacts.")
+    ],
     platform: Annotated[Path, typer.Option(metavar="DIR", help="The platform's policy directory.")],
     artifacts: Annotated[Path, typer.Option(metavar="DIR", help="The teams' artifacts: TEAM.tar.gz.")],
     trusted: Annotated[Path, typer.Option(metavar="DIR", help="The teams' public keys: TEAM.pub.")],
-    environment: Annotated[str, typer.Option(metavar="NAME", help="What the bundles are called.")] = "production",
+    environment: Annotated[str, typer.Option(metavar="NAME", help="The name of the bundles.")] = "production",
     key: KeyOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -129,11 +129,13 @@ def aggregate(
 
 
 def push(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What `team-authz bundle aggregate` has made.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A directory that `team-authz bundle aggregate` made.")
+    ],
     url: Annotated[str, typer.Argument(metavar="URL", help="s3://bucket/folder, gs://, abfs://, file:// and so on.")],
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Copy the bundles to an object store, with the credentials of the environment."""
+    """Copy the bundles to an object store, with credentials from the environment."""
     from airflow_team_authz.bundles.push import PushFailed
     from airflow_team_authz.bundles.push import push as push_files
 

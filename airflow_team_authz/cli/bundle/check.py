@@ -1,4 +1,4 @@
-"""``team-authz bundle check``: what a team may publish."""
+"""``team-authz bundle check``: runs the gate over a package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Report(StrEnum):
 def check(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A repository, as `team-authz init` writes it.")],
     team: Annotated[
-        str | None, typer.Option("--team", metavar="ID", help="Check this team's package. Else all that there are.")
+        str | None, typer.Option("--team", metavar="ID", help="Check this team's package. Default: all packages.")
     ] = None,
     platform: Annotated[
         Path | None,
@@ -37,7 +37,7 @@ def check(
         Report, typer.Option("--output", "-o", help="Text for people, JSON for programs, SARIF for code review.")
     ] = Report.TEXT,
 ) -> None:
-    """Tell everything that keeps a team's package from being published, and warn of rules that hardly have an effect.
+    """List every finding that keeps a team's package from publication, and warn of rules that hardly have an effect.
 
     Exit code 0: it may be published, 1: it is refused, 2: it could not be checked.
     """

@@ -1,4 +1,4 @@
-"""``team-authz bundle history``, ``diff``, ``rollback`` and ``promote``: what a bundle server has in force."""
+"""``team-authz bundle history``, ``diff``, ``rollback`` and ``promote``: versions on a bundle server."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from airflow_team_authz.cli.support.console import (
 from airflow_team_authz.cli.support.server_client import ServerOption, TokenOption, ask, released
 from airflow_team_authz.cli.support.vocabulary import require_team_id
 
-TeamOption = Annotated[str | None, typer.Option("--team", metavar="ID", help="Whose package: this team's.")]
-PlatformOption = Annotated[bool, typer.Option("--platform", help="Whose package: the platform's own part.")]
+TeamOption = Annotated[str | None, typer.Option("--team", metavar="ID", help="The package of this team.")]
+PlatformOption = Annotated[bool, typer.Option("--platform", help="The platform's own part.")]
 EnvironmentOption = Annotated[
-    str | None, typer.Option("--environment", metavar="NAME", help="Else the server's first.")
+    str | None, typer.Option("--environment", metavar="NAME", help="Default: the server's first.")
 ]
 
 
@@ -31,7 +31,7 @@ def history(
     token_file: TokenOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show what was put in force, newest first."""
+    """Show the versions that came into force, newest first."""
     entries = ask("GET", server, f"{_place(team, platform)}/history", token_file, output)
     if output is Output.JSON:
         print_json(entries)
@@ -49,7 +49,7 @@ def diff(
     token_file: TokenOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show what differs between two versions, as `diff -u` does."""
+    """Show the differences between two versions, as `diff -u` does."""
     span = {"from": old, "to": new}
     told = ask("GET", server, f"{_place(team, platform)}/diff", token_file, output, params=span)
     if output is Output.JSON:
@@ -61,7 +61,7 @@ def diff(
 
 
 def rollback(
-    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="What is to be in force again.")],
+    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="The version to put in force again.")],
     server: ServerOption,
     team: TeamOption = None,
     platform: PlatformOption = False,
@@ -69,7 +69,7 @@ def rollback(
     token_file: TokenOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Put a version in force again that was before. Exit code 1: refused."""
+    """Put an earlier version in force again. Exit code 1: refused."""
     wanted = {"version": version, "environment": environment}
     done = ask("POST", server, f"{_place(team, platform)}/rollback", token_file, output, json=wanted)
     _show(done, server, team, output)
@@ -84,7 +84,7 @@ def promote(
     token_file: TokenOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Put what one environment has in force into another one, checked again. Exit code 1: refused."""
+    """Put one environment's version in force in another, after the gate has checked it again. Exit code 1: refused."""
     wanted = {"from": source, "to": target}
     done = ask("POST", server, f"{_place(team, platform)}/promote", token_file, output, json=wanted)
     _show(done, server, team, output)

@@ -1,4 +1,4 @@
-"""FAB's roles and permissions, and who owns which Dag, out of an Airflow database. Reads, and never writes."""
+"""Reads FAB's roles and permissions, and the owner of each Dag, from an Airflow database. It never writes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FabDatabase(NamedTuple):
 
 
 def read_fab(address: str, schema: str | None = None) -> FabDatabase:
-    """What the database of a SQLAlchemy URL holds.
+    """The content of the database at a SQLAlchemy URL.
 
     ``UserError`` if it cannot be read or has no FAB tables; the message never has a password in it.
     """

@@ -83,9 +83,7 @@ def import_keycloak(
         ),
     ],
     directory: DirectoryArgument,
-    client_id: Annotated[
-        str, typer.Option(help="Airflow's client, whose own roles count like the realm's.")
-    ] = "airflow",
+    client_id: Annotated[str, typer.Option(help="Airflow's client: its own roles apply like the realm's.")] = "airflow",
     force: ForceOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -160,7 +158,7 @@ class _Import:
         return [self._names[role] for role in self._platform]
 
     def _of_team(self, team: str) -> Table:
-        """What roles may in a team, by type and action."""
+        """The rights of roles in a team, by type and action."""
         return {
             type_: {action: self._held_in(team, f"{resource}:{team}", scope) for action, scope in _actions(type_)}
             for type_, resource in OF_TEAMS.items()
@@ -358,7 +356,7 @@ def _actions(type_: str) -> Iterator[tuple[str, str]]:
 
 
 def _in_all(tables: Iterable[Table]) -> Table:
-    """What every one of the tables allows."""
+    """The rights that all tables allow."""
     every = list(tables)
     return {
         type_: {
@@ -370,7 +368,7 @@ def _in_all(tables: Iterable[Table]) -> Table:
 
 
 def _without(table: Table, other: Table) -> Table:
-    """What a table allows and the other does not."""
+    """The rights that one table allows and the other does not."""
     rest = {
         type_: {
             action: more

@@ -1,4 +1,4 @@
-"""To whom Keycloak grants something. Apart from what reads the settings, which takes longer to import."""
+"""The roles and groups to which Keycloak grants something. Separate from the reader, which takes longer to import."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Holder(NamedTuple):
-    """Somebody with all of these roles, and in all of these groups.
+    """A person with all of these roles, and in all of these groups.
 
     A role is called as in the export: ``Op`` is the realm's, ``airflow/Op`` the client's.
     """

@@ -108,11 +108,11 @@ class KeycloakSettings:
         return frozenset().union(*(holder.roles for holders in every for holder in holders))
 
     def scopes(self, resource: str) -> set[str]:
-        """What can be asked about a resource."""
+        """The scopes of a resource."""
         return self._scopes.get(resource, set())
 
     def holders(self, resource: str, scope: str) -> Holders:
-        """Who has a scope of a resource."""
+        """The holders of a scope of a resource."""
         found = self._covering(resource, scope)
         known = [permission.holders for permission in found if permission.holders is not None]
         if not self._unanimous:
@@ -217,7 +217,7 @@ def read_settings_file(file: Path, client_id: str) -> KeycloakSettings:
         export = msgspec.json.decode(content, type=_Export)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
-            f"{file} is no export of a client's authorization settings ({error}): "
+            f"{file} is not an export of a client's authorization settings ({error}): "
             "in Keycloak's admin console, Clients, your client, Authorization, Export"
         ) from None
     return KeycloakSettings(export, client_id)

@@ -1,4 +1,4 @@
-"""What all sources share: the files that an import writes, and the list of what it could not translate."""
+"""Shared by all sources: the files that an import writes, and the list of untranslated rights."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def check_directory(directory: Path) -> None:
     if (directory / OURS / ROLES.parent).exists():
         raise UserError(f"{directory} is a team's repository: name the platform's policy directory")
     if not (directory / ROLES.parent).is_dir():
-        raise UserError(f"{directory} is no policy directory: run team-authz init {directory} first")
+        raise UserError(f"{directory} is not a policy directory: run team-authz init {directory} first")
 
 
 def finish(directory: Path, translation: Translation, force: bool, output: Output) -> None:

@@ -45,21 +45,21 @@ _DEFAULT_DATABASE = "sqlite:///team-authz-server.db"
 @app.command()
 def run(
     database: Database = _DEFAULT_DATABASE,
-    host: Annotated[str, typer.Option(envvar="TEAM_AUTHZ_SERVER_HOST", help="Where to listen.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(envvar="TEAM_AUTHZ_SERVER_HOST", help="The address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="TEAM_AUTHZ_SERVER_PORT", min=0, max=65535)] = 8282,
     signing_key: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The key that bundles are signed with. Else TEAM_AUTHZ_SIGNING_KEY."),
+        typer.Option(metavar="FILE", help="The key that signs bundles. Default: TEAM_AUTHZ_SIGNING_KEY."),
     ] = None,
     environment: Annotated[
         list[str] | None,
-        typer.Option(envvar="TEAM_AUTHZ_SERVER_ENVIRONMENT", help="May be repeated; the first is published to."),
+        typer.Option(envvar="TEAM_AUTHZ_SERVER_ENVIRONMENT", help="May be repeated; teams publish to the first."),
     ] = None,
     oidc_issuer: Annotated[str | None, typer.Option(envvar="TEAM_AUTHZ_SERVER_OIDC_ISSUER", metavar="URL")] = None,
     oidc_audience: Annotated[str | None, typer.Option(envvar="TEAM_AUTHZ_SERVER_OIDC_AUDIENCE")] = None,
     oidc_team_claim: Annotated[str, typer.Option(help="The claim that names the caller's teams.")] = "team_id",
     oidc_platform_claim: Annotated[
-        str | None, typer.Option(metavar="NAME=VALUE", help="The claim that tells the platform's people.")
+        str | None, typer.Option(metavar="NAME=VALUE", help="The claim that identifies the platform team.")
     ] = None,
     opa: Annotated[str | None, typer.Option(metavar="FILE", help="The `opa` program.")] = None,
 ) -> None:
@@ -80,7 +80,7 @@ def run(
     environments = environment or ["production"]
     for name in environments:
         if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
-            raise UserError(f"--environment: {name!r} is no name of letters, digits, - and _")
+            raise UserError(f"--environment: {name!r} is not a name of letters, digits, - and _")
     if (oidc_issuer is None) != (oidc_audience is None):
         raise UserError("--oidc-issuer and --oidc-audience go together: whose tokens, and made for whom")
     oidc = None
@@ -113,11 +113,11 @@ def migrate(database: Database = _DEFAULT_DATABASE) -> None:
 @app.command()
 def trust(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Public keys, as in FILE.pub of `team-authz keys new`.")],
-    team: Annotated[str | None, typer.Option(metavar="ID", help="Whose artifacts they sign: this team's.")] = None,
-    platform: Annotated[bool, typer.Option("--platform", help="Whose artifacts they sign: the platform's.")] = False,
+    team: Annotated[str | None, typer.Option(metavar="ID", help="They sign the artifacts of this team.")] = None,
+    platform: Annotated[bool, typer.Option("--platform", help="They sign the platform's artifacts.")] = False,
     database: Database = _DEFAULT_DATABASE,
 ) -> None:
-    """Say which keys sign a team's artifacts, or the platform's: one, or two while one is replaced."""
+    """Register the keys that sign a team's artifacts, or the platform's: one, or two during a replacement."""
     from datetime import UTC, datetime
 
     from sqlalchemy.orm import Session
@@ -147,7 +147,7 @@ def create(
     platform: Annotated[bool, typer.Option("--platform", help="May do everything.")] = False,
     reader: Annotated[bool, typer.Option("--reader", help="May fetch bundles, and report status.")] = False,
     bundle: Annotated[str | None, typer.Option(metavar="NAME", help="The only bundle that a reader may fetch.")] = None,
-    days: Annotated[int, typer.Option(min=1, max=3650, help="How long it counts.")] = 90,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="Days until it expires.")] = 90,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Make a token, and print its secret: there is no other time to read it."""
@@ -198,7 +198,7 @@ def list_(database: Database = _DEFAULT_DATABASE, output: OutputOption = Output.
 
 @token_app.command()
 def revoke(id_: Annotated[str, typer.Argument(metavar="ID")], database: Database = _DEFAULT_DATABASE) -> None:
-    """Revoke a token: it counts for a second more at most."""
+    """Revoke a token: it stops working within one second."""
     from datetime import UTC, datetime
 
     from sqlalchemy.orm import Session

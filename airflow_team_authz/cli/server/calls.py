@@ -1,4 +1,4 @@
-"""``team-authz server freeze``, ``thaw`` and ``status``: what the platform asks of a running bundle server."""
+"""``team-authz server freeze``, ``thaw`` and ``status``: requests of the platform to a running bundle server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ScopeArgument = Annotated[
 
 def freeze(
     scope: ScopeArgument,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="What those are told who publish.")],
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Reason that a refused publisher reads.")],
     server: ServerOption,
     token_file: TokenOption = None,
     output: OutputOption = Output.TEXT,

@@ -1,4 +1,4 @@
-"""What ``team-authz doctor`` finds out, one entry a check."""
+"""The checks of ``team-authz doctor``, one entry each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all commands share: the form of the output, and how a mistake is told."""
+"""Output that all commands share: its form, and messages about mistakes."""
 
 from __future__ import annotations
 

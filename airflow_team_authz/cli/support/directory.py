@@ -1,4 +1,4 @@
-"""Mistakes in a policy directory's data that no compiler sees: roles that nobody has defined, impossible team ids."""
+"""Mistakes in a policy directory's data that no compiler sees: undefined roles, impossible team ids."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _template_problems(pattern: str, template: _Template, place: str, known: lis
 
 def _entry_problems(entry: _Entry, place: str, known: list[str] | None) -> Iterator[str]:
     if entry.team_id is not None and not is_team_id(entry.team_id):
-        yield f"{entry.team_id!r} is no team id ({FORM}) - at `{place}.team_id`"
+        yield f"{entry.team_id!r} is not a team id ({FORM}) - at `{place}.team_id`"
     if known is not None and isinstance(entry.role, str) and entry.role not in known:
         yield f"the role {entry.role!r} is unknown - at `{place}.role`: {nearest(entry.role, known)}"
     if entry.team_id is None and entry.role is msgspec.UNSET:

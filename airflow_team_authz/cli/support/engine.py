@@ -1,4 +1,4 @@
-"""Whom a command asks: the engine of the options, else the one that Airflow's configuration names."""
+"""The engine that a command asks: that of its options, or the one that Airflow's configuration names."""
 
 from __future__ import annotations
 

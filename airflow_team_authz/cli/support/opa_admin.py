@@ -1,4 +1,4 @@
-"""What an OPA server says about itself: its version, and whether its bundles are in force."""
+"""The state of an OPA server: its version, and whether its bundles are in force."""
 
 from __future__ import annotations
 

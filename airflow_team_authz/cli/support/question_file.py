@@ -1,4 +1,4 @@
-"""Questions as people write them: strict, and every mistake is told with its place."""
+"""Questions as people write them: it is strict, and reports every mistake with its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How commands ask a bundle server."""
+"""Requests of commands to a bundle server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ServerOption = Annotated[
 ]
 TokenOption = Annotated[
     Path | None,
-    typer.Option("--token-file", metavar="FILE", help="The token. Else TEAM_AUTHZ_TOKEN in the environment."),
+    typer.Option("--token-file", metavar="FILE", help="The token. Default: TEAM_AUTHZ_TOKEN in the environment."),
 ]
 
 
@@ -28,7 +28,7 @@ def ask(method: str, server: str, path: str, token_file: Path | None, output: Ou
     from airflow_team_authz.gate.findings import Finding
 
     if "@" in server:
-        raise UserError("--server: an address shows in messages, so there is no user and no password in it")
+        raise UserError("--server: messages show this address, so it must not have a user or a password")
     url = f"{server.rstrip('/')}/{path}"
     headers = {"Authorization": f"Bearer {_token(token_file)}"}
     try:

@@ -1,4 +1,4 @@
-"""``team-authz --version``: what a report of a problem should name."""
+"""``team-authz --version``: the versions that a bug report needs."""
 
 from __future__ import annotations
 

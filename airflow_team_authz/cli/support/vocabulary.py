@@ -1,4 +1,4 @@
-"""The words that questions are made of: what is known, and what an unknown one may have meant."""
+"""The words of questions: the known ones, and the likely meaning of an unknown one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow_team_authz.team_ids import FORM, is_team_id
 
 
 def resource_words(field: str) -> list[str]:
-    """What ``resource.type`` or ``resource.entity`` may say. Read from the schema, so that Airflow is not imported."""
+    """The values of ``resource.type`` or ``resource.entity``. They come from the schema, so Airflow is not imported."""
     schema = json.loads((shipped_policies() / "schemas" / "input.json").read_text(encoding="utf-8"))
     words: list[str] = schema["properties"]["resource"]["properties"][field]["enum"]
     return words
@@ -28,4 +28,4 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def require_team_id(option: str, team: str | None) -> None:
     """``UserError`` if an option names what cannot be a team."""
     if team is not None and not is_team_id(team):
-        raise UserError(f"{option}: {team!r} is no team id, which is {FORM}")
+        raise UserError(f"{option}: {team!r} is not a team id, which is {FORM}")

@@ -1,4 +1,4 @@
-"""What bundles were made by, and which packages they do without."""
+"""The maker of each bundle, and the packages that bundles leave out."""
 
 import sqlalchemy as sa
 from alembic import op
