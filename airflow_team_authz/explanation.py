@@ -25,8 +25,9 @@ from msgspec.structs import replace
 
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Decision, Evaluation, Evaluations, Resource, Standing, Subject
-from airflow_team_authz.opa.compile import CompileError, find_opa, merged, run_opa
+from airflow_team_authz.opa.compile import CompileError, find_opa, merged, run_opa, shipped_policies
 
+_POLICY = "policy"
 _PROBE = "team_authz_probe"
 _BASELINE = "data.airflow.authz.baseline"
 # The answer must come soon, however many names the directory has for a role.
@@ -173,21 +174,23 @@ def _evaluate(files: Mapping[str, bytes], question: Evaluation) -> _Found:
         place = Path(directory)
         whole = merged(files)
         for name, content in whole.items():
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            (place / name).write_bytes(content)
+            file = place / _POLICY / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
         owner = question.resource.team_id
         names = sorted(name for name in whole if _is_written_by_people(name, owner))
         with ThreadPoolExecutor(4) as pool:
-            trees = list(pool.map(partial(_parse, opa, place), names))
+            trees = list(pool.map(partial(_parse, opa, place / _POLICY), names))
         asked = [["airflow", "authz", "guardrails"], ["airflow", "site"], *([["teams", owner]] if owner else [])]
         read = [rule for name, tree in zip(names, trees, strict=True) for rule in _read(name, tree, asked)]
         rules = [rule._replace(number=number) for number, rule in enumerate(read)]
         (place / "question").write_bytes(msgspec.json.encode(question))
+        is_person = question.subject.type == "user"
         try:
-            return _probed(opa, place, rules, rules)
+            return _probed(opa, place, is_person, rules, rules)
         except CompileError:
             # A part of a body may mean nothing without the rest, such as a variable that is bound further down.
-            return _probed(opa, place, rules, [rule for rule in rules if _stands(opa, place, rule)])
+            return _probed(opa, place, is_person, rules, [rule for rule in rules if _stands(opa, place, rule)])
 
 
 def _is_written_by_people(name: str, owner: str | None) -> bool:
@@ -263,14 +266,9 @@ def _stands(opa: str, place: Path, rule: _Written) -> bool:
     return True
 
 
-def _probed(opa: str, place: Path, rules: list[_Written], probed: list[_Written]) -> _Found:
+def _probed(opa: str, place: Path, is_person: bool, rules: list[_Written], probed: list[_Written]) -> _Found:
     """Ask, with the probes of some of the rules."""
-    policy = place / "policy"
-    policy.mkdir(exist_ok=True)
-    for name in ("airflow", "teams"):
-        if (place / name).exists():
-            (place / name).rename(policy / name)
-    probes = policy / "probes"
+    probes = place / _POLICY / "probes"
     shutil.rmtree(probes, ignore_errors=True)
     probes.mkdir()
     for rule in probed:
@@ -288,7 +286,9 @@ def _probed(opa: str, place: Path, rules: list[_Written], probed: list[_Written]
     query = f"probes := {{{named}}}; numbers := object.keys(probes); x := " + (
         "{" + ", ".join(f"{json.dumps(name)}: {value}" for name, value in asked.items()) + "}"
     )
-    command = [opa, "eval", "--bundle", "policy", "--input", "question", "--format", "json", query]
+    # No engine has compiled these sources: what policies may not call, nothing calls here either.
+    may_call = ("--capabilities", str(shipped_policies() / "capabilities.json"))
+    command = [opa, "eval", *may_call, "--bundle", _POLICY, "--input", "question", "--format", "json", query]
     (bindings,) = [one["bindings"]["x"] for one in json.loads(run_opa(command, place))["result"]]
     reasons, longest = defaultdict[int, list[str]](list), dict[int, int]()
     for number, held, reason in bindings["probes"]:
@@ -296,9 +296,7 @@ def _probed(opa: str, place: Path, rules: list[_Written], probed: list[_Written]
         if reason is not None:
             reasons[int(number)].append(reason if isinstance(reason, str) else json.dumps(reason))
     # What a task may do by being one, nobody gets by a role.
-    machines = (
-        bindings["machines"] if json.loads((place / "question").read_bytes())["subject"]["type"] == "user" else ()
-    )
+    machines = bindings["machines"] if is_person else ()
     enough, held = (sorted(set(bindings[name]) - set(machines)) for name in ("enough", "held"))
     speaking = [*bindings["speaking"], *(["roles_allow"] if bindings["roles_allow"] else [])]
     return _Found(bindings["decision"], speaking, rules, reasons, longest, enough, held)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -168,6 +169,26 @@ def test_rules_that_are_not_those_in_force_are_told(run, policy, tmp_path):
     result = run("explain", tmp_path / "q.json", "--policy", policy, "--sources", tmp_path / "other")
     assert result.exit_code == 0, result.output
     assert "are not those in force" in result.stdout
+
+
+@pytest.mark.parametrize("call", ["opa.runtime().env", 'http.send({"method": "get", "url": input.subject.id})'])
+def test_sources_that_no_engine_has_compiled_call_nothing_that_policies_may_not(
+    run, policy, tmp_path, monkeypatch, call
+):
+    monkeypatch.setenv("A_SECRET", "s3cret-of-the-environment")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.2)
+        question = {"subject": {"type": "user", "id": f"http://127.0.0.1:{listening.getsockname()[1]}"}}
+        question |= {"action": "read", "resource": {"type": "connection", "id": "x", "team_id": "alpha"}}
+        (tmp_path / "q.json").write_text(json.dumps(question))
+        (tmp_path / "sources/teams/alpha").mkdir(parents=True)
+        rule = f"package teams.alpha\n\nallow contains json.marshal(found) if found := {call}\n"
+        (tmp_path / "sources/teams/alpha/alpha.rego").write_text(rule)
+        result = run("explain", tmp_path / "q.json", "--policy", policy, "--sources", tmp_path / "sources")
+        assert result.exit_code == 2, result.output
+        assert "s3cret" not in result.output
+        with pytest.raises(TimeoutError):
+            listening.accept()
 
 
 @pytest.mark.parametrize(
