@@ -1,7 +1,8 @@
-"""Files that only one user can read: tokens, and the state of this package."""
+"""Files that only one user can read, such as tokens and the state of this package, and files that are never half."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -33,3 +34,14 @@ def make_private(directory: Path) -> None:
     except FileNotFoundError:
         make_private(directory.parent)
         directory.mkdir(mode=0o700, exist_ok=True)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write all of it or nothing: whoever reads the file meanwhile finds it whole, as it was or as it is now."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)

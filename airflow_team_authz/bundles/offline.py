@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from airflow_team_authz.bundles.aggregate import (
 )
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, read_artifact, root
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
+from airflow_team_authz.files import replace_file
 from airflow_team_authz.gate.check import check_package
 from airflow_team_authz.gate.platform_part import check_platform
 from airflow_team_authz.model import KeyUnfit
@@ -76,7 +76,7 @@ class Site(NamedTuple):
             outcomes.append(Outcome("refused", team_id, 0, damaged[team_id]))
         self._build(environment, platform, good, fresh.keys() | damaged.keys(), key, opa)
         for team_id, content in fresh.items():
-            _write(self._kept(team_id), content)
+            replace_file(self._kept(team_id), content)
         return outcomes
 
     def _good(self) -> tuple[dict[str, Artifact], dict[str, str]]:
@@ -152,7 +152,7 @@ class Site(NamedTuple):
         artifact = Artifact(PLATFORM, int(before.get("platform_version", 0)) + everything, platform)
         built = build(environment, artifact, teams, serial, key, None if everything else changed, opa)
         for name, content in sorted(built.items(), reverse=True):
-            _write(self.out / f"{name}{_SUFFIX}", content)
+            replace_file(self.out / f"{name}{_SUFFIX}", content)
         state = {
             "serial": serial,
             "platform": platform_digest,
@@ -160,7 +160,7 @@ class Site(NamedTuple):
             "made_by": maker,
             "signed_at": int(time.time()),
         }
-        _write(state_file, json.dumps(state).encode())
+        replace_file(state_file, json.dumps(state).encode())
 
     def _sign_again(self, environment: str, state: Mapping[str, Any], key: SigningKey) -> None:
         """Signs unchanged bundles again now and then, so that engines can distinguish them from old ones."""
@@ -172,8 +172,8 @@ class Site(NamedTuple):
             *sorted(teams),
             *(self.out / f"{name}{_SUFFIX}" for name in (wasm_bundle(environment), environment)),
         ]:
-            _write(file, sign_again(file.name.removesuffix(_SUFFIX), file.read_bytes(), key))
-        _write(self.out / ".state.json", json.dumps({**state, "signed_at": now}).encode())
+            replace_file(file, sign_again(file.name.removesuffix(_SUFFIX), file.read_bytes(), key))
+        replace_file(self.out / ".state.json", json.dumps({**state, "signed_at": now}).encode())
 
     def _kept(self, team_id: str) -> Path:
         return self.out / ".good" / f"{team_id}{_SUFFIX}"
@@ -183,14 +183,3 @@ def _denial(team_id: str) -> Artifact:
     """Left out, a team's own `deny` would be gone without a word."""
     rule = f'package teams["{team_id}"]\n\ndeny contains "the package of this team is damaged"\n'
     return Artifact(team_id, 0, {f"{root(team_id)}/{team_id}.rego": rule.encode()})
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_bytes(content)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ This runs in the Dag processor itself, which no Dag's code can reach, and not in
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
@@ -28,7 +27,7 @@ from airflow_team_authz.decision_log import origin
 from airflow_team_authz.doors import disclosure
 from airflow_team_authz.doors.decision_point import decision_point, settings
 from airflow_team_authz.escaping import escaped, logger
-from airflow_team_authz.files import make_private
+from airflow_team_authz.files import make_private, replace_file
 from airflow_team_authz.identities.machines import dag_processor
 from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.settings import SettingsError
@@ -297,9 +296,6 @@ def _read(bundle_name: str) -> _Known:
 def _write(bundle_name: str, now: _Known) -> None:
     _known[bundle_name] = now
     try:
-        file = _file(bundle_name)
-        new = file.with_suffix(f".{os.getpid()}.new")
-        new.write_bytes(msgspec.json.encode(now))
-        new.replace(file)
+        replace_file(_file(bundle_name), msgspec.json.encode(now))
     except (OSError, SettingsError) as error:
         log.warning("the last answers about pools of bundle %s cannot be kept: %s", bundle_name, error)

@@ -14,6 +14,7 @@ import typer
 from airflow_team_authz.cli.init import OURS, Done, Files, for_team, platform_files, template
 from airflow_team_authz.cli.support.console import Output, UserError, print_columns, print_json, print_line
 from airflow_team_authz.escaping import one_line
+from airflow_team_authz.files import replace_file
 
 INCOMPLETE = 1
 
@@ -113,7 +114,8 @@ def _write(directory: Path, files: Files, force: bool) -> Iterator[Done]:
         yield Done("removed", str(name))
     for name, what in sorted(plan.items()):
         if what != "kept":
-            _put(directory / name, files[name])
+            # An Airflow that watches the directory must not compile half a file.
+            replace_file(directory / name, files[name])
         yield Done("replaced" if what == "in the way" else what, str(name))
 
 
@@ -130,17 +132,6 @@ def _what_to_do(path: Path, name: PurePosixPath, content: bytes) -> str:
         return "kept"
     # Nobody has changed what `team-authz init` wrote.
     return "replaced" if there == platform_files().get(name) else "in the way"
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Whole or not at all: an Airflow that watches the directory must not compile half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_bytes(content)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def _tell(translation: Translation) -> None:
