@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Decision, Evaluation, Evaluations, Resource, Standing, Subject
 from airflow_team_authz.opa.compile import CompileError, find_opa, merged, run_opa, shipped_policies
+from airflow_team_authz.review.names import directory_entries
 
 _POLICY = "policy"
 _PROBE = "team_authz_probe"
@@ -356,7 +357,8 @@ def _changes(
 def _more(question: Evaluation, found: _Found, directory: Any) -> Iterator[Change]:
     """The subject with one thing more: a group, role or claim of the directory, or a team or role of the login."""
     subject, team_id = question.subject, question.resource.team_id
-    for table, name, entry in _entries(directory):
+    # The least that is enough comes first: what holds in one team before what holds on the platform.
+    for table, name, entry in sorted(directory_entries(directory), key=lambda named: named[2].get("team_id") is None):
         if team_id is None or entry.get("team_id") in {team_id, None}:
             with_it = _having(subject, table, name)
             if with_it != subject:
@@ -382,15 +384,6 @@ def _fewer(subject: Subject, standing: Standing) -> Iterator[Change]:
         without = _lacking(subject, table, name)
         if without != subject:
             yield Change(f"without {_called(table, name)}", without)
-
-
-def _entries(directory: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Table, name and entry of each name that the directory knows in full."""
-    tables = {table: directory.get(table) or {} for table in ("groups", "roles")}
-    tables |= {f"claims.{claim}": values for claim, values in (directory.get("claims") or {}).items()}
-    for table, names in tables.items():
-        for name, entries in sorted(names.items()):
-            yield from ((table, name, entry) for entry in entries)
 
 
 def _held(subject: Subject, table: str) -> tuple[str, ...]:

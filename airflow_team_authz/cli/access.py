@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from airflow_team_authz.cli.support.console import (
     Output,
     OutputOption,
     Progress,
+    Table,
     UserError,
     complain,
     print_columns,
@@ -26,6 +27,7 @@ from airflow_team_authz.cli.support.console import (
     talking_to_stderr,
 )
 from airflow_team_authz.cli.support.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
+from airflow_team_authz.cli.support.resources import kind_named, resource_named, unreadable
 from airflow_team_authz.cli.support.spreadsheet import harmless
 
 if TYPE_CHECKING:
@@ -45,14 +47,6 @@ SourcesOption = Annotated[
 TeamOption = Annotated[
     str | None, typer.Option(metavar="ID", help="The team that owns it, if Airflow has no such thing yet.")
 ]
-
-
-class Form(StrEnum):
-    """The form of the matrix; JSON is one permission a line."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
 
 
 class By(StrEnum):
@@ -122,8 +116,8 @@ def matrix(
     opa_url: UrlOption = None,
     sources: SourcesOption = None,
     output: Annotated[
-        Form, typer.Option("--output", "-o", help="The form; JSON is one permission a line.")
-    ] = Form.TABLE,
+        Table, typer.Option("--output", "-o", help="The form; JSON is one permission a line.")
+    ] = Table.TABLE,
 ) -> None:
     """Show who may do what with which thing: only what is allowed.
 
@@ -135,7 +129,7 @@ def matrix(
     from airflow_team_authz.review.inventory import NOT_COVERED, Wanted
 
     if type_ is not None:
-        _type(type_)
+        kind_named(type_)
     missing: list[str] = []
     with _asking(policy, opa_url) as point:
         if by is By.ROLE:
@@ -150,31 +144,6 @@ def matrix(
 
 
 # Who and what
-
-
-class _Kind(NamedTuple):
-    type: str
-    entity: str
-
-
-def _type(word: str) -> _Kind:
-    from airflow_team_authz.cli.support.vocabulary import nearest
-    from airflow_team_authz.review import ACTIONS
-
-    if word not in ACTIONS:
-        raise UserError(f"{word!r} is not a type of resource: {nearest(word, ACTIONS)}")
-    type_, _, entity = word.partition(".")
-    return _Kind(type_, entity)
-
-
-def _action(word: str, kind: _Kind) -> str:
-    from airflow_team_authz.cli.support.vocabulary import nearest
-    from airflow_team_authz.review import ACTIONS, FREE_VERBS
-
-    known = ACTIONS[".".join(filter(None, kind))]
-    if word not in known and kind.type not in FREE_VERBS:
-        raise UserError(f"nobody is asked whether to {word} a {'.'.join(filter(None, kind))}: {nearest(word, known)}")
-    return word
 
 
 def _somebody(word: str) -> Who:
@@ -241,46 +210,15 @@ def _things() -> Things:
         try:
             return Things(existing(), every_view())
         except SQLAlchemyError as error:
-            # Not its address, which may have a password.
-            raise UserError(
-                f"Airflow's database cannot be read: {getattr(error, 'orig', None) or type(error).__name__}"
-            ) from None
+            raise unreadable(error) from None
 
 
 def _about(action: str, word: str, team: str | None, whos: Iterable[Who]) -> Iterator[Asked]:
     """The one question, for each of them."""
-    from msgspec import UNSET
-
-    from airflow_team_authz.model import Resource
     from airflow_team_authz.review import Asked
 
-    name, separator, id_ = word.partition("/")
-    kind = _type(name)
-    action = _action(action, kind)
-    part = kind.entity or UNSET
-    if (action == "list") == bool(separator):
-        raise UserError(
-            f"write {name} to list things of that type, and {name}/ID to {action} one"
-            if separator
-            else f"{name}/ID: say which one"
-        )
-    if not separator:
-        resource = Resource(kind.type, team, entity=part)
-    else:
-        owner = team if team is not None else _owner(kind.type, id_)
-        resource = Resource(kind.type, owner, id_, part)
+    resource = resource_named(action, word, team)
     yield from (Asked(who, action, [resource]) for who in whos)
-
-
-def _owner(type_: str, id_: str) -> str | None:
-    from airflow_team_authz.review.inventory import OWNED
-
-    if type_ not in OWNED:
-        return None
-    found = _things().named(type_, id_)
-    if found is None:
-        raise UserError(f"there is no {type_} {id_}: name its owner by --team")
-    return found.team_id
 
 
 def _all(whos: Sequence[Who]) -> Iterator[Asked]:
@@ -390,18 +328,18 @@ def _print(found: Sequence[Allowed], output: Output, rows: list[list[str]], miss
         complain(f"not covered: {told}")
 
 
-def _print_matrix(found: Iterator[Allowed], output: Form) -> None:
-    if output is Form.TABLE:
+def _print_matrix(found: Iterator[Allowed], output: Table) -> None:
+    if output is Table.TABLE:
         by_who: dict[str, list[Allowed]] = defaultdict(list)
         for one in found:
             by_who[one.who.name].append(one)
         rows = [[name, *row] for name, theirs in by_who.items() for row in _folded(theirs)]
         print_columns([["who", "may", "type", "id", "team", "layer", "reason"], *rows])
         return
-    if output is Form.CSV:
+    if output is Table.CSV:
         _print_cells(_COLUMNS)
     for one in found:
-        if output is Form.CSV:
+        if output is Table.CSV:
             _print_cells(_row(one).values())
         else:
             print_line(json.dumps(_row(one), ensure_ascii=False))

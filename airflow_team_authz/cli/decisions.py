@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +17,7 @@ import typer
 
 from airflow_team_authz.cli.support.checks import Check
 from airflow_team_authz.cli.support.console import (
+    Table,
     UserError,
     complain,
     print_columns,
@@ -38,14 +38,6 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _COLUMNS = ("time", "outcome", "times", "user", "action", "type", "resource", "team", "door", "reason", "decision")
 
 
-class Form(StrEnum):
-    """The form of what this command prints."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-
-
 def decisions(
     decision: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="Id of a decision, from a 403 or a 503.")
@@ -62,7 +54,7 @@ def decisions(
     file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A file of the decision log, whatever is configured.")
     ] = None,
-    output: Annotated[Form, typer.Option("--output", "-o", help="The form; JSON is one record a line.")] = Form.TABLE,
+    output: Annotated[Table, typer.Option("--output", "-o", help="The form; JSON is one record a line.")] = Table.TABLE,
 ) -> None:
     """Show the newest records of the decision log, or one record by its id.
 
@@ -73,15 +65,12 @@ def decisions(
     from airflow_team_authz.decision_log.reading import Wanted
 
     wanted = Wanted(_moment(since), user, team, type_, denied)
-    if decision is not None and (follow or wanted != Wanted()):
-        raise UserError("name a decision, or say which ones are wanted: not both")
-    if decision is not None and not re.fullmatch(_ID, decision):
-        raise UserError(f"{decision!r} is not the id of a decision: it is like 01a21b3a-846f-7e1e-b060-5da91a6773a4")
+    if decision is not None:
+        if follow or wanted != Wanted():
+            raise UserError("name a decision, or say which ones are wanted: not both")
+        _print([record_of(decision, file)], output, whole=True)
+        return
     with _records(file) as records:
-        if decision is not None:
-            found = _one(records, decision)
-            _print([found], output, whole=True)
-            return
         if follow:
             records.begin()
         found_now = records.newest(wanted, limit)
@@ -92,25 +81,21 @@ def decisions(
         raise typer.Exit(NOTHING)
 
 
-def record_of(decision: str) -> Record:
-    """The record of a decision; ``UserError`` or ``typer.Exit`` if there is none."""
+def record_of(decision: str, file: Path | None = None) -> Record:
+    """The record of a decision, of a file or as the settings say; ``UserError`` or ``typer.Exit`` if there is none."""
     if not re.fullmatch(_ID, decision):
         raise UserError(f"{decision!r} is not the id of a decision: it is like 01a21b3a-846f-7e1e-b060-5da91a6773a4")
-    with _records(None) as records:
-        return _one(records, decision)
-
-
-def _one(records: Records, id_: str) -> Record:
-    if (found := records.one(id_)) is None:
-        complain(
-            f"the decision log has no record {id_}: it may be written in a moment, be older than "
-            "[team_authz] decision_log_days, or be in another sink"
-        )
-        raise typer.Exit(NOTHING)
+    with _records(file) as records:
+        if (found := records.one(decision)) is None:
+            complain(
+                f"the decision log has no record {decision}: it may be written in a moment, be older than "
+                "[team_authz] decision_log_days, or be in another sink"
+            )
+            raise typer.Exit(NOTHING)
     return found
 
 
-def _follow(new: Callable[[], list[Record]], output: Form) -> None:
+def _follow(new: Callable[[], list[Record]], output: Table) -> None:
     try:
         while True:
             time.sleep(_FOLLOW_SECONDS)
@@ -221,13 +206,13 @@ def _moment(text: str | None) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _print(records: list[Record], output: Form, whole: bool = False, with_head: bool = True) -> None:
-    if output is Form.JSON and whole:
+def _print(records: list[Record], output: Table, whole: bool = False, with_head: bool = True) -> None:
+    if output is Table.JSON and whole:
         print_json(records[0])
-    elif output is Form.JSON:
+    elif output is Table.JSON:
         for record in records:
             print_line(json.dumps(record))
-    elif output is Form.CSV:
+    elif output is Table.CSV:
         _print_csv(records, with_head)
     elif whole:
         print_columns([[name, value] for name, value in _told(records[0])])

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.support.console import UserError, print_columns, print_json, print_line, talking_to_stderr
+from airflow_team_authz.cli.support.console import (
+    Report,
+    UserError,
+    as_code,
+    print_columns,
+    print_json,
+    print_line,
+    talking_to_stderr,
+)
 from airflow_team_authz.cli.support.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
 
 if TYPE_CHECKING:
     from airflow_team_authz.engines.choice import EngineSettings
     from airflow_team_authz.explanation import Explanation, Step
-    from airflow_team_authz.model import Evaluation, Resource
+    from airflow_team_authz.model import Evaluation
 
 DENIED = 1
 _MOST_FILES = 50_000
-
-
-class Form(StrEnum):
-    """The form of what this command prints."""
-
-    TEXT = "text"
-    JSON = "json"
-    MARKDOWN = "markdown"
 
 
 def explain(
@@ -48,7 +47,7 @@ def explain(
         Path | None,
         typer.Option(metavar="DIR", help="The policy directory that the bundle or the OPA server was made from."),
     ] = None,
-    output: Annotated[Form, typer.Option("--output", "-o", help="The form of the explanation.")] = Form.TEXT,
+    output: Annotated[Report, typer.Option("--output", "-o", help="The form of the explanation.")] = Report.TEXT,
 ) -> None:
     """Explain an answer: the five steps in order, each rule with its place, and what would change the answer.
 
@@ -103,22 +102,22 @@ def _recorded(decision: str) -> Evaluation:
     input_ = record_of(decision).get("input") or {}
     if "resource" not in input_:
         raise UserError(f"decision {decision} is about a list: ask about one of its resources by USER ACTION TYPE/ID")
-    masked = sorted(name for name, value in input_.get("subject", {}).items() if value == "***")
-    if masked:
-        input_["subject"] = {name: value for name, value in input_["subject"].items() if name not in masked}
-    return msgspec.convert(input_, Evaluation)
+    try:
+        return msgspec.convert(input_, Evaluation)
+    except msgspec.ValidationError as error:
+        raise UserError(
+            f"decision {decision} cannot be asked again ({error}): [team_authz] decision_log_masks leaves a part out"
+        ) from None
 
 
 def _named(user: str, action: str, resource: str, team: str | None) -> Evaluation:
     from airflow_team_authz.cli.support.login import login_manager, name_of
-    from airflow_team_authz.cli.support.vocabulary import nearest, resource_words
+    from airflow_team_authz.cli.support.resources import resource_named
     from airflow_team_authz.model import Evaluation
 
-    type_, separator, id_ = resource.partition("/")
-    if not separator or not id_:
+    if action != "list" and not resource.partition("/")[2]:
         raise UserError(f"{resource!r} is not a resource: write TYPE/ID, such as connection/alpha_db")
-    if type_ not in (known := resource_words("type")):
-        raise UserError(f"{type_!r} is not a type of resource: {nearest(type_, known)}")
+    about = resource_named(action, resource, team)
     with talking_to_stderr():
         manager = login_manager()
         try:
@@ -127,20 +126,7 @@ def _named(user: str, action: str, resource: str, team: str | None) -> Evaluatio
             raise UserError(f"{error}: write the question into a file") from None
         if somebody is None:
             raise UserError(f"{name_of(manager)} knows nobody called {user}")
-        return Evaluation(manager.subject(somebody), action, _resource(type_, id_, team))
-
-
-def _resource(type_: str, id_: str, team: str | None) -> Resource:
-    """The resource with the owner that Airflow's database has for it."""
-    from airflow_team_authz.doors.users import owner_of
-    from airflow_team_authz.model import Resource
-
-    if team is not None:
-        return Resource(type_, team, id_)
-    try:
-        return Resource(type_, owner_of(type_, id_), id_)
-    except LookupError as error:
-        raise UserError(f"{error}: name its owner by --team, or write the question into a file") from None
+        return Evaluation(manager.subject(somebody), action, about)
 
 
 # Where the rules are
@@ -149,6 +135,7 @@ def _resource(type_: str, id_: str, team: str | None) -> Resource:
 def _files(settings: EngineSettings, sources: Path | None) -> tuple[Mapping[str, bytes], str]:
     """The files of the policy that is in force, and where they come from."""
     from airflow_team_authz.engines.choice import packaged_baseline
+    from airflow_team_authz.review.names import read_policy
 
     policy = settings.policy
     if sources is None and settings.opa_url is None and isinstance(policy, Path) and policy.is_dir():
@@ -156,21 +143,16 @@ def _files(settings: EngineSettings, sources: Path | None) -> tuple[Mapping[str,
     if sources is not None:
         if not sources.is_dir():
             raise UserError(f"{sources} is not a directory: name the policy directory")
-        return dict(_read(sources)), str(sources)
+        files = read_policy(sources)
+        if len(files) > _MOST_FILES:
+            raise UserError(f"{sources} holds more than {_MOST_FILES} files: is it a policy directory?")
+        return files, str(sources)
     if settings.opa_url is None and policy in {None, packaged_baseline()}:
         return {}, "the package"
     raise UserError(
         "a bundle and an OPA server have no rules that can be read here: name the policy directory that they were "
         "made from by --sources"
     )
-
-
-def _read(directory: Path) -> Iterator[tuple[str, bytes]]:
-    for number, path in enumerate(sorted(directory.rglob("*"))):
-        if number > _MOST_FILES:
-            raise UserError(f"{directory} holds more than {_MOST_FILES} files: is it a policy directory?")
-        if path.suffix in {".rego", ".json", ".yaml", ".yml"} and path.is_file():
-            yield path.relative_to(directory).as_posix(), path.read_bytes()
 
 
 # How it is told
@@ -193,20 +175,15 @@ def _print_text(explanation: Explanation) -> None:
 
 def _print_markdown(explanation: Explanation) -> None:
     decision, question = explanation.decision, explanation.question
-    print_line(f"## {'Allowed' if decision.allow else 'Denied'}: {_code('; '.join(decision.reasons))}")
+    print_line(f"## {'Allowed' if decision.allow else 'Denied'}: {as_code('; '.join(decision.reasons))}")
     print_line()
-    print_line(f"{_code(f'{question.subject.type} {question.subject.id}')}{_standing(explanation)}")
+    print_line(f"{as_code(f'{question.subject.type} {question.subject.id}')}{_standing(explanation)}")
     print_line()
     for number, step in enumerate(explanation.steps, 1):
         print_line(f"{number}. **{step.name}**: {_said(step)}")
         for told in _rules(explanation, step):
-            print_line(f"   - {_code(told)}")
+            print_line(f"   - {as_code(told)}")
     _print_changes(explanation, "- ")
-
-
-def _code(text: str) -> str:
-    """Text of others as code, which Markdown leaves alone."""
-    return "`` " + text.replace("`", "'") + " ``"
 
 
 def _print_json(explanation: Explanation) -> None:
@@ -290,4 +267,4 @@ def _rules(explanation: Explanation, step: Step) -> Iterator[str]:
             yield f"{place} would {would} it, but line {rule.missing.line} does not hold: {rule.missing.text}"
 
 
-_PRINT = {Form.TEXT: _print_text, Form.JSON: _print_json, Form.MARKDOWN: _print_markdown}
+_PRINT = {Report.TEXT: _print_text, Report.JSON: _print_json, Report.MARKDOWN: _print_markdown}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from airflow_team_authz.cli.access import of_inventory
-from airflow_team_authz.cli.support.console import Progress, UserError, print_json, print_line
+from airflow_team_authz.cli.support.console import Progress, Report, UserError, as_code, print_json, print_line
 from airflow_team_authz.cli.support.engine import Named, opened
 
 if TYPE_CHECKING:
@@ -23,14 +23,6 @@ FAILED = 1
 _MOST_LINES = 100
 # Each takes a part of a second to look up.
 _MOST_PLACED = 20
-
-
-class Form(StrEnum):
-    """The form of the report."""
-
-    TEXT = "text"
-    JSON = "json"
-    MARKDOWN = "markdown"
 
 
 class FailOn(StrEnum):
@@ -50,7 +42,7 @@ def impact(
     fail_on: Annotated[
         FailOn | None, typer.Option(help="Exit code 1 if anything is gained, or lost, or either.")
     ] = None,
-    output: Annotated[Form, typer.Option("--output", "-o", help="The form of the report.")] = Form.TEXT,
+    output: Annotated[Report, typer.Option("--output", "-o", help="The form of the report.")] = Report.TEXT,
 ) -> None:
     """Show what a change of the policy lets people and tasks do, and what they may no longer do.
 
@@ -74,7 +66,7 @@ def impact(
     except NotDecided as error:
         raise UserError(str(error)) from None
     places = _places(found, *sources)
-    if output is Form.JSON:
+    if output is Report.JSON:
         _print_json(found, places, unseen)
     else:
         _PRINT[output](found, places, unseen)
@@ -125,17 +117,12 @@ def _print_markdown(found: Found, places: list[tuple[str, ...]], unseen: list[st
             print_line(f"## {heading}")
             print_line()
             for line in lines:
-                print_line(f"- {_plain(line)}")
+                print_line(f"- {as_code(line)}")
             print_line()
     print_line(_asked(found))
     print_line()
     for told in unseen:
         print_line(f"- Not seen: {told}.")
-
-
-def _plain(text: str) -> str:
-    """Text of others as code, which Markdown leaves alone."""
-    return "`` " + text.replace("`", "'") + " ``"
 
 
 def _lines(found: Found, places: list[tuple[str, ...]], gained: bool | None = None) -> Iterator[str]:
@@ -205,4 +192,4 @@ def _as_json(change: Change) -> dict[str, Any]:
     }
 
 
-_PRINT = {Form.TEXT: _print_text, Form.MARKDOWN: _print_markdown}
+_PRINT = {Report.TEXT: _print_text, Report.MARKDOWN: _print_markdown}

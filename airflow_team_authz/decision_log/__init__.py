@@ -184,8 +184,10 @@ def _entry(
 def _about(question: Evaluations) -> tuple[Hashable, ...]:
     """What makes two refusals the same. Not whose a resource is: an id in an answer would tell that it has changed."""
     subject, resources = question.subject, question.resources
-    named = tuple((resource.type, resource.id, resource.entity) for resource in resources[:MOST_RESOURCES])
-    return origin.door(), subject.type, subject.id, question.action, len(resources), named
+    named = tuple((resource.type, resource.id, resource.entity) for resource in resources)
+    # Of very many a number is kept that nobody can foresee, since it differs in each process.
+    about: Hashable = named if len(named) <= MOST_RESOURCES else (hash(named), *named[:1])
+    return origin.door(), subject.type, subject.id, question.action, len(resources), about
 
 
 def _tell(decision: Decision, revision: str, id_: str) -> None:

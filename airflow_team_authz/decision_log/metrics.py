@@ -56,6 +56,8 @@ class Metrics:
         self._durations: dict[tuple[str, str], deque[int]] = {}
         self._revision, self._since = "", time.monotonic()
         self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+        self._failure = ""
         self._told.clear()
 
     def decided(self, question: Evaluations, decisions: Sequence[Decision], revision: str, nanoseconds: int) -> str:
@@ -99,13 +101,22 @@ class Metrics:
 
     def _begin(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._tell_again, name="team-authz-metrics", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._tell_again, name="team-authz-metrics", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                # The system has no more threads: the next question tries again.
+                return
+            self._thread = thread
 
     def _tell_again(self) -> None:
-        while True:
-            time.sleep(PERIOD_SECONDS)
+        while not self._closed.wait(PERIOD_SECONDS):
             self.tell()
+
+    def close(self) -> None:
+        """Hand on what was counted, and stop."""
+        self._closed.set()
+        self.tell()
 
     def tell(self) -> None:
         """Hand on what was counted since the last time."""
@@ -120,8 +131,12 @@ class Metrics:
                     self._meter.timing("team_authz.duration", nanoseconds / 1e6, tags={"door": door, "kind": kind})
             self._meter.gauge("team_authz.policy.age_seconds", round(time.monotonic() - self._since), tags={})
             self._tell_of_log()
-        except Exception:
-            log.exception("metrics could not be told")
+            self._failure = ""
+        except Exception as error:
+            # Once, and not every period for as long as it lasts.
+            if self._failure != repr(error):
+                log.exception("Airflow's metrics took no counts")
+            self._failure = repr(error)
 
     def _tell_of_log(self) -> None:
         for writer in self._log.writers:

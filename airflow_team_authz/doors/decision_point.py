@@ -12,7 +12,10 @@ from airflow_team_authz.decision_log import DecisionLog, open_log
 from airflow_team_authz.decision_log.metrics import Metrics
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.choice import default_state, open_engine
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.settings import Settings, metrics_are_on, read_database, read_settings
+
+log = logger(__name__)
 
 _opening = Lock()
 
@@ -59,7 +62,12 @@ def decision_log() -> DecisionLog:
 @cache
 def _metrics() -> Metrics | None:
     """The counter of decisions, if Airflow sends metrics."""
-    if not metrics_are_on():
+    try:
+        if not metrics_are_on():
+            return None
+    except Exception as error:
+        # Airflow itself goes on without metrics, and so do decisions.
+        log.warning("decisions are not counted, since [metrics] cannot be read: %s", error)
         return None
     from airflow.observability import stats
 

@@ -431,12 +431,20 @@ def _with_destinations(action: str, resources: list[Resource]) -> list[Resource]
 
 def owner_of(type_: str, id_: str) -> str | None:
     """The team of something in Airflow's database; ``None`` for what is common. ``LookupError`` if it is not there."""
-    keys = {"connection": Connection.conn_id, "dag": DagModel.dag_id, "pool": Pool.pool, "variable": Variable.key}
+    keys = {
+        "connection": Connection.conn_id,
+        "dag": DagModel.dag_id,
+        "pool": Pool.pool,
+        "team": Team.name,
+        "variable": Variable.key,
+    }
     if type_ not in keys:
         raise LookupError(f"Airflow's database does not say whose a {type_} is")
     with create_session(scoped=False) as session:
         if session.scalar(select(keys[type_]).where(keys[type_] == id_)) is None:
             raise LookupError(f"there is no {type_} {id_}")
+        if type_ == "team":
+            return id_
         team_id: str | None = teams_of_dags([id_], session)[id_] if type_ == "dag" else _OWNERS[type_](id_)
         return team_id
 

@@ -100,7 +100,8 @@ class Policy(NamedTuple):
 
         It grows with what is told of the subject, which comes first in a question.
         """
-        subject = max(question.find(b'"resources":'), 0)
+        # The last one: a claim may be called so, too.
+        subject = max(question.rfind(b'"resources":'), 0)
         fuel = FUEL_BASE + size * FUEL_PER_RESOURCE + teams * FUEL_PER_TEAM
         fuel += subject * FUEL_PER_SUBJECT_BYTE + self.directory_bytes * FUEL_PER_DIRECTORY_BYTE
         if pace is None:

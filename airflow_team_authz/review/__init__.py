@@ -20,6 +20,7 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "asset.state": ("read", "update", "delete"),
     "asset_alias": _READ,
     "asset_alias.audit_log": _READ,
+    "asset_alias.event": _READ,
     "configuration": _READ,
     "connection": _OF_ALL,
     "connection.audit_log": _READ,

@@ -16,7 +16,6 @@ from airflow_team_authz.review import ACTIONS, Asked, Who, fits
 from airflow_team_authz.review.names import PLATFORM, Names, Package, Sources, joined
 from airflow_team_authz.team_ids import is_team_id
 
-# As Airflow has it for team names.
 # What no policy names.
 OTHER = "any-other"
 _ANOTHER = f"{OTHER}-team"

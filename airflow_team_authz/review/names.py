@@ -144,11 +144,7 @@ class Sources:
 
     def entries(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         """Table, name and entry of each name that the directory has in full."""
-        tables = {table: self.directory.get(table) or {} for table in ("groups", "roles")}
-        tables |= {f"claims.{claim}": values for claim, values in (self.directory.get("claims") or {}).items()}
-        for table, names in tables.items():
-            for name, entries in names.items():
-                yield from ((table, name, entry) for entry in entries)
+        return directory_entries(self.directory)
 
     def patterns(self) -> Iterator[tuple[str, str]]:
         """Table and pattern: ``groups``, ``airflow-<team>-<role>``."""
@@ -156,13 +152,30 @@ class Sources:
             yield from ((table, pattern) for pattern in self.directory.get(f"{table.removesuffix('s')}_patterns") or {})
 
 
+def directory_entries(directory: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Table, name and entry of each name that a directory has in full: ``groups``, ``claims.department``, …"""
+    tables = {table: directory.get(table) or {} for table in ("groups", "roles")}
+    tables |= {f"claims.{claim}": values for claim, values in (directory.get("claims") or {}).items()}
+    for table, names in tables.items():
+        for name, entries in names.items():
+            yield from ((table, name, entry) for entry in entries)
+
+
 def read_sources(policy: Path, opa: str | None = None) -> Sources:
     """The sources of a policy directory, or those that a bundle has with it.
 
     ``CompileError`` if they cannot be read.
     """
+    return Sources(read_policy(policy), opa)
+
+
+def read_policy(policy: Path) -> Mapping[str, bytes]:
+    """The files of a policy directory that an engine loads, or those that a bundle has with it, by path.
+
+    ``CompileError`` if they cannot be read.
+    """
     try:
-        return Sources(_files(policy), opa)
+        return _files(policy)
     except (OSError, ValueError, BundleRefused) as error:
         raise CompileError(f"the policy {policy} cannot be read: {error}") from None
 

@@ -130,10 +130,10 @@ def test_a_condition_that_needs_a_later_one_leaves_only_that_rule_unexplained(ex
 def test_what_would_allow_it_is_named_with_who_gives_it(explained):
     told = explained({"roles": ["op"], "team_ids": ["beta"]})
     assert [change["told"] for change in told["changes"]] == [
-        "the role admin on the platform, which group all gives",
         "the role op in team alpha, which group alpha-ops gives",
         "membership in team alpha, with the login's own roles, which role Staff gives",
         "the role admin in team alpha, which claim dept=data gives",
+        "the role admin on the platform, which group all gives",
         "membership in team alpha, with the login's own role op",
     ]
 
@@ -153,7 +153,7 @@ def test_a_task_is_explained_too(explained):
 def test_text_names_file_and_line(explained):
     told = explained({"team_ids": ["gamma"]}, id_="shared", output="text")
     assert "teams/alpha/alpha.rego:7 would allow it, but line 11 does not hold: borrower in standing.team_ids\n" in told
-    assert "It would be allowed with one of these:\n  the role admin on the platform, which group all gives\n" in told
+    assert "It would be allowed with one of these:\n  the role op in team alpha, which group alpha-ops gives\n" in told
 
 
 def test_markdown_shows_what_others_wrote_as_code(explained):

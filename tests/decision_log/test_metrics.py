@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
 from airflow_team_authz.decision_log.metrics import Metrics
 from airflow_team_authz.decision_log.origin import come_in
 from airflow_team_authz.model import Evaluations, Resource, Unreachable
+from tests.conftest import errors
 from tests.decision_log.conftest import BOB, NO, YES, Made
 
 DB = Resource("connection", "alpha", "secret_name")
@@ -37,10 +39,17 @@ class Meter:
         return found
 
 
+def no_more_threads(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 @pytest.fixture
-def metered() -> tuple[Metrics, Meter]:
+def metered() -> Iterator[tuple[Metrics, Meter]]:
     meter = Meter()
-    return Metrics(Made().log, meter), meter
+    metrics = Metrics(Made().log, meter)
+    yield metrics, meter
+    metrics.close()
+    assert not metrics._thread or metrics._thread.join(10) or not metrics._thread.is_alive()
 
 
 def test_decisions_lists_and_errors_are_counted_by_door(metered: tuple[Metrics, Meter]) -> None:
@@ -98,11 +107,36 @@ def test_many_threads_lose_no_count(metered: tuple[Metrics, Meter]) -> None:
     assert sum(value for (name, *_), value in meter.sums().items() if name == "team_authz.decisions") == 16_000
 
 
-def test_a_meter_that_fails_disturbs_nobody(metered: tuple[Metrics, Meter]) -> None:
+def test_a_meter_that_fails_disturbs_nobody_and_is_told_once(
+    metered: tuple[Metrics, Meter], caplog: pytest.LogCaptureFixture
+) -> None:
     metrics, meter = metered
+    meter.incr = None  # type: ignore[assignment]
+    for _ in range(3):
+        metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 1)
+        metrics.tell()
+    assert len(errors(caplog)) == 1
+    del meter.incr
+    metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 1)
+    metrics.tell()
+    assert meter.sums()["team_authz.decisions", "baseline", "connection", "deny", "other"] == 1
     meter.incr = None  # type: ignore[assignment]
     metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 1)
     metrics.tell()
+    assert len(errors(caplog)) == 2
+
+
+def test_a_thread_that_cannot_start_disturbs_nobody(
+    metered: tuple[Metrics, Meter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics, meter = metered
+    with monkeypatch.context() as starved:
+        starved.setattr(threading.Thread, "start", no_more_threads)
+        metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 1)
+    metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 1)
+    assert metrics._thread
+    metrics.tell()
+    assert meter.sums()["team_authz.decisions", "baseline", "connection", "deny", "other"] == 2
 
 
 def test_a_forked_child_tells_only_its_own(metered: tuple[Metrics, Meter]) -> None:
@@ -120,6 +154,23 @@ def test_a_forked_child_tells_only_its_own(metered: tuple[Metrics, Meter]) -> No
     assert os.read(read, 10) == b"1"
     metrics.tell()
     assert sum(value for (name, *_), value in meter.sums().items() if name == "team_authz.decisions") == 1
+
+
+def test_metrics_that_are_set_wrong_stop_no_decision() -> None:
+    """In a process of its own: Airflow reads its settings once."""
+    code = (
+        "from airflow_team_authz.doors.decision_point import decision_point, flush_log\n"
+        "from airflow_team_authz.model import Evaluations, Resource, Subject\n"
+        "question = Evaluations(Subject('user', 'bob'), 'read', [Resource('connection', 'alpha', 'db')])\n"
+        "print(decision_point().decide(question).decisions[0].allow)\n"
+        "flush_log()\n"
+    )
+    settings = {"AIRFLOW__METRICS__OTEL_ON": "perhaps", "AIRFLOW__TEAM_AUTHZ__DECISION_LOG": "none"}
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | settings, check=True, capture_output=True, text=True
+    )
+    assert told.stdout.splitlines()[-1] == "False"
+    assert "decisions are not counted, since [metrics] cannot be read" in told.stdout + told.stderr
 
 
 def test_airflows_statsd_gets_them() -> None:

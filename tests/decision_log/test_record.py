@@ -15,7 +15,7 @@ import pytest
 from airflow_team_authz.decision_log import origin
 from airflow_team_authz.decision_log.bursts import Bursts, Repeated
 from airflow_team_authz.decision_log.levels import Levels
-from airflow_team_authz.decision_log.record import Entry, Form, encode, new_id
+from airflow_team_authz.decision_log.record import MOST_RESOURCES, Entry, Form, encode, new_id
 from airflow_team_authz.engines import DecisionPoint, Reply
 from airflow_team_authz.model import Context, Decision, EngineError, Evaluations, Resource, Subject, Unreachable
 from tests.decision_log.conftest import BOB, NO, SCHEMA, YES, Made, valid
@@ -147,6 +147,8 @@ def test_what_differs_is_no_repetition(make: Make) -> None:
     ]
     with origin.at("datasets"):
         ids.append(made.decided(DB))
+    many = [Resource("connection", "alpha", f"db{number}") for number in range(3 * MOST_RESOURCES)]
+    ids += [made.decided(*many), made.decided(*many[:-1], DB), made.decided(DB, *many[1:])]
     assert len(set(ids)) == len(ids)
 
 

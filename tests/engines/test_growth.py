@@ -105,3 +105,10 @@ def test_an_exhausted_allowance_blames_whose_rule_it_was(
             assert not [message for message in errors(caplog) if "lists leave out" in message]
         else:
             assert [resource.team_id for resource in point.allowed(several)] == [None]
+
+
+def test_a_claim_named_as_the_resources_takes_no_allowance_away(engines: Engines) -> None:
+    claims = {"resources": names("N"), "department": tuple(DIRECTORY["claims"]["department"])[:MINE]}
+    subject = Subject("user", "ann", claims=claims)
+    (decision,) = engines.in_process.decide(Evaluations(subject, "update", [Resource("pool", "team7", "p")])).decisions
+    assert decision.allow is True

@@ -27,6 +27,22 @@ class Output(StrEnum):
     JSON = "json"
 
 
+class Report(StrEnum):
+    """The form of a report."""
+
+    TEXT = "text"
+    JSON = "json"
+    MARKDOWN = "markdown"
+
+
+class Table(StrEnum):
+    """The form of a table; JSON is one row a line."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
 OutputOption = Annotated[
     Output, typer.Option("--output", "-o", help="Text for people, or JSON for programs.", show_choices=True)
 ]
@@ -89,6 +105,11 @@ def complain(message: str) -> None:
 def print_line(text: str = "", heading: str = "", keep: str = "") -> None:
     """One line on stdout, escaped but for what to ``keep``; the heading before it is bold, if this is a terminal."""
     _echo((typer.style(escaped(heading), bold=True) if heading else "") + escaped(text, keep))
+
+
+def as_code(text: str) -> str:
+    """Text of others as code, which Markdown leaves alone."""
+    return "`` " + text.replace("`", "'") + " ``"
 
 
 def print_json(value: Any) -> None:
