@@ -106,7 +106,7 @@ class Settings(BaseModel):
     decision_log: str = Field(
         "database",
         description="Where decisions are recorded: database (Airflow's own, after `airflow db migrate`), file, log "
-        "(Airflow's standard log), several of them separated by commas, or none.",
+        "(Airflow's standard log), server (a bundle server), several of them separated by commas, or none.",
     )
     decision_log_levels: str = Field(
         "changes",
@@ -120,6 +120,14 @@ class Settings(BaseModel):
     decision_log_file: Path | None = Field(
         None,
         description="The file of the sink file, one record a line. Unset: decisions.ndjson in the directory state.",
+    )
+    decision_log_url: str | None = Field(
+        None,
+        description="The bundle server of the sink server: https://host. Unset: the one that policy names.",
+    )
+    decision_log_token_file: Path | None = Field(
+        None,
+        description="File with a reader's token for the bundle server of the sink server. Unset: policy_token_file.",
     )
     decision_log_days: int = Field(90, ge=1, le=36_500, description="How many days the database keeps a record.")
     state: Path | None = Field(
@@ -169,6 +177,7 @@ class Settings(BaseModel):
         "opa_client_cert_file",
         "opa_client_key_file",
         "opa_token_file",
+        "decision_log_token_file",
     )
     @classmethod
     def _exists(cls, value: Path | str | None) -> Path | str | None:
@@ -176,6 +185,15 @@ class Settings(BaseModel):
         if isinstance(value, Path) and not os.path.exists(value):
             # Not the value: who has put a token instead of its file there must not find it in a log.
             raise ValueError("there is no such file")
+        return value
+
+    @field_validator("decision_log_url")
+    @classmethod
+    def _is_server(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = urlsplit(value)
+            if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
+                raise ValueError("write the address of a bundle server, such as https://bundles.example")
         return value
 
     @field_validator("decision_log", "decision_log_levels", "decision_log_masks")
@@ -197,6 +215,27 @@ class Settings(BaseModel):
     def claim_names(self) -> tuple[str, ...]:
         """The names in ``claims``."""
         return tuple(name for part in (self.claims or "").split(",") if (name := part.strip()))
+
+    @property
+    def decision_log_server(self) -> str:
+        """The address of the bundle server that takes decisions; empty if there is none."""
+        if self.decision_log_url or not isinstance(self.policy, str):
+            return self.decision_log_url or ""
+        parts = urlsplit(self.policy)
+        return f"{parts.scheme}://{parts.netloc}" if parts.scheme in {"http", "https"} else ""
+
+    @property
+    def decision_log_server_token(self) -> Path | None:
+        """The file with the token for it."""
+        return self.decision_log_token_file or (None if self.decision_log_url else self.policy_token_file)
+
+    @model_validator(mode="after")
+    def _has_a_server(self) -> Settings:
+        from airflow_team_authz.decision_log import sink_names
+
+        if "server" in sink_names(self.decision_log) and not self.decision_log_server:
+            raise ValueError("decision_log names the sink server, so decision_log_url must name a bundle server")
+        return self
 
     @model_validator(mode="after")
     def _one_engine(self) -> Settings:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logger(__name__)
 
-SINKS = ("database", "file", "log")
+SINKS = ("database", "file", "log", "server")
 NO_SINK = "none"
 
 
@@ -51,6 +51,10 @@ class LogSettings(Protocol):
     def decision_log_file(self) -> Path | None: ...
     @property
     def decision_log_days(self) -> int: ...
+    @property
+    def decision_log_server(self) -> str: ...
+    @property
+    def decision_log_server_token(self) -> Path | None: ...
 
 
 class DecisionLog:
@@ -63,7 +67,14 @@ class DecisionLog:
         self._tells_lines = tells_lines
         self.writers = [Writer(sink, form, self._end_bursts) for sink in sinks]
 
-    def decided(self, question: Evaluations, decisions: Sequence[Decision], revision: str, nanoseconds: int) -> str:
+    def decided(
+        self,
+        question: Evaluations,
+        decisions: Sequence[Decision],
+        revision: str,
+        nanoseconds: int,
+        engines_ids: Sequence[str] = (),
+    ) -> str:
         """The id of the record of these decisions; nothing if there is none."""
         allowed = 0
         for decision in decisions:
@@ -74,24 +85,31 @@ class DecisionLog:
         recorded = self._levels.of(resources[0].type, question.action)
         try:
             if allowed < len(resources):
-                return self._refused(question, decisions, revision, nanoseconds, allowed, recorded.denied)
+                return self._refused(question, decisions, revision, nanoseconds, allowed, recorded.denied, engines_ids)
             if not recorded.allowed or not self.writers:
                 return ""
-            entry = _entry(question, decisions, revision, nanoseconds, allowed)
+            entry = _entry(question, decisions, revision, nanoseconds, allowed, engines_ids=engines_ids)
             self._offer(entry)
             return entry.id
         except Exception:
             log.exception("a decision could not be recorded")
             return ""
 
-    def listed(self, question: Evaluations, allowed: Sequence[Resource], revision: str, nanoseconds: int) -> None:
+    def listed(
+        self,
+        question: Evaluations,
+        allowed: Sequence[Resource],
+        revision: str,
+        nanoseconds: int,
+        engines_ids: Sequence[str] = (),
+    ) -> None:
         """Note what a list holds."""
         resources = question.resources
         if not resources or not self._levels.of(resources[0].type, question.action).lists:
             return
         try:
             refused = refused_of(resources, allowed)
-            self._offer(_entry(question, None, revision, nanoseconds, len(allowed), refused))
+            self._offer(_entry(question, None, revision, nanoseconds, len(allowed), refused, engines_ids=engines_ids))
         except Exception:
             log.exception("a decision could not be recorded")
 
@@ -118,13 +136,15 @@ class DecisionLog:
         nanoseconds: int,
         allowed: int,
         is_recorded: bool,
+        engines_ids: Sequence[str],
     ) -> str:
         id_ = ""
         if is_recorded and self.writers:
             about = _about(question)
             if before := self._bursts.again(about):
                 return before
-            id_ = self._begin(about, _entry(question, decisions, revision, nanoseconds, allowed))
+            entry = _entry(question, decisions, revision, nanoseconds, allowed, engines_ids=engines_ids)
+            id_ = self._begin(about, entry)
         if self._tells_lines:
             for decision in decisions:
                 if decision.allow is not True:
@@ -167,6 +187,7 @@ def _entry(
     allowed: int,
     resources: Sequence[Resource] | None = None,
     error: EngineError | None = None,
+    engines_ids: Sequence[str] = (),
 ) -> Entry:
     """What is to be recorded; of many resources a part, which is chosen here unless it is given."""
     asked = len(question.resources)
@@ -177,7 +198,7 @@ def _entry(
         question = replace(question, resources=())
     return Entry(
         new_id(), time.time_ns(), nanoseconds, origin.current(), question, revision, asked, allowed, resources or (),
-        decisions, error,
+        decisions, error, None, engines_ids,
     )  # fmt: skip
 
 
@@ -219,6 +240,10 @@ def open_log(settings: LogSettings, engine: Callable[[], Engine], schema: str | 
             sinks.append(
                 Database(engine, schema, settings.decision_log_days, None if "log" in names else StandardLog())
             )
+        elif name == "server":
+            from airflow_team_authz.decision_log.bundle_server import BundleServer
+
+            sinks.append(BundleServer(settings.decision_log_server, settings.decision_log_server_token))
         else:
             sinks.append(StandardLog() if name == "log" else File(log_file(settings, state)))
     return DecisionLog(

@@ -60,7 +60,14 @@ class Metrics:
         self._failure = ""
         self._told.clear()
 
-    def decided(self, question: Evaluations, decisions: Sequence[Decision], revision: str, nanoseconds: int) -> str:
+    def decided(
+        self,
+        question: Evaluations,
+        decisions: Sequence[Decision],
+        revision: str,
+        nanoseconds: int,
+        engines_ids: Sequence[str] = (),
+    ) -> str:
         """See ``engines.Observer``."""
         door = origin.door()
         for resource, decision in zip(question.resources, decisions, strict=False):
@@ -68,15 +75,22 @@ class Metrics:
                 ("decisions", door, decision.layer, "allow" if decision.allow is True else "deny", resource.type)
             )
         self._took(("decision", door), revision, nanoseconds)
-        return self._log.decided(question, decisions, revision, nanoseconds)
+        return self._log.decided(question, decisions, revision, nanoseconds, engines_ids)
 
-    def listed(self, question: Evaluations, allowed: Sequence[Resource], revision: str, nanoseconds: int) -> None:
+    def listed(
+        self,
+        question: Evaluations,
+        allowed: Sequence[Resource],
+        revision: str,
+        nanoseconds: int,
+        engines_ids: Sequence[str] = (),
+    ) -> None:
         """See ``engines.Observer``."""
         door = origin.door()
         if question.resources:
             self._count(("lists", door, question.resources[0].type))
             self._took(("list", door), revision, nanoseconds)
-        self._log.listed(question, allowed, revision, nanoseconds)
+        self._log.listed(question, allowed, revision, nanoseconds, engines_ids)
 
     def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str:
         """See ``engines.Observer``."""

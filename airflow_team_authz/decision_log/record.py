@@ -22,7 +22,7 @@ from msgspec import UNSET
 
 from airflow_team_authz.decision_log.bursts import Repeated
 from airflow_team_authz.decision_log.origin import Origin
-from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource
+from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource, code_of
 
 try:
     _VERSION = version("airflow-team-authz")
@@ -31,6 +31,8 @@ except PackageNotFoundError:
 # Of a question about many resources a record holds as many, refused ones first.
 MOST_RESOURCES = 50
 _LONGEST_PATH = 1_000
+# Of an OPA server's own ids; a list of very many resources is asked in parts.
+_LONGEST_ID, _MOST_IDS = 64, 20
 DEFAULT_MASKS = "/input/subject/claims"
 HIDDEN = "***"
 
@@ -78,6 +80,7 @@ class Entry(NamedTuple):
     decisions: Sequence[Decision] | None = None
     error: EngineError | None = None
     repeated: Repeated | None = None
+    engines_ids: Sequence[str] = ()
 
 
 class Gap(NamedTuple):
@@ -158,7 +161,7 @@ class Form:
             if value:
                 record[name] = value
         record["custom"] = self._custom(entry, is_list)
-        self._mask(record)
+        self.mask(record)
         return record
 
     def gap(self, gap: Gap, sink: str) -> dict[str, Any]:
@@ -187,6 +190,11 @@ class Form:
             "asked": entry.asked,
             "allowed": entry.allowed,
         }
+        said = (reason for decision in entry.decisions or () for reason in decision.reasons)
+        if codes := sorted(set(filter(None, map(code_of, said)))):
+            custom["codes"] = codes
+        if entry.engines_ids:
+            custom["opa_decision_ids"] = [str(id_)[:_LONGEST_ID] for id_ in entry.engines_ids[:_MOST_IDS]]
         request = {"id": origin.request_id(), "method": str(origin.method), "path": str(origin.path)[:_LONGEST_PATH]}
         if request := {name: value for name, value in request.items() if value}:
             custom["request"] = request
@@ -199,10 +207,12 @@ class Form:
             }
         return custom
 
-    def _mask(self, record: dict[str, Any]) -> None:
+    def mask(self, record: dict[str, Any]) -> None:
+        """Take away what the masks name; ``erased`` says what it was."""
         erased = [mask for mask, parts in self._masks if _erase(record, parts)]
         if erased:
-            record["erased"] = erased
+            told = record.get("erased")
+            record["erased"] = list(dict.fromkeys([*(told if isinstance(told, list) else []), *erased]))
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -42,10 +43,14 @@ Value = bytes | msgspec.Raw
 
 
 class Reply(NamedTuple):
-    """An engine's answer: the JSON of the entrypoint's value, and the revision of the policy."""
+    """An engine's answer: the JSON of the entrypoint's value, and the revision of the policy.
+
+    ``record_id`` is that of the engine's own record, as an OPA server has whose configuration has ``decision_logs``.
+    """
 
     value: Value
     revision: str
+    record_id: str = ""
 
 
 class Engine(Protocol):
@@ -66,10 +71,25 @@ class Observer(Protocol):
     """Is told of each question and what came of it, after how many nanoseconds, by the thread that asked.
 
     It neither raises nor waits. Its answer is the id of the record that it makes of this; empty if it makes none.
+    ``engines_ids`` are those of the engine's own records of it.
     """
 
-    def decided(self, question: Evaluations, decisions: Sequence[Decision], revision: str, nanoseconds: int) -> str: ...
-    def listed(self, question: Evaluations, allowed: Sequence[Resource], revision: str, nanoseconds: int) -> None: ...
+    def decided(
+        self,
+        question: Evaluations,
+        decisions: Sequence[Decision],
+        revision: str,
+        nanoseconds: int,
+        engines_ids: Sequence[str] = (),
+    ) -> str: ...
+    def listed(
+        self,
+        question: Evaluations,
+        allowed: Sequence[Resource],
+        revision: str,
+        nanoseconds: int,
+        engines_ids: Sequence[str] = (),
+    ) -> None: ...
     def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str: ...
 
 
@@ -84,6 +104,13 @@ class _Nobody:
 
     def failed(self, *_: object) -> str:
         return ""
+
+
+class _Heard(threading.local):
+    """Ids of the engine's records of the question that this thread asks."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
 
 
 class Answer(NamedTuple):
@@ -108,6 +135,7 @@ class DecisionPoint:
         self._outages = Outages()
         self._left_out = LeftOut()
         self._pace = 1.0
+        self._heard = _Heard()
         if (report := getattr(engine, "report_left_out", None)) is not None:
             report(self._left_out.told)
 
@@ -121,6 +149,7 @@ class DecisionPoint:
         ``aside``: nobody is refused or allowed anything by this, so the observer is told of errors only.
         """
         began = time.perf_counter_ns()
+        heard = self._heard.ids = []
         try:
             decisions, revision = self._decide(question)
         except EngineError as error:
@@ -129,7 +158,7 @@ class DecisionPoint:
         if aside:
             return Answer(decisions, revision)
         taken = time.perf_counter_ns() - began
-        return Answer(decisions, revision, self._observer.decided(question, decisions, revision, taken))
+        return Answer(decisions, revision, self._observer.decided(question, decisions, revision, taken, heard))
 
     def refuse(self, question: Evaluations, reason: str) -> str:
         """Tell the observer of what a door refuses without asking, as nobody can say what to ask; the record's id."""
@@ -155,6 +184,7 @@ class DecisionPoint:
         began = time.perf_counter_ns()
         allowed: list[Resource] = []
         revision = ""
+        heard = self._heard.ids = []
         try:
             for part in _chunks(question):
                 answered, revision = self._allowed(part)
@@ -163,7 +193,7 @@ class DecisionPoint:
             error.decision_id = self._observer.failed(question, error, time.perf_counter_ns() - began)
             raise
         if not aside:
-            self._observer.listed(question, allowed, revision, time.perf_counter_ns() - began)
+            self._observer.listed(question, allowed, revision, time.perf_counter_ns() - began, heard)
         return allowed
 
     def _allowed(self, question: Evaluations) -> tuple[list[Resource], str]:
@@ -262,6 +292,8 @@ class DecisionPoint:
         try:
             reply = self._engine.query(entrypoint, encoded, len(question.resources), len(_owners(question)), pace)
             answer = read(reply.value, question)
+            if reply.record_id:
+                self._heard.ids.append(reply.record_id)
         except EngineError as engine_error:
             error = engine_error
             if entrypoint == "decisions" and isinstance(error, TooLong):

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from airflow_team_authz.gate.codes import rule_code_findings
 from airflow_team_authz.gate.findings import WARNING, Finding, of_opa
 from airflow_team_authz.gate.measures import code_findings, data_findings
 from airflow_team_authz.gate.modules import (
@@ -353,8 +354,11 @@ class _Check:
 
 
 def _in_vain(modules: list[Module]) -> Iterator[Finding]:
-    """Rules that certainly have no effect; what may be meant is a warning, see ``policy_files.warnings_of``."""
+    """Rules that certainly have no effect, and wrong codes; for warnings see ``policy_files.warnings_of``."""
     rules = [module for module in modules if not module.name.endswith("_test.rego")]
+    yield from (
+        one for one in rule_code_findings({module.name: module.tree for module in rules}) if one.level != WARNING
+    )
     for module in rules:
         others = [constants_of(other.tree) for other in rules if other.package == module.package]
         known = {name: value for constants in others for name, value in constants.items()}

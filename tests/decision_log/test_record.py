@@ -39,6 +39,14 @@ def test_a_refusal_is_an_event_of_opas_form(make: Make) -> None:
     assert record["custom"] == {"outcome": "deny", "door": "other", "asked": 1, "allowed": 0}
 
 
+def test_codes_of_the_rules_that_decide_are_told(make: Make) -> None:
+    made = make("denied")
+    said = [Decision(False, ("B-2: closed", "A-1: sealed", "no code: x"), "team"), Decision(False, ("A-1: y",), "team")]
+    made.log.decided(Evaluations(BOB, "use", [DB, Resource("pool", "alpha", "p")]), said, "", 1)
+    (record,) = made.records()
+    assert record["custom"]["codes"] == ["A-1", "B-2"]
+
+
 def test_an_error_is_recorded_without_a_result(make: Make) -> None:
     made = make("denied")
     id_ = made.failed(Unreachable("nobody answers"))
