@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from msgspec.structs import replace
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.gate.codes import code_in
 from airflow_team_authz.model import Decision, Evaluation, Evaluations, Resource, Standing, Subject
-from airflow_team_authz.opa.compile import CompileError, find_opa, merged, run_opa, shipped_policies
+from airflow_team_authz.opa.compile import CompileError, find_opa, merged, run_opa, scratch_directory, shipped_policies
 from airflow_team_authz.review.names import directory_entries
 
 _POLICY = "policy"
@@ -175,7 +174,7 @@ class _Found(NamedTuple):
 def _evaluate(files: Mapping[str, bytes], question: Evaluation) -> _Found:
     """The values of a policy's rules for one question."""
     opa = find_opa()
-    with tempfile.TemporaryDirectory() as directory:
+    with scratch_directory() as directory:
         place = Path(directory)
         whole = merged(files)
         for name, content in whole.items():

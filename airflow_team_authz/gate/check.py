@@ -10,7 +10,6 @@ import json
 import os
 import resource
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -33,7 +32,15 @@ from airflow_team_authz.gate.operand_types import operand_findings
 from airflow_team_authz.gate.package_files import Data, layout_findings, read_package
 from airflow_team_authz.gate.patterns import pattern_findings
 from airflow_team_authz.opa.archive import digest, unpack
-from airflow_team_authz.opa.compile import ENTRYPOINTS, CompileError, find_opa, functions, merged, shipped_policies
+from airflow_team_authz.opa.compile import (
+    ENTRYPOINTS,
+    CompileError,
+    find_opa,
+    functions,
+    merged,
+    scratch_directory,
+    shipped_policies,
+)
 from airflow_team_authz.opa.errors import in_one_text, problems
 from airflow_team_authz.opa.wasm import trouble_with
 from airflow_team_authz.team_ids import is_team_id
@@ -77,7 +84,7 @@ def check_package(
     if any(finding.rule in {"team-id", "file-name", "foreign-file", "not-text", "too-large"} for finding in found):
         return sorted(set(found), key=_order)
     try:
-        with tempfile.TemporaryDirectory() as directory:
+        with scratch_directory() as directory:
             check = _Check(Path(directory), program, files, team_id, platform or {}, data)
             found += check.findings()
     except (CompileError, OSError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from airflow_team_authz.opa.compile import (
     is_shipped,
     policy_files,
     run_opa,
+    scratch_directory,
     shipped_policies,
 )
 
@@ -60,7 +60,7 @@ def rule_findings(files: Mapping[str, bytes], opa: str | None = None) -> list[Fi
     if not rules and not tests:
         return []
     program = find_opa(opa)
-    with tempfile.TemporaryDirectory() as directory:
+    with scratch_directory() as directory:
         place = Path(directory)
         found = [*_in_tests(tests, place / "tests", program), *_against_schema(rules, place / "rules", program)]
         in_vain = list(_decides_nothing(rules, place / "written", program))
@@ -73,7 +73,7 @@ def rule_findings(files: Mapping[str, bytes], opa: str | None = None) -> list[Fi
 def warnings_of(files: Mapping[str, bytes], opa: str | None = None) -> list[Finding]:
     """What of Rego files may be meant as it is, and probably is not; it keeps nothing from being published."""
     rules = {name: text for name, text in files.items() if name.endswith(".rego") and not name.endswith("_test.rego")}
-    with tempfile.TemporaryDirectory() as directory:
+    with scratch_directory() as directory:
         found = _decides_nothing(rules, Path(directory), find_opa(opa))
         return [one for one in found if one.level == WARNING]
 
