@@ -113,13 +113,16 @@ def test_the_identity_of_the_documentation_reads_its_users() -> None:
     assert names["BadgeIdentity"]().subject(user) == Subject("user", "ann", groups=("badge-blue",))
 
 
-def test_every_setting_is_documented_with_its_default() -> None:
+def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
     page = (REPOSITORY / "docs" / "settings.md").read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` \| ?(.*?) ?\|", page, re.MULTILINE))
-    defaults = {
-        name: "" if field.default is None else f"`{field.default}`" for name, field in Settings.model_fields.items()
+    rows = {
+        name: (default.strip(), meaning)
+        for name, default, meaning in re.findall(r"^\| `(\w+)` \|(.*?)\| (.*) \|$", page, re.MULTILINE)
     }
-    assert rows == defaults
+    assert rows == {
+        name: ("" if field.default is None else f"`{field.default}`", field.description)
+        for name, field in Settings.model_fields.items()
+    }
 
 
 def test_links_in_the_documentation_lead_somewhere() -> None:
