@@ -63,7 +63,14 @@ class DecisionLog:
         self._tells_lines = tells_lines
         self.writers = [Writer(sink, form, self._end_bursts) for sink in sinks]
 
-    def decided(self, question: Evaluations, decisions: Sequence[Decision], revision: str, nanoseconds: int) -> str:
+    def decided(
+        self,
+        question: Evaluations,
+        decisions: Sequence[Decision],
+        revision: str,
+        nanoseconds: int,
+        kept: bool = False,  # noqa: ARG002 - a decision is one, wherever its answer was
+    ) -> str:
         """The id of the record of these decisions; nothing if there is none."""
         allowed = 0
         for decision in decisions:
@@ -84,7 +91,14 @@ class DecisionLog:
             log.exception("a decision could not be recorded")
             return ""
 
-    def listed(self, question: Evaluations, allowed: Sequence[Resource], revision: str, nanoseconds: int) -> None:
+    def listed(
+        self,
+        question: Evaluations,
+        allowed: Sequence[Resource],
+        revision: str,
+        nanoseconds: int,
+        kept: bool = False,  # noqa: ARG002
+    ) -> None:
         """Note what a list holds."""
         resources = question.resources
         if not resources or not self._levels.of(resources[0].type, question.action).lists:
