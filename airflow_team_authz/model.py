@@ -7,6 +7,7 @@ evaluation). ``policies/schemas/input.json`` is the same contract seen from the 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,6 +16,8 @@ from msgspec import UNSET, UnsetType
 
 # Actions that change nothing.
 READS = frozenset({"list", "read", "menu"})
+# The code of a rule, with which its reasons begin: two words or more, so that a word before a colon is none.
+CODE = re.compile(r"[A-Z][A-Z0-9]{0,19}(?:-[A-Z0-9]{1,20}){1,3}")
 
 SubjectType = Literal["user", "task", "dag_processor", "triggerer", "watcher"]
 Layer = Literal["guardrail", "team", "baseline", "default"]
@@ -150,6 +153,12 @@ class Decision(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...]
     layer: Layer
     team_version: int | UnsetType = UNSET
+
+
+def code_of(reason: str) -> str:
+    """The code of the rule that gives this reason; empty if it has none."""
+    code, colon, _ = reason.partition(": ")
+    return code if colon and CODE.fullmatch(code) else ""
 
 
 class DirectoryEntry(msgspec.Struct, frozen=True):

@@ -19,8 +19,8 @@ from demo.process import Process, StartError, environment
 
 Settings = Mapping[str, Mapping[str, str]]
 
-_START_SECONDS = 120
-_COMMAND_SECONDS = 120
+_START_SECONDS = 300
+_COMMAND_SECONDS = 300
 _REQUEST_SECONDS = 30
 
 

@@ -63,7 +63,13 @@ class Metrics:
         self._told.clear()
 
     def decided(
-        self, question: Evaluations, decisions: Sequence[Decision], revision: str, nanoseconds: int, kept: bool = False
+        self,
+        question: Evaluations,
+        decisions: Sequence[Decision],
+        revision: str,
+        nanoseconds: int,
+        engines_ids: Sequence[str] = (),
+        kept: bool = False,
     ) -> str:
         """See ``engines.Observer``."""
         door = origin.door()
@@ -73,10 +79,16 @@ class Metrics:
             )
         self._took(("decision", door), revision, nanoseconds)
         self._count(("answers", _CACHE[kept], "decision"))
-        return self._log.decided(question, decisions, revision, nanoseconds, kept)
+        return self._log.decided(question, decisions, revision, nanoseconds, engines_ids, kept)
 
     def listed(
-        self, question: Evaluations, allowed: Sequence[Resource], revision: str, nanoseconds: int, kept: bool = False
+        self,
+        question: Evaluations,
+        allowed: Sequence[Resource],
+        revision: str,
+        nanoseconds: int,
+        engines_ids: Sequence[str] = (),
+        kept: bool = False,
     ) -> None:
         """See ``engines.Observer``."""
         door = origin.door()
@@ -84,7 +96,7 @@ class Metrics:
             self._count(("lists", door, question.resources[0].type))
             self._took(("list", door), revision, nanoseconds)
             self._count(("answers", _CACHE[kept], "list"))
-        self._log.listed(question, allowed, revision, nanoseconds, kept)
+        self._log.listed(question, allowed, revision, nanoseconds, engines_ids, kept)
 
     def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str:
         """See ``engines.Observer``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -50,10 +51,13 @@ Value = bytes | msgspec.Raw
 class Reply(NamedTuple):
     """An engine's answer: the JSON of the entrypoint's value, the revision of the policy, and where to keep it if that
     policy gives the same answer whenever it is asked the same.
+
+    ``record_id`` is that of the engine's own record, as an OPA server has whose configuration has ``decision_logs``.
     """
 
     value: Value
     revision: str
+    record_id: str = ""
     kept: Kept | None = None
 
 
@@ -78,14 +82,26 @@ class Observer(Protocol):
     """Is told of each question and what came of it, after how many nanoseconds, by the thread that asked.
 
     It neither raises nor waits. Its answer is the id of the record that it makes of this; empty if it makes none.
-    ``kept``: the answer was there from an earlier question.
+    ``engines_ids`` are those of the engine's own records of it. ``kept``: an earlier question had the answer.
     """
 
     def decided(
-        self, question: Evaluations, decisions: Sequence[Decision], revision: str, nanoseconds: int, kept: bool = False
+        self,
+        question: Evaluations,
+        decisions: Sequence[Decision],
+        revision: str,
+        nanoseconds: int,
+        engines_ids: Sequence[str] = (),
+        kept: bool = False,
     ) -> str: ...
     def listed(
-        self, question: Evaluations, allowed: Sequence[Resource], revision: str, nanoseconds: int, kept: bool = False
+        self,
+        question: Evaluations,
+        allowed: Sequence[Resource],
+        revision: str,
+        nanoseconds: int,
+        engines_ids: Sequence[str] = (),
+        kept: bool = False,
     ) -> None: ...
     def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str: ...
 
@@ -101,6 +117,13 @@ class _Nobody:
 
     def failed(self, *_: object) -> str:
         return ""
+
+
+class _Heard(threading.local):
+    """Ids of the engine's records of the question that this thread asks."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
 
 
 class Answer(NamedTuple):
@@ -134,6 +157,7 @@ class DecisionPoint:
         self._outages = Outages()
         self._left_out = LeftOut()
         self._pace = 1.0
+        self._heard = _Heard()
         if (report := getattr(engine, "report_left_out", None)) is not None:
             report(self._left_out.told)
 
@@ -148,6 +172,7 @@ class DecisionPoint:
         ``aside``: nobody is refused or allowed anything by this, so the observer is told of errors only.
         """
         began = time.perf_counter_ns()
+        heard = self._heard.ids = []
         try:
             if len(question.resources) <= CHUNK:
                 answered, revision, kept = self._ask("decisions", self._read_decisions, question)
@@ -160,7 +185,7 @@ class DecisionPoint:
         if aside:
             return Answer(decisions, revision)
         taken = time.perf_counter_ns() - began
-        return Answer(decisions, revision, self._observer.decided(question, decisions, revision, taken, kept))
+        return Answer(decisions, revision, self._observer.decided(question, decisions, revision, taken, heard, kept))
 
     def refuse(self, question: Evaluations, reason: str) -> str:
         """Tell the observer of what a door refuses without asking, as nobody can say what to ask; the record's id."""
@@ -187,6 +212,7 @@ class DecisionPoint:
         began = time.perf_counter_ns()
         allowed: list[Resource] = []
         kept_all, revision = True, ""
+        heard = self._heard.ids = []
         try:
             for part in _chunks(question):
                 answered, revision, kept = self._allowed(part)
@@ -196,13 +222,15 @@ class DecisionPoint:
             error.decision_id = self._observer.failed(question, error, time.perf_counter_ns() - began)
             raise
         if not aside:
-            self._observer.listed(question, allowed, revision, time.perf_counter_ns() - began, kept_all)
+            self._observer.listed(question, allowed, revision, time.perf_counter_ns() - began, heard, kept_all)
         return allowed
 
     def _allowed(self, question: Evaluations) -> _Listed:
         held = self._left_out.among(_owners(question)) if self._left_out else set()
+        if not held:
+            return self._allowed_together(question)
         rest = [resource for resource in question.resources if resource.team_id not in held]
-        if not held or not rest:
+        if not rest:
             # A question about those alone costs nobody else.
             return self._allowed_together(question)
         others, revision, kept = self._allowed_together(msgspec.structs.replace(question, resources=rest))
@@ -309,6 +337,8 @@ class DecisionPoint:
         try:
             reply = self._engine.query(entrypoint, encoded, len(question.resources), len(_owners(question)), pace)
             answer = read(reply.value, question)
+            if reply.record_id:
+                self._heard.ids.append(reply.record_id)
         except EngineError as engine_error:
             error = engine_error
             if entrypoint == "decisions" and isinstance(error, TooLong):

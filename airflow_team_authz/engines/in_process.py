@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from airflow_team_authz.engines.kept import Kept
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import PolicyBroken
 from airflow_team_authz.opa.archive import MAX_BYTES, BundleRefused, unpack
-from airflow_team_authz.opa.compile import CompileError, compile_directory, fingerprint
+from airflow_team_authz.opa.compile import CompileError, compile_directory, fingerprint, scratch_directory
 from airflow_team_authz.opa.wasm import KEEP_PAGES, Policy, compiled, mebibytes
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ class InProcess:
                 instances.discard()
         if pace is not None and grown > max(1, pace) * KEEP_PAGES:
             raise PolicyBroken(f"a rule takes {mebibytes(grown)} MiB of memory, and a new instance each time")
-        return Reply(value, policy.revision, kept)
+        return Reply(value, policy.revision, kept=kept)
 
     def kept(self) -> Kept | None:
         """See ``Engine``."""
@@ -171,7 +170,7 @@ class InProcess:
             return policy._replace(rego=None)
         if self._trust is not None:
             raise PolicyBroken(f"{self._source} is a directory, and only bundles are signed")
-        with tempfile.TemporaryDirectory() as directory:
+        with scratch_directory() as directory:
             bundle = Path(directory) / "bundle.tar.gz"
             try:
                 compile_directory(self._source, bundle, self._opa)

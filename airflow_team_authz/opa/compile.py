@@ -82,9 +82,14 @@ def _version(opa: str, state: str) -> tuple[int, ...]:  # noqa: ARG001 - another
     return tuple(map(int, match.groups()))
 
 
+def scratch_directory() -> tempfile.TemporaryDirectory[str]:
+    """A directory for as long as a ``with`` lasts. A program may end while one of its threads still writes there."""
+    return tempfile.TemporaryDirectory(prefix="team-authz-", ignore_cleanup_errors=True)
+
+
 def compile_shipped(out: Path, opa: str | None = None) -> None:
     """Write the bundle of the shipped policy alone (no site, no teams, nobody in the directory) to ``out``."""
-    with tempfile.TemporaryDirectory() as staged:
+    with scratch_directory() as staged:
         for part in (_SHIPPED_ONLY, _DEFAULT_DATA):
             _copy_policy(shipped_policies() / part, Path(staged) / part)
         _build(Path(staged), out, find_opa(opa))
@@ -100,7 +105,7 @@ def compile_directory(source: Path, out: Path, opa: str | None = None) -> None:
     shipped = shipped_policies()
     if not source.is_dir():
         raise CompileError(f"the policy directory {source} does not exist")
-    with tempfile.TemporaryDirectory() as directory:
+    with scratch_directory() as directory:
         staged = Path(directory)
         _copy_policy(source, staged)
         if (staged / _SHIPPED_ONLY).exists() and source.resolve() != shipped.resolve():

@@ -174,7 +174,7 @@ def test_metrics_that_are_set_wrong_stop_no_decision() -> None:
     told = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | settings, check=True, capture_output=True, text=True
     )
-    assert told.stdout.splitlines()[-1] == "False"
+    assert "False" in told.stdout.splitlines()
     assert "decisions are not counted, since [metrics] cannot be read" in told.stdout + told.stderr
 
 

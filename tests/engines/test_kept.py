@@ -128,11 +128,11 @@ def test_the_observer_is_told_of_every_decision_and_whether_it_was_kept(engine: 
     told: list[tuple[int, str, bool]] = []
 
     class Observing:
-        def decided(self, _: Any, decisions: Any, revision: str, __: int, kept: bool = False) -> str:
+        def decided(self, _: Any, decisions: Any, revision: str, __: int, ___: Any = (), kept: bool = False) -> str:
             told.append((len(decisions), revision, kept))
             return f"id{len(told)}"
 
-        def listed(self, _: Any, allowed: Any, revision: str, __: int, kept: bool = False) -> None:
+        def listed(self, _: Any, allowed: Any, revision: str, __: int, ___: Any = (), kept: bool = False) -> None:
             told.append((len(allowed), revision, kept))
 
         def failed(self, *_: Any) -> str:
