@@ -147,12 +147,12 @@ def test_another_teams_pool_is_an_import_error(parsing: Recording) -> None:  # n
 def test_the_import_error_names_no_owner_and_the_log_does(
     parsing: Recording, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture  # noqa: ARG001
 ) -> None:  # fmt: skip
+    told = "may not use pool beta_pool of team beta: that takes a dag_processor of team beta"
     for refusals in ("explain", "conceal"):
         monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", refusals)
         decision_point.forget()
         with caplog.at_level("INFO"):
             (error,) = write(made("greedy", "beta_pool")).values()
-            told = "may not use pool beta_pool of team beta: that takes a dag_processor of team beta"
             eventually(lambda: told in caplog.text)
         assert "team beta" not in error
         caplog.clear()
