@@ -24,7 +24,7 @@ from msgspec import UNSET, Struct, UnsetType
 from sqlalchemy import select
 
 from airflow_team_authz.doors import disclosure
-from airflow_team_authz.doors.asset_owners import producing_teams, using_teams
+from airflow_team_authz.doors.asset_owners import owning_teams
 from airflow_team_authz.doors.decision_point import decision_point
 from airflow_team_authz.doors.many_rows import Row, many_rows
 from airflow_team_authz.identities import requests
@@ -229,7 +229,7 @@ class Readable:
 
     def _listed_assets(self, entity: str | UnsetType, writes: bool) -> Scope:
         assets = self.kept("all assets", lambda: self._all(_ASSETS, _Asset))
-        owners = self.kept(("owners", entity), lambda: self._asset_owners(entity))
+        owners = self.kept("owners", self._asset_owners)
         resources = [
             Resource("asset", owners.get(asset.id), str(asset.id), entity, asset.name, asset.uri, asset.group)
             for asset in assets
@@ -288,12 +288,10 @@ class Readable:
             for (asset_id,) in self._rows(select(reference.asset_id).where(reference.dag_id.in_(dag_ids)).distinct())
         }
 
-    def _asset_owners(self, entity: str | UnsetType) -> dict[int, str | None]:
-        """Who produces an asset; whose the asset itself is that nobody produces, is said by who uses it."""
+    def _asset_owners(self) -> dict[int, str | None]:
         assert self._session is not None  # noqa: S101
         with requests.unfiltered(), self._session.no_autoflush:
-            producing = producing_teams(self._session)
-            return producing if entity is not UNSET else using_teams(self._session) | producing
+            return owning_teams(self._session)
 
     def _used_aliases(self) -> set[str]:
         """Names of aliases that readable Dags wait for or produce; no table but that of whole Dags has the latter."""
