@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +23,9 @@ from msgspec import UnsetType
 from msgspec.structs import replace
 
 from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.gate.codes import code_in
 from airflow_team_authz.model import Decision, Evaluation, Evaluations, Resource, Standing, Subject
-from airflow_team_authz.opa.compile import CompileError, find_opa, merged, run_opa, shipped_policies
+from airflow_team_authz.opa.compile import CompileError, find_opa, merged, run_opa, scratch_directory, shipped_policies
 from airflow_team_authz.review.names import directory_entries
 
 _POLICY = "policy"
@@ -45,12 +45,14 @@ class Condition(NamedTuple):
 class Rule(NamedTuple):
     """A rule that people write. ``reasons`` are what it says of this question; none: it does not apply.
 
-    ``missing`` is the first condition that does not hold; ``None`` if the rule applies, or if nobody can say.
+    ``code`` is that of its METADATA. ``missing`` is the first condition that does not hold; ``None`` if the rule
+    applies, or if nobody can say.
     """
 
     file: str
     line: int
     title: str
+    code: str
     reasons: tuple[str, ...]
     missing: Condition | None
 
@@ -96,6 +98,7 @@ class _Written(NamedTuple):
     file: str
     line: int
     title: str
+    code: str
     package: str
     imports: tuple[str, ...]
     kind: str
@@ -165,13 +168,13 @@ class _Found(NamedTuple):
         reasons = tuple(self.reasons.get(rule.number, ()))
         longest = self.longest.get(rule.number)
         known = not reasons and longest is not None and longest < len(rule.body)
-        return Rule(rule.file, rule.line, rule.title, reasons, rule.body[longest or 0] if known else None)
+        return Rule(rule.file, rule.line, rule.title, rule.code, reasons, rule.body[longest or 0] if known else None)
 
 
 def _evaluate(files: Mapping[str, bytes], question: Evaluation) -> _Found:
     """The values of a policy's rules for one question."""
     opa = find_opa()
-    with tempfile.TemporaryDirectory() as directory:
+    with scratch_directory() as directory:
         place = Path(directory)
         whole = merged(files)
         for name, content in whole.items():
@@ -219,8 +222,8 @@ def _read(name: str, tree: dict[str, Any], asked: Sequence[Sequence[str]]) -> It
             # Without a body it is as if the head were its own condition.
             body = () if body == (Condition(rule["location"]["row"], head["name"]),) else body
             yield _Written(
-                -1, name, rule["location"]["row"], (titles or [""])[0], _path(package), imports, head["name"],
-                *_reason(head), body,
+                -1, name, rule["location"]["row"], (titles or [""])[0], code_in(rule), _path(package), imports,
+                head["name"], *_reason(head), body,
             )  # fmt: skip
 
 

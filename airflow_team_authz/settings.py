@@ -26,107 +26,153 @@ class Settings(BaseModel):
 
     authn_manager: str = Field(
         "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
-        description="Who logs people in: the import path of any auth manager class. "
-        "Only what people may do is taken over from it.",
+        description=(
+            "The class that logs people in: the import path of any auth manager. This package replaces "
+            "only its decisions."
+        ),
     )
     identity: str | None = Field(
         None,
-        description="The import path of a subclass of airflow_team_authz.identities.Identity, which reads groups and "
-        "roles from the users of a login manager that this package does not know. Unset: by the login manager.",
+        description=(
+            "The import path of a subclass of `airflow_team_authz.identities.Identity`. It reads groups"
+            " and roles from the users of a login manager that this package does not know. Unset: by "
+            "the login manager."
+        ),
     )
     claims: str | None = Field(
         None,
-        description="Claims of the login's verified token, by name and separated by commas, that the policy may see "
-        "beside groups and roles: department, cost_center. Unset: none.",
+        description=(
+            "Names of claims in the login's verified token, separated by commas. The policy sees these "
+            "beside groups and roles: `department, cost_center`. Unset: none."
+        ),
     )
     opa_url: str | None = Field(
         None,
-        description="Address of an OPA server: unix:///path/to/socket, http://host:port or https://host:port. "
-        "Unset: the policy runs in this process.",
+        description=(
+            "Address of an OPA server: `unix:///path/to/socket`, `http://host:port` or "
+            "`https://host:port`. Unset: the policy runs in this process."
+        ),
     )
     policy: Path | str | None = Field(
         None,
-        description="In process: a bundle file that `opa build --target wasm` has made, a directory of Rego as "
-        "`team-authz init` writes it, compiled at start and whenever it changes, or the address of a signed bundle: "
-        "https://host/bundles/production.wasm of a bundle server, s3://bucket/production.wasm.tar.gz and whatever else "
-        "fsspec knows. Unset: the packaged baseline.",
+        description=(
+            "The policy that runs in this process: a bundle file from `opa build --target wasm`; a "
+            "directory of Rego from `team-authz init`, which the process compiles at its start and "
+            "after each change; or the address of a signed bundle, such as "
+            "`https://host/bundles/production.wasm` of a bundle server, or "
+            "`s3://bucket/production.wasm.tar.gz` (any address that fsspec knows). Unset: the packaged "
+            "baseline."
+        ),
     )
     policy_keys_file: Path | None = Field(
         None,
-        description="Public keys (PEM) of which one must have signed the bundle that policy names, for its name. "
-        "Needed for an address; with it a file, too, has to be signed.",
+        description=(
+            "Public keys (PEM). One of them must have signed the bundle of `policy`, for its name. An "
+            "address needs this setting. With this setting, a file needs a signature too."
+        ),
     )
     policy_max_age_hours: int | None = Field(
         None,
         ge=1,
-        description="How many hours ago the bundle that policy names may have been signed; an older one is refused. "
-        "It takes a bundle server, or a regular `team-authz bundle aggregate`, which signs again every 6 hours. "
-        "Unset: any time.",
+        description=(
+            "The greatest age of the bundle's signature, in hours. The engine refuses an older bundle. "
+            "The setting needs a bundle server, or a regular `team-authz bundle aggregate`; both sign "
+            "again every 6 hours. Unset: no limit."
+        ),
     )
     policy_token_file: Path | None = Field(
-        None, description="File with the bearer token for the bundle server that policy names."
+        None, description="File with the bearer token for the bundle server of `policy`."
     )
     opa: str | None = Field(
         None,
-        description="Path of the `opa` program that compiles a policy directory. Unset: beside Python, then on PATH.",
+        description=("Path of the `opa` program that compiles a policy directory. Unset: beside Python, then on PATH."),
     )
     strict_policy: bool = Field(
         False,
-        description="Whether a policy that is loaded in this process is refused if a rule reads what no question has, "
-        "or if rules are where no engine looks (True), or the log warns of it (False). "
-        "`team-authz doctor` tells of it in both cases.",
+        description=(
+            "Whether this process refuses a policy (`True`) or only logs a warning (`False`) if a rule "
+            "reads a field that no question has, or if a rule is in a file that no engine loads. `team-"
+            "authz doctor` reports both."
+        ),
     )
     deadline_ms: int = Field(
         250,
         ge=1,
         le=60_000,
-        description="Milliseconds that a question to an OPA server may take before it is an error. "
-        "Each further resource of a list adds 0.1 ms.",
+        description=(
+            "Milliseconds until a question to an OPA server becomes an error. Each further resource of "
+            "a list adds 0.1 ms."
+        ),
     )
-    opa_ca_file: Path | None = Field(
-        None, description="Certificates (PEM) that an https OPA server is checked against."
-    )
-    opa_client_cert_file: Path | None = Field(
-        None, description="Client certificate (PEM) shown to an https OPA server."
-    )
+    opa_ca_file: Path | None = Field(None, description="Certificates (PEM) that verify an https OPA server.")
+    opa_client_cert_file: Path | None = Field(None, description="Client certificate (PEM) for an https OPA server.")
     opa_client_key_file: Path | None = Field(None, description="Key (PEM) of the client certificate.")
     opa_token_file: Path | None = Field(None, description="File with the bearer token for the OPA server.")
 
     own_dags_without_decision: Literal["hold", "start"] = Field(
         "hold",
-        description="What an asset event does with Dags of its own team and common Dags while no decision can be had: "
-        "hold (they wait for `team-authz assets replay`) or start. Dags of other teams always wait.",
+        description=(
+            "The effect of an asset event on Dags of its own team, and on common Dags, while no engine "
+            "decides: `hold` (they wait for `team-authz assets replay`) or `start`. Dags of other teams"
+            " always wait."
+        ),
     )
     refusals: Literal["explain", "conceal"] = Field(
         "explain",
-        description="What a refusal tells about what another team has: explain (its owner and the role that is "
-        "missing, to those who may see something of that type; others get the same answer as about what does not "
-        "exist) or conceal (everybody who may not read it does).",
+        description=(
+            "The text of a refusal about another team's resource. `explain`: it names the owner and the"
+            " missing role, if the person may see something of that type; otherwise the answer is that "
+            "of a resource that does not exist. `conceal`: that answer for everybody who may not read "
+            "the resource."
+        ),
     )
     decision_log: str = Field(
         "database",
-        description="Where decisions are recorded: database (Airflow's own, after `airflow db migrate`), file, log "
-        "(Airflow's standard log), several of them separated by commas, or none.",
+        description=(
+            "The places for records of decisions: `database` (Airflow's own, after `airflow db "
+            "migrate`), `file`, `log` (Airflow's standard log), `server` (a bundle server), several of them "
+            "separated by commas, or `none`."
+        ),
     )
     decision_log_levels: str = Field(
         "changes",
-        description="What is recorded: none, denied (refusals and errors), changes (also what was allowed that is no "
-        "reading) or all; after it, other levels of types and of their actions: changes, variable=all, dag/read=none.",
+        description=(
+            "The decisions to record: `none`, `denied` (refusals and errors), `changes` (also each "
+            "allowed action that is not a reading one) or `all`. Other levels for types and their "
+            "actions may follow: `changes, variable=all, dag/read=none`."
+        ),
     )
     decision_log_masks: str = Field(
         "/input/subject/claims",
-        description="What no record holds: JSON pointers into input, result and custom, separated by commas, or none.",
+        description=(
+            "Fields that no record has: JSON pointers into `input`, `result` and `custom`, separated by"
+            " commas, or `none`."
+        ),
     )
     decision_log_file: Path | None = Field(
         None,
-        description="The file of the sink file, one record a line. Unset: decisions.ndjson in the directory state.",
+        description=(
+            "The file of the sink `file`, with one record a line. Unset: `decisions.ndjson` in the directory `state`."
+        ),
     )
-    decision_log_days: int = Field(90, ge=1, le=36_500, description="How many days the database keeps a record.")
+    decision_log_url: str | None = Field(
+        None,
+        description="The bundle server of the sink `server`: `https://host`. Unset: the bundle server of `policy`.",
+    )
+    decision_log_token_file: Path | None = Field(
+        None,
+        description=(
+            "File with a reader's token for the bundle server of the sink `server`. Unset: `policy_token_file`, if "
+            "`decision_log_url` is unset too."
+        ),
+    )
+    decision_log_days: int = Field(90, ge=1, le=36_500, description="Days until the database deletes a record.")
     state: Path | None = Field(
         None,
-        description="Directory for the last good signed bundle, for policies that this host has compiled, and for "
-        "the Dag processor's last answers about pools, for when nothing better can be had. "
-        "Unset: team_authz in AIRFLOW_HOME.",
+        description=(
+            "Directory for the last good signed bundle, for compiled policies of this host, and for the"
+            " Dag processor's last answers about pools. Unset: `team_authz` in `AIRFLOW_HOME`."
+        ),
     )
 
     @field_validator("*", mode="before")
@@ -169,6 +215,7 @@ class Settings(BaseModel):
         "opa_client_cert_file",
         "opa_client_key_file",
         "opa_token_file",
+        "decision_log_token_file",
     )
     @classmethod
     def _exists(cls, value: Path | str | None) -> Path | str | None:
@@ -176,6 +223,15 @@ class Settings(BaseModel):
         if isinstance(value, Path) and not os.path.exists(value):
             # Not the value: who has put a token instead of its file there must not find it in a log.
             raise ValueError("there is no such file")
+        return value
+
+    @field_validator("decision_log_url")
+    @classmethod
+    def _is_server(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = urlsplit(value)
+            if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
+                raise ValueError("write the address of a bundle server, such as https://bundles.example")
         return value
 
     @field_validator("decision_log", "decision_log_levels", "decision_log_masks")
@@ -197,6 +253,27 @@ class Settings(BaseModel):
     def claim_names(self) -> tuple[str, ...]:
         """The names in ``claims``."""
         return tuple(name for part in (self.claims or "").split(",") if (name := part.strip()))
+
+    @property
+    def decision_log_server(self) -> str:
+        """The address of the bundle server that takes decisions; empty if there is none."""
+        if self.decision_log_url or not isinstance(self.policy, str):
+            return self.decision_log_url or ""
+        parts = urlsplit(self.policy)
+        return f"{parts.scheme}://{parts.netloc}" if parts.scheme in {"http", "https"} else ""
+
+    @property
+    def decision_log_server_token(self) -> Path | None:
+        """The file with the token for it."""
+        return self.decision_log_token_file or (None if self.decision_log_url else self.policy_token_file)
+
+    @model_validator(mode="after")
+    def _has_a_server(self) -> Settings:
+        from airflow_team_authz.decision_log import sink_names
+
+        if "server" in sink_names(self.decision_log) and not self.decision_log_server:
+            raise ValueError("decision_log names the sink server, so decision_log_url must name a bundle server")
+        return self
 
     @model_validator(mode="after")
     def _one_engine(self) -> Settings:

@@ -19,7 +19,6 @@ from demo.process import Process, StartError, environment
 
 Settings = Mapping[str, Mapping[str, str]]
 
-# Far more than it takes, also on a busy machine.
 _START_SECONDS = 300
 _COMMAND_SECONDS = 300
 _REQUEST_SECONDS = 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -171,7 +172,7 @@ def test_tests_and_other_files_are_left_out(policy: Policy) -> None:
     "files",
     [
         {},
-        {"data.json": '{"airflow": {"authz": {"speaking": ["team_allows"], "open_kinds": [{"type": "connection"}]}}}'},
+        {"data.json": '{"airflow": {"authz": {"speaking": ["team_allows"], "_open_kinds": [{"type": "connection"}]}}}'},
         {"airflow/data.json": '{"authz": {"decisions": [{"allow": true, "reasons": [], "layer": "team"}]}}'},
         {"airflow/data.json": '{"authz": {"outcomes": {"nothing_allows": {"allow": true, "layer": "team"}}}}'},
         {"teams/b/b.rego": 'package teams.b\n\nallow contains "b\'s"'},
@@ -295,3 +296,26 @@ def test_opa_is_found_as_configured_beside_python_or_on_the_path(
         assert find_opa() == opa
     own = program(tmp_path / "own" / "opa", f"echo Version: {version}")
     assert find_opa(own) == own
+
+
+def test_a_program_that_ends_while_a_thread_writes_says_nothing() -> None:
+    code = """
+import threading
+from pathlib import Path
+from airflow_team_authz.opa.compile import scratch_directory
+
+begun = threading.Event()
+
+def write():
+    with scratch_directory() as directory:
+        begun.set()
+        number = 0
+        while True:
+            place = Path(directory, str(number := number + 1))
+            place.mkdir(parents=True)
+
+threading.Thread(target=write, daemon=True).start()
+begun.wait()
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (told.stdout, told.stderr) == ("", "")

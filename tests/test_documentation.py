@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from typer.main import get_command
 
 from airflow_team_authz.cli import app as cli
+from airflow_team_authz.gate.rules import PAGE, RULES, as_markdown
 from airflow_team_authz.model import Subject
 from airflow_team_authz.opa.compile import find_opa
 from airflow_team_authz.server.routes import router
@@ -112,13 +113,16 @@ def test_the_identity_of_the_documentation_reads_its_users() -> None:
     assert names["BadgeIdentity"]().subject(user) == Subject("user", "ann", groups=("badge-blue",))
 
 
-def test_every_setting_is_documented_with_its_default() -> None:
+def test_every_setting_is_documented_with_its_default_and_meaning() -> None:
     page = (REPOSITORY / "docs" / "settings.md").read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` \| ?(.*?) ?\|", page, re.MULTILINE))
-    defaults = {
-        name: "" if field.default is None else f"`{field.default}`" for name, field in Settings.model_fields.items()
+    rows = {
+        name: (default.strip(), meaning)
+        for name, default, meaning in re.findall(r"^\| `(\w+)` \|(.*?)\| (.*) \|$", page, re.MULTILINE)
     }
-    assert rows == defaults
+    assert rows == {
+        name: ("" if field.default is None else f"`{field.default}`", field.description)
+        for name, field in Settings.model_fields.items()
+    }
 
 
 def test_links_in_the_documentation_lead_somewhere() -> None:
@@ -150,15 +154,12 @@ def test_each_promise_names_tests_that_exist() -> None:
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 
-def test_the_gates_rules_are_those_of_its_page() -> None:
-    """In the code each is the first argument of what makes a finding."""
-    code = "".join(path.read_text() for path in (REPOSITORY / "airflow_team_authz/gate").glob("*.py"))
-    made = re.findall(r'(?:Finding|_found|_told|_findings)\(\s*"([a-z-]+)"', code)
-    page = (REPOSITORY / "docs/bundles.md").read_text()
-    table = page.partition("| rule | what it refuses |\n")[2].partition("\n\n")[0]
-    told = [rule for row in table.splitlines() for rule in re.findall(r"`([a-z-]+)`", row.split("|")[1])]
-    assert len(told) == len(set(told))
-    assert set(told) == set(made)
+def test_the_gates_rules_are_those_of_its_table_and_page() -> None:
+    """In the code each is the first argument of what makes a finding. Put `as_markdown()` into the page."""
+    code = "".join(path.read_text() for path in (REPOSITORY / "airflow_team_authz").rglob("*.py"))
+    made = re.findall(r'(?:Finding|_found|_told|_findings|of_opa)\(\s*"([a-z-]+)"', code)
+    assert set(RULES) == set(made)
+    assert as_markdown() in (REPOSITORY / PAGE).read_text()
 
 
 def test_the_bundle_servers_routes_are_those_of_its_page() -> None:

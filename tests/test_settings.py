@@ -42,6 +42,8 @@ DEFAULTS = {
     "decision_log_levels": "changes",
     "decision_log_masks": "/input/subject/claims",
     "decision_log_file": None,
+    "decision_log_url": None,
+    "decision_log_token_file": None,
     "decision_log_days": 90,
     "state": None,
 }
@@ -72,13 +74,15 @@ BAD = [
     ("opa_url", "unix://", NO_ADDRESS),
     ("opa_url", "http://", NO_ADDRESS),
     ("opa_url", "http://opa/?pretty", NO_ADDRESS),
-    ("decision_log", "databse", "'databse' is not a sink: name some of database, file, log, or none"),
+    ("decision_log", "databse", "'databse' is not a sink: name some of database, file, log, server, or none"),
     ("decision_log", "none, file", "'none' is not a sink"),
     ("decision_log_levels", "change", "'change' is not a level: did you mean changes?"),
     ("decision_log_levels", "changes, dag=al", "did you mean all?"),
     ("decision_log_levels", "changes, =all", "has no type"),
     ("decision_log_masks", "input/subject", "'input/subject' is not a mask: write a JSON pointer"),
     ("decision_log_masks", "/subject/id", "is not a mask"),
+    ("decision_log_url", "bundles.example", "write the address of a bundle server"),
+    ("decision_log_url", "https://somebody:password@bundles.example", "write the address of a bundle server"),
     ("decision_log_days", "0", "greater than or equal to 1"),
     ("opa_url", "http://opa:port", "[team_authz] opa_url"),
     ("opa_url", "http://[::1", "[team_authz] opa_url"),
@@ -179,6 +183,20 @@ def test_a_server_and_a_policy_exclude_each_other(tmp_path: Path) -> None:
     said = refused({"opa_url": "http://localhost", "policy": str(tmp_path)})
     assert said == "[team_authz]: opa_url and policy exclude each other: an OPA server has its own policy"
     assert parse_settings({"opa_url": "http://localhost", "policy": ""}).policy is None
+
+
+def test_decisions_go_to_the_server_of_the_policy_unless_another_one_is_named(tmp_path: Path) -> None:
+    assert "decision_log_url must name a bundle server" in refused({"decision_log": "file, server"})
+    keys = tmp_path / "keys"
+    keys.touch()
+    there = {"decision_log": "server", "policy": "https://bundles.example:8/bundles/production.wasm"}
+    files = {"policy_keys_file": str(keys), "policy_token_file": str(tmp_path)}
+    known = parse_settings(there | files)
+    assert (known.decision_log_server, known.decision_log_server_token) == ("https://bundles.example:8", tmp_path)
+    # A token is for the server that it was made for.
+    known = parse_settings(there | files | {"decision_log_url": "http://other"})
+    assert (known.decision_log_server, known.decision_log_server_token) == ("http://other", None)
+    assert "decision_log_url" in refused(there | files | {"policy": "s3://bucket/production.wasm.tar.gz"})
 
 
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)

@@ -6,7 +6,6 @@ refuses a bundle with Wasm inside), and one per team, with the platform's part a
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from airflow_team_authz.opa.compile import (
     find_opa,
     merged,
     opa_version,
+    scratch_directory,
     shipped_policies,
 )
 from airflow_team_authz.opa.wasm import START_SECONDS, trouble_at_start
@@ -147,7 +147,7 @@ def _decides(name: str) -> bool:
 
 def _compiled(files: Mapping[str, bytes], changed: Mapping[str, bytes], opa: str | None) -> dict[str, bytes]:
     """All files as Wasm and data, if those that have changed declare only what is theirs."""
-    with tempfile.TemporaryDirectory() as directory:
+    with scratch_directory() as directory:
         fresh, everything, out = (Path(directory) / f"{name}.tar.gz" for name in ("changed", "everything", "wasm"))
         # An archive instead of thousands of files: a third of the time.
         everything.write_bytes(pack(files, level=1))

@@ -196,7 +196,8 @@ def _print_json(explanation: Explanation) -> None:
             "notes": list(step.notes),
             "rules": [
                 {
-                    "file": rule.file, "line": rule.line, "title": rule.title, "reasons": list(rule.reasons),
+                    "file": rule.file, "line": rule.line, "title": rule.title, "code": rule.code,
+                    "reasons": list(rule.reasons),
                     "missing": None if rule.missing is None else rule.missing._asdict(),
                 }
                 for rule in step.rules
@@ -260,7 +261,7 @@ def _rules(explanation: Explanation, step: Step) -> Iterator[str]:
     """The rules of a step that speak, and those that could turn the answer round."""
     would = "allow" if step.allows else "deny"
     for rule in step.rules:
-        place = f"{rule.file}:{rule.line}"
+        place = f"{rule.file}:{rule.line}" + (f" ({rule.code})" if rule.code else "")
         if rule.reasons:
             yield f"{place} says so: {'; '.join(rule.reasons)}"
         elif rule.missing is not None and step.allows is not explanation.decision.allow:

@@ -29,6 +29,13 @@ class _Burst:
     def __init__(self, ends: float, entry: Any) -> None:
         self.ends, self.entry, self.times, self.since, self.until = ends, entry, 0, 0.0, 0.0
 
+    def again(self) -> str:
+        """Count a repetition; the id of the first record."""
+        self.times += 1
+        self.until = time.time()
+        self.since = self.since or self.until
+        return str(self.entry.id)
+
 
 class Bursts:
     """Remembers what was refused lately. Thread-safe."""
@@ -49,22 +56,21 @@ class Bursts:
             burst = self._running.get(key)
             if burst is None or burst.ends <= time.monotonic():
                 return ""
-            burst.times += 1
-            burst.until = time.time()
-            burst.since = burst.since or burst.until
-            return str(burst.entry.id)
+            return burst.again()
 
     def begin(self, key: Hashable, entry: Any) -> str:
         """Note what is new; the id of the same if another thread was faster.
 
         ``entry`` has an ``id``, and is handed back by ``over`` if it has come again.
         """
-        if before := self.again(key):
-            return before
+        now = time.monotonic()
         with self._lock:
-            self._end(key)
-            self._running[key] = _Burst(time.monotonic() + WINDOW_SECONDS, entry)
-            while len(self._running) > _MOST:
+            if (burst := self._running.get(key)) is not None:
+                if burst.ends > now:
+                    return burst.again()
+                self._end(key)
+            self._running[key] = _Burst(now + WINDOW_SECONDS, entry)
+            if len(self._running) > _MOST:
                 self._end(next(iter(self._running)))
         return ""
 

@@ -56,7 +56,7 @@ class Database:
         """See ``writer.Sink``."""
         if not self._has_table():
             return self._instead.write(records) if self._instead is not None else 0
-        rows = [_row(record) for record in records]
+        rows = [row_of(record) for record in records]
         try:
             with self._begin() as connection:
                 connection.execute(insert(self._table), rows)
@@ -150,7 +150,7 @@ def clean(engine: Engine, table: Table, days: int) -> int:
         deleted += len(numbers)
 
 
-def _row(record: dict[str, Any]) -> dict[str, Any]:
+def row_of(record: dict[str, Any]) -> dict[str, Any]:
     """The row of a record: what is masked is in none of its columns."""
     input_ = record.get("input", {})
     resources = input_.get("resources") or [input_.get("resource", {})]

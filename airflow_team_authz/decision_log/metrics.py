@@ -24,11 +24,13 @@ _MOST_DURATIONS = 100
 
 # What is counted, by what.
 _TAGS = {
+    "answers": ("cache", "kind"),
     "decisions": ("door", "layer", "outcome", "type"),
     "errors": ("door", "error"),
     "lists": ("door", "type"),
     "policy.changes": (),
 }
+_CACHE = {True: "hit", False: "miss"}
 
 
 class Meter(Protocol):
@@ -60,7 +62,15 @@ class Metrics:
         self._failure = ""
         self._told.clear()
 
-    def decided(self, question: Evaluations, decisions: Sequence[Decision], revision: str, nanoseconds: int) -> str:
+    def decided(
+        self,
+        question: Evaluations,
+        decisions: Sequence[Decision],
+        revision: str,
+        nanoseconds: int,
+        engines_ids: Sequence[str] = (),
+        kept: bool = False,
+    ) -> str:
         """See ``engines.Observer``."""
         door = origin.door()
         for resource, decision in zip(question.resources, decisions, strict=False):
@@ -68,15 +78,25 @@ class Metrics:
                 ("decisions", door, decision.layer, "allow" if decision.allow is True else "deny", resource.type)
             )
         self._took(("decision", door), revision, nanoseconds)
-        return self._log.decided(question, decisions, revision, nanoseconds)
+        self._count(("answers", _CACHE[kept], "decision"))
+        return self._log.decided(question, decisions, revision, nanoseconds, engines_ids, kept)
 
-    def listed(self, question: Evaluations, allowed: Sequence[Resource], revision: str, nanoseconds: int) -> None:
+    def listed(
+        self,
+        question: Evaluations,
+        allowed: Sequence[Resource],
+        revision: str,
+        nanoseconds: int,
+        engines_ids: Sequence[str] = (),
+        kept: bool = False,
+    ) -> None:
         """See ``engines.Observer``."""
         door = origin.door()
         if question.resources:
             self._count(("lists", door, question.resources[0].type))
             self._took(("list", door), revision, nanoseconds)
-        self._log.listed(question, allowed, revision, nanoseconds)
+            self._count(("answers", _CACHE[kept], "list"))
+        self._log.listed(question, allowed, revision, nanoseconds, engines_ids, kept)
 
     def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str:
         """See ``engines.Observer``."""

@@ -11,9 +11,10 @@ import random
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -22,7 +23,7 @@ from msgspec import UNSET
 
 from airflow_team_authz.decision_log.bursts import Repeated
 from airflow_team_authz.decision_log.origin import Origin
-from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource
+from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource, code_of
 
 try:
     _VERSION = version("airflow-team-authz")
@@ -31,6 +32,8 @@ except PackageNotFoundError:
 # Of a question about many resources a record holds as many, refused ones first.
 MOST_RESOURCES = 50
 _LONGEST_PATH = 1_000
+# Of an OPA server's own ids; a list of very many resources is asked in parts.
+_LONGEST_ID, _MOST_IDS = 64, 20
 DEFAULT_MASKS = "/input/subject/claims"
 HIDDEN = "***"
 
@@ -47,23 +50,61 @@ _SIGNS = ("://", "eyJ", "earer ", "asic ", "PRIVATE KEY")
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
-# Not the system's: to ask it lets other threads of Python run first. Not Python's own either, which anybody may seed.
-_chance = random.Random()  # noqa: S311 - an id is no secret
-os.register_at_fork(after_in_child=_chance.seed)
+class _Ids:
+    """Makes UUIDv7 (RFC 9562). Whoever asks waits for it, so chance is asked for once for many ids, which then count.
+
+    In a millisecond a process makes ids that differ by the count; those of others differ by 62 bits of chance.
+    """
+
+    # How many ids have the same chance: what 12 bits count.
+    _MANY = 1 << 12
+
+    def __init__(self) -> None:
+        # Not the system's: to ask it lets other threads of Python run first. Not Python's own, which anybody may seed.
+        self._chance = random.Random()  # noqa: S311 - an id is no secret
+        os.register_at_fork(after_in_child=self._begin_anew)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._chance.seed()
+        # Replaced together, so that no thread takes a number of one and the chance of another.
+        self._state = self._another()
+        self._high = -1, ""
+
+    def _another(self) -> tuple[str, Iterator[int]]:
+        chance = self._chance.getrandbits(62)
+        return f"{0x8000 | chance >> 48:04x}-{chance & 0xFFFF_FFFF_FFFF:012x}", count()
+
+    def new(self, at: int) -> str:
+        """One whose time is ``at``, Unix time in nanoseconds."""
+        milliseconds = at // 1_000_000
+        chance, numbers = self._state
+        if (number := next(numbers)) >= self._MANY:
+            chance, numbers = self._state = self._another()
+            number = next(numbers)
+        high, text = self._high
+        if high != milliseconds >> 16:
+            text = f"{milliseconds >> 16:08x}"
+            self._high = milliseconds >> 16, text
+        return f"{text}-{milliseconds & 0xFFFF:04x}-{0x7000 | number:04x}-{chance}"
 
 
-def new_id() -> str:
-    """A UUIDv7 (RFC 9562): it tells when it was made, to the millisecond, and sorts by that."""
-    bits = (time.time_ns() // 1_000_000) << 80 | _chance.getrandbits(80)
-    bits = bits & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62
-    text = f"{bits:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+_ids = _Ids()
+
+
+def new_id(at: int = 0) -> str:
+    """A UUIDv7: it tells when it was made, to the millisecond, and sorts by that.
+
+    ``at`` is Unix time in nanoseconds, else now.
+    """
+    return _ids.new(at or time.time_ns())
 
 
 class Entry(NamedTuple):
     """A question that was answered, as it waits to be written. ``resources`` and ``decisions`` are a part of many.
 
-    ``at`` is Unix time in nanoseconds. Of a list there are the first refused resources, and no decisions.
+    ``at`` is Unix time in nanoseconds. Without an ``id`` its record gets one. Of a list there are the first refused
+    resources, and no decisions.
     """
 
     id: str
@@ -78,6 +119,7 @@ class Entry(NamedTuple):
     decisions: Sequence[Decision] | None = None
     error: EngineError | None = None
     repeated: Repeated | None = None
+    engines_ids: Sequence[str] = ()
 
 
 class Gap(NamedTuple):
@@ -140,7 +182,7 @@ class Form:
         input_ |= {"resource": resources[0]} if one and resources else {"resources": resources}
         if question.context is not UNSET:
             input_["context"] = _plain(question.context)
-        record = self._event(entry.id, entry.at) | {
+        record = self._event(entry.id or new_id(entry.at), entry.at) | {
             "path": f"airflow/authz/{'allowed' if is_list else 'decision' if one else 'decisions'}",
             "input": input_,
             "metrics": {"timer_server_handler_ns": entry.nanoseconds},
@@ -158,7 +200,7 @@ class Form:
             if value:
                 record[name] = value
         record["custom"] = self._custom(entry, is_list)
-        self._mask(record)
+        self.mask(record)
         return record
 
     def gap(self, gap: Gap, sink: str) -> dict[str, Any]:
@@ -187,6 +229,11 @@ class Form:
             "asked": entry.asked,
             "allowed": entry.allowed,
         }
+        said = (reason for decision in entry.decisions or () for reason in decision.reasons)
+        if codes := sorted(set(filter(None, map(code_of, said)))):
+            custom["codes"] = codes
+        if entry.engines_ids:
+            custom["opa_decision_ids"] = [str(id_)[:_LONGEST_ID] for id_ in entry.engines_ids[:_MOST_IDS]]
         request = {"id": origin.request_id(), "method": str(origin.method), "path": str(origin.path)[:_LONGEST_PATH]}
         if request := {name: value for name, value in request.items() if value}:
             custom["request"] = request
@@ -199,10 +246,12 @@ class Form:
             }
         return custom
 
-    def _mask(self, record: dict[str, Any]) -> None:
+    def mask(self, record: dict[str, Any]) -> None:
+        """Take away what the masks name; ``erased`` says what it was."""
         erased = [mask for mask, parts in self._masks if _erase(record, parts)]
         if erased:
-            record["erased"] = erased
+            told = record.get("erased")
+            record["erased"] = list(dict.fromkeys([*(told if isinstance(told, list) else []), *erased]))
 
 
 def _plain(value: Any) -> Any:

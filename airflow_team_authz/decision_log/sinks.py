@@ -10,9 +10,11 @@ from typing import Any
 
 import structlog
 
-from airflow_team_authz.decision_log.record import encode, without_secrets
-from airflow_team_authz.escaping import escaped
+from airflow_team_authz.decision_log.record import Entry, Gap, encode, without_secrets
+from airflow_team_authz.escaping import escaped, logger
 from airflow_team_authz.files import make_private
+
+log = logger("airflow_team_authz.decision_log")
 
 # A file that is larger becomes FILE.1, and the others one more; so many are kept.
 MOST_BYTES = 64 << 20
@@ -33,6 +35,36 @@ class StandardLog:
             # The logger has a timestamp of its own.
             fields = {"decided_at" if name == "timestamp" else name: part for name, part in _shown(record).items()}
             tell("decision", **fields)
+        return 0
+
+    def begin_anew(self) -> None:
+        """See ``writer.Sink``."""
+
+
+class LineForm:
+    """Makes lines for people of refusals, for where no sink is Airflow's log."""
+
+    def record(self, entry: Entry) -> dict[str, Any]:
+        """See ``writer.Maker``."""
+        policy = f"policy revision {entry.revision or 'unnamed'}" + (f", decision {entry.id}" if entry.id else "")
+        refused = [decision for decision in entry.decisions or () if decision.allow is not True]
+        return {"lines": [f"denied ({one.layer}, {policy}): {'; '.join(one.reasons)}" for one in refused]}
+
+    def gap(self, gap: Gap, sink: str) -> dict[str, Any]:  # noqa: ARG002 - there is one
+        """See ``writer.Maker``."""
+        return {"lines": [f"{gap.lost} refusals have no line here"]}
+
+
+class Lines:
+    """Airflow's log, for lines of people."""
+
+    name = "the lines of Airflow's log"
+
+    def write(self, records: Sequence[dict[str, Any]]) -> int:
+        """See ``writer.Sink``."""
+        for record in records:
+            for line in record["lines"]:
+                log.info("%s", without_secrets(line))
         return 0
 
     def begin_anew(self) -> None:

@@ -11,7 +11,7 @@ from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 from airflow_team_authz import forks
-from airflow_team_authz.decision_log.record import Entry, Form, Gap
+from airflow_team_authz.decision_log.record import Entry, Gap
 from airflow_team_authz.escaping import logger
 
 log = logger(__name__)
@@ -43,10 +43,17 @@ class Sink(Protocol):
         """In a forked child: what is open is the parent's."""
 
 
+class Maker(Protocol):
+    """Makes records of what waits; ``record.Form`` is one."""
+
+    def record(self, entry: Entry) -> dict[str, Any]: ...
+    def gap(self, gap: Gap, sink: str) -> dict[str, Any]: ...
+
+
 class Writer:
     """A bounded queue before one sink. ``tick`` is called about once a second, while the sink is in order or not."""
 
-    def __init__(self, sink: Sink, form: Form, tick: Callable[[], None], most: int = MOST_WAITING) -> None:
+    def __init__(self, sink: Sink, form: Maker, tick: Callable[[], None], most: int = MOST_WAITING) -> None:
         self.sink = sink
         self._form = form
         self._tick = tick

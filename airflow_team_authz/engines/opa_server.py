@@ -46,6 +46,7 @@ class _Provenance(msgspec.Struct, frozen=True):
 class _Body(msgspec.Struct):
     result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     provenance: _Provenance = _Provenance()
+    decision_id: str = ""
 
 
 class _ErrorDetail(msgspec.Struct):
@@ -122,7 +123,7 @@ class OpaServer:
                 f"OPA at {self._url} has no data.airflow.authz.{entrypoint}: "
                 "the platform's policy bundle is not loaded there, see its log and /v1/status"
             )
-        return Reply(answer.result, _revision(answer.provenance))
+        return Reply(answer.result, _revision(answer.provenance), answer.decision_id)
 
     def version(self) -> str:
         """Version of the OPA that answers, even if no policy is loaded there; empty if it does not tell."""

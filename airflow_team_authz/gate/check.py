@@ -10,13 +10,13 @@ import json
 import os
 import resource
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from airflow_team_authz.gate.codes import rule_code_findings
 from airflow_team_authz.gate.findings import WARNING, Finding, of_opa
 from airflow_team_authz.gate.measures import code_findings, data_findings
 from airflow_team_authz.gate.modules import (
@@ -32,7 +32,15 @@ from airflow_team_authz.gate.operand_types import operand_findings
 from airflow_team_authz.gate.package_files import Data, layout_findings, read_package
 from airflow_team_authz.gate.patterns import pattern_findings
 from airflow_team_authz.opa.archive import digest, unpack
-from airflow_team_authz.opa.compile import ENTRYPOINTS, CompileError, find_opa, functions, merged, shipped_policies
+from airflow_team_authz.opa.compile import (
+    ENTRYPOINT_OPTIONS,
+    CompileError,
+    find_opa,
+    functions,
+    merged,
+    scratch_directory,
+    shipped_policies,
+)
 from airflow_team_authz.opa.errors import in_one_text, problems
 from airflow_team_authz.opa.wasm import trouble_with
 from airflow_team_authz.team_ids import is_team_id
@@ -76,7 +84,7 @@ def check_package(
     if any(finding.rule in {"team-id", "file-name", "foreign-file", "not-text", "too-large"} for finding in found):
         return sorted(set(found), key=_order)
     try:
-        with tempfile.TemporaryDirectory() as directory:
+        with scratch_directory() as directory:
             check = _Check(Path(directory), program, files, team_id, platform or {}, data)
             found += check.findings()
     except (CompileError, OSError):
@@ -268,10 +276,9 @@ class _Check:
             yield from code_findings(self._root, self._without(), wasm)
 
     def _as_wasm(self, place: str) -> tuple[Done, bytes]:
-        entrypoints = [argument for entrypoint in ENTRYPOINTS for argument in ("--entrypoint", entrypoint)]
         shared = ["--capabilities", str(self._shipped / "capabilities.json"), "--bundle", "."]
         out = self._place / f"{place}.tar.gz"
-        done = self._run(place, "build", "--target", "wasm", *shared, *entrypoints, "--output", str(out))
+        done = self._run(place, "build", "--target", "wasm", *shared, *ENTRYPOINT_OPTIONS, "--output", str(out))
         return done, unpack(out.read_bytes())["policy.wasm"] if done.code == 0 else b""
 
     def _without(self) -> bytes:
@@ -353,8 +360,11 @@ class _Check:
 
 
 def _in_vain(modules: list[Module]) -> Iterator[Finding]:
-    """Rules that certainly have no effect; what may be meant is a warning, see ``policy_files.warnings_of``."""
+    """Rules that certainly have no effect, and wrong codes; for warnings see ``policy_files.warnings_of``."""
     rules = [module for module in modules if not module.name.endswith("_test.rego")]
+    yield from (
+        one for one in rule_code_findings({module.name: module.tree for module in rules}) if one.level != WARNING
+    )
     for module in rules:
         others = [constants_of(other.tree) for other in rules if other.package == module.package]
         known = {name: value for constants in others for name, value in constants.items()}

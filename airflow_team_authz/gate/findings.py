@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from airflow_team_authz.gate.rules import RULES
 from airflow_team_authz.opa.errors import Problem
 
 # Of a message, so that a report stays readable whatever somebody has called a rule.
@@ -15,7 +16,10 @@ WARNING = "warning"
 
 
 class Finding(NamedTuple):
-    """One reason why a package may not be published, or a ``WARNING``, where it is, and the way out."""
+    """One reason why a package may not be published, or a ``WARNING``: where it is, and what to do.
+
+    ``rule`` is the id of one of ``gate.rules.RULES``.
+    """
 
     rule: str
     file: str
@@ -46,9 +50,7 @@ def sarif(findings: Iterable[Finding], files: Collection[str] = ()) -> dict[str,
     ``files`` are those of the packages, if they are at hand.
     """
     listed = list(findings)
-    helps = {found.rule: found.help for found in reversed(listed)}
-    names = sorted(helps)
-    rules = [{"id": name, "help": {"text": helps[name]}} for name in names]
+    names = sorted({found.rule for found in listed})
     results = [
         {
             "ruleId": found.rule,
@@ -69,8 +71,20 @@ def sarif(findings: Iterable[Finding], files: Collection[str] = ()) -> dict[str,
     return {
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
         "version": "2.1.0",
-        "runs": [{"tool": {"driver": {"name": "team-authz bundle check", "rules": rules}}, "results": results}],
+        "runs": [
+            {
+                "tool": {"driver": {"name": "team-authz bundle check", "rules": [*map(_described, names)]}},
+                "results": results,
+            }
+        ],
     }
+
+
+def _described(name: str) -> dict[str, Any]:
+    # A bundle server that is newer may have rules that are not known here.
+    if (rule := RULES.get(name)) is None:
+        return {"id": name}
+    return {"id": name, "shortDescription": {"text": f"Refuses {rule.refuses}."}, "help": {"text": rule.help}}
 
 
 def _file(place: str, files: Collection[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from airflow_team_authz.opa.compile import (
     merged,
     policy_files,
     run_opa,
+    scratch_directory,
     shipped_policies,
 )
 
@@ -32,7 +32,7 @@ def check_platform(files: Mapping[str, bytes], opa: str | None = None) -> list[F
     shipped policy: data against its schema, strict check, packages, tests. None: it may be published.
     """
     found = list(_data(files))
-    with tempfile.TemporaryDirectory() as directory:
+    with scratch_directory() as directory:
         staged = Path(directory)
         tests = {name: text for name, text in files.items() if name.endswith("_test.rego")}
         for name, content in (merged(files) | tests).items():
@@ -51,7 +51,7 @@ def failing_tests(platform: Mapping[str, bytes], teams: Mapping[str, bytes], opa
     tests = {name: text for name, text in platform.items() if name.endswith("_test.rego")}
     if not tests:
         return ""
-    with tempfile.TemporaryDirectory() as directory:
+    with scratch_directory() as directory:
         (Path(directory) / "whole.tar.gz").write_bytes(pack(merged({**platform, **teams}) | tests, level=1))
         try:
             # A team's rule may be called test_… without being one.
@@ -107,7 +107,7 @@ def _patterns(staged: Path, rules: list[str], opa: str) -> Iterator[Finding]:
         patterns += patterns_in(json.loads(told), name)
 
     def evaluate(policy: str, question: str) -> str:
-        with tempfile.TemporaryDirectory() as place:
+        with scratch_directory() as place:
             (Path(place) / "try.rego").write_text(policy)
             (Path(place) / "question.json").write_text(question)
             shown = ("--format", "json", "--input", "question.json", "--data", "try.rego")

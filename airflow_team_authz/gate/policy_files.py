@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from airflow_team_authz.gate.codes import rule_code_findings, suspicious
 from airflow_team_authz.gate.findings import WARNING, Finding, of_opa
 from airflow_team_authz.gate.modules import ENTRIES, entries, entries_in_test, names_read
 from airflow_team_authz.gate.no_effect import constants_of, no_effect
@@ -22,6 +22,7 @@ from airflow_team_authz.opa.compile import (
     is_shipped,
     policy_files,
     run_opa,
+    scratch_directory,
     shipped_policies,
 )
 
@@ -59,10 +60,10 @@ def rule_findings(files: Mapping[str, bytes], opa: str | None = None) -> list[Fi
     if not rules and not tests:
         return []
     program = find_opa(opa)
-    with tempfile.TemporaryDirectory() as directory:
+    with scratch_directory() as directory:
         place = Path(directory)
         found = [*_in_tests(tests, place / "tests", program), *_against_schema(rules, place / "rules", program)]
-        in_vain = list(_decides_nothing(rules, place / "rules", program))
+        in_vain = list(_decides_nothing(rules, place / "written", program))
         if any(one.rule == "entry-rule" for one in in_vain):
             # The shipped policy reads them as sets, which the type checker tells of the shipped policy.
             found = [one for one in found if not is_shipped(one.file)]
@@ -72,14 +73,17 @@ def rule_findings(files: Mapping[str, bytes], opa: str | None = None) -> list[Fi
 def warnings_of(files: Mapping[str, bytes], opa: str | None = None) -> list[Finding]:
     """What of Rego files may be meant as it is, and probably is not; it keeps nothing from being published."""
     rules = {name: text for name, text in files.items() if name.endswith(".rego") and not name.endswith("_test.rego")}
-    with tempfile.TemporaryDirectory() as directory:
-        _write(Path(directory), rules)
+    with scratch_directory() as directory:
         found = _decides_nothing(rules, Path(directory), find_opa(opa))
         return [one for one in found if one.level == WARNING]
 
 
 def _decides_nothing(rules: Mapping[str, bytes], place: Path, opa: str) -> Iterator[Finding]:
-    """Rules that cannot have an effect, and what no engine takes for reasons. Files that do not parse are left out."""
+    """Rules that cannot have an effect, what no engine takes for reasons, and wrong codes; not of what does not parse.
+
+    ``place`` is an empty directory, or none yet.
+    """
+    _write(place, rules)
     shown = _parsed(rules, place, opa)
     constants: dict[str, dict[str, Any]] = {}
     names: dict[str, set[str]] = {}
@@ -92,16 +96,21 @@ def _decides_nothing(rules: Mapping[str, bytes], place: Path, opa: str) -> Itera
         known, read = constants[package], names[package]
         if any(True for _ in (*no_effect(name, tree, known), *entries(name, tree, read))):
             # Once more, now with the lines.
-            located = run_opa([opa, "parse", "--format", "json", "--json-include", "locations", f"./{name}"], place)
-            yield from no_effect(name, json.loads(located), known)
-            yield from entries(name, json.loads(located), read)
+            located = _located(name, place, opa)
+            yield from no_effect(name, located, known)
+            yield from entries(name, located, read)
+    yield from rule_code_findings({name: _located(name, place, opa) for name in sorted(suspicious(shown, rules))})
+
+
+def _located(name: str, place: Path, opa: str) -> Any:
+    """A file as ``opa parse`` shows it, with lines and METADATA."""
+    return json.loads(run_opa([opa, "parse", "--format", "json", "--json-include", "locations", f"./{name}"], place))
 
 
 def _parsed(rules: Mapping[str, bytes], place: Path, opa: str) -> dict[str, Any]:
     """Files as ``opa parse`` shows them, without lines: all by one process, since there may be thousands."""
     if not rules:
         return {}
-    place.mkdir(exist_ok=True)
     questions = place / "files.json"
     questions.write_text(json.dumps({name: text.decode(errors="replace") for name, text in rules.items()}))
     query = "{name: tree | some name, text in input; tree := rego.parse_module(name, text)}"

@@ -21,6 +21,8 @@ from airflow_team_authz.opa.errors import Problem, in_one_text, problems
 
 MINIMUM_OPA = (1, 22, 2)
 ENTRYPOINTS = ("airflow/authz/decision", "airflow/authz/decisions", "airflow/authz/allowed", "airflow/authz/whoami")
+# As `opa build` takes them.
+ENTRYPOINT_OPTIONS = tuple(part for name in ENTRYPOINTS for part in ("--entrypoint", name))
 _SHIPPED_ONLY = "airflow/authz"
 _DATA_FILES = {"data.json", "data.yaml", "data.yml"}
 _DEFAULT_DATA = "airflow/roles"
@@ -82,9 +84,14 @@ def _version(opa: str, state: str) -> tuple[int, ...]:  # noqa: ARG001 - another
     return tuple(map(int, match.groups()))
 
 
+def scratch_directory() -> tempfile.TemporaryDirectory[str]:
+    """A directory for as long as a ``with`` lasts. A program may end while one of its threads still writes there."""
+    return tempfile.TemporaryDirectory(prefix="team-authz-", ignore_cleanup_errors=True)
+
+
 def compile_shipped(out: Path, opa: str | None = None) -> None:
     """Write the bundle of the shipped policy alone (no site, no teams, nobody in the directory) to ``out``."""
-    with tempfile.TemporaryDirectory() as staged:
+    with scratch_directory() as staged:
         for part in (_SHIPPED_ONLY, _DEFAULT_DATA):
             _copy_policy(shipped_policies() / part, Path(staged) / part)
         _build(Path(staged), out, find_opa(opa))
@@ -100,7 +107,7 @@ def compile_directory(source: Path, out: Path, opa: str | None = None) -> None:
     shipped = shipped_policies()
     if not source.is_dir():
         raise CompileError(f"the policy directory {source} does not exist")
-    with tempfile.TemporaryDirectory() as directory:
+    with scratch_directory() as directory:
         staged = Path(directory)
         _copy_policy(source, staged)
         if (staged / _SHIPPED_ONLY).exists() and source.resolve() != shipped.resolve():
@@ -199,7 +206,6 @@ def _build(staged: Path, out: Path, opa: str) -> None:
 
 def _compile(place: Path, bundle: str, out: Path, revision: str, opa: str) -> None:
     capabilities = shipped_policies() / "capabilities.json"
-    entrypoints = [argument for entrypoint in ENTRYPOINTS for argument in ("--entrypoint", entrypoint)]
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the rename is atomic and a reader never sees half a bundle.
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
@@ -207,7 +213,7 @@ def _compile(place: Path, bundle: str, out: Path, revision: str, opa: str) -> No
         run_opa(
             [
                 *(opa, "build", "--target", "wasm", "--bundle", bundle),
-                *("--capabilities", str(capabilities), *entrypoints),
+                *("--capabilities", str(capabilities), *ENTRYPOINT_OPTIONS),
                 *("--revision", revision, "--output", str(fresh.resolve())),
             ],
             cwd=place,

@@ -6,7 +6,6 @@ Nothing here decides. A name that is overlooked only leaves a question out, and 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from airflow_team_authz.opa.archive import BundleRefused, unpack
-from airflow_team_authz.opa.compile import CompileError, find_opa, is_shipped, merged, policy_files, run_opa
+from airflow_team_authz.opa.compile import (
+    CompileError,
+    find_opa,
+    is_shipped,
+    merged,
+    policy_files,
+    run_opa,
+    scratch_directory,
+)
 
 PLATFORM = ""
 # Used by who looks at a package as a whole.
@@ -221,7 +228,7 @@ def _parsed(files: Mapping[str, bytes], names: list[str], opa: str | None) -> li
     if not names:
         return []
     program = find_opa(opa)
-    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(4) as pool:
+    with scratch_directory() as directory, ThreadPoolExecutor(4) as pool:
         for number, name in enumerate(names):
             (Path(directory) / f"{number}.rego").write_bytes(files[name])
         return list(pool.map(partial(_parse, program, Path(directory)), range(len(names))))

@@ -14,14 +14,17 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from airflow_team_authz.decision_log.record import DEFAULT_MASKS, Form
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.gate.findings import sarif
-from airflow_team_authz.model import KeyUnfit
+from airflow_team_authz.model import EngineError, KeyUnfit
 from airflow_team_authz.opa.archive import BundleRefused
 from airflow_team_authz.opa.compile import CompileError
 from airflow_team_authz.server.access import Access, NotKnown, Oidc
 from airflow_team_authz.server.bodies import Bodies
+from airflow_team_authz.server.decisions import Decisions, NoDecisions, NoPolicy, Readable, TooFast
 from airflow_team_authz.server.issuer import IssuerGone
+from airflow_team_authz.server.metrics import CountedRequests, Counting
 from airflow_team_authz.server.releases import Frozen, NotPublishable, NotThere, Outdated, Releases
 from airflow_team_authz.server.routes import ServerParts, router
 from airflow_team_authz.server.served import Served
@@ -31,14 +34,22 @@ log = logger(__name__)
 
 # How often the server looks for bundles whose signature is old.
 _SIGN_SECONDS = 60
+# How often it deletes decisions that are too old.
+_CLEAN_SECONDS = 3600
 
 
 def create_app(
-    engine: Engine, releases: Callable[[Callable[[], None]], Releases], oidc: Oidc | None = None, places: int = 500
+    engine: Engine,
+    releases: Callable[[Callable[[], None]], Releases],
+    oidc: Oidc | None = None,
+    places: int = 500,
+    masks: str = DEFAULT_MASKS,
+    days: int = 90,
 ) -> FastAPI:
     """The application over a migrated database. ``releases`` makes the publishing part, given what to call after it.
 
-    ``places``: how many may wait for a bundle at a time.
+    ``places``: how many may wait for a bundle at a time. ``masks``: what no record of a decision holds; records are
+    kept for so many ``days``. ``ValueError`` if a mask is none.
     """
     served = Served(engine, places)
     loops: list[asyncio.AbstractEventLoop] = []
@@ -48,14 +59,16 @@ def create_app(
             loop.call_soon_threadsafe(served.look_now)
 
     publishing = releases(changed)
+    decisions, counting = Decisions(engine, Form(masks), days), Counting()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
         looking = asyncio.create_task(served.keep_looking())
         renewing = asyncio.create_task(_keep_signed(publishing))
+        cleaning = asyncio.create_task(_keep_clean(decisions))
         yield
-        for task in (looking, renewing):
+        for task in (looking, renewing, cleaning):
             task.cancel()
 
     app = FastAPI(
@@ -66,10 +79,15 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    app.state.parts = ServerParts(engine, Access(engine, oidc), served, publishing, Turns(), Turns())
+    app.state.parts = ServerParts(
+        engine, Access(engine, oidc), served, publishing, Turns(), Turns(),
+        decisions, Readable(publishing.environments), Turns(), Turns(), counting,
+    )  # fmt: skip
     app.include_router(router)
     app.add_middleware(Bodies)
-    _tell_errors(app)
+    # Around the others: what they answer counts too.
+    app.add_middleware(CountedRequests, counting=counting)
+    _tell_errors(app, counting)
     return app
 
 
@@ -81,24 +99,34 @@ async def _keep_signed(publishing: Releases) -> None:
         await asyncio.sleep(_SIGN_SECONDS)
 
 
-async def _done(job: Callable[[], None]) -> None:
+async def _keep_clean(decisions: Decisions) -> None:
+    """No decisions that are too old, until cancelled."""
+    while True:
+        await _done(decisions.clean)
+        await asyncio.sleep(_CLEAN_SECONDS)
+
+
+async def _done(job: Callable[[], object]) -> None:
     try:
         await asyncio.to_thread(job)
     except Exception:
         # What nobody has thought of must not end the work for good.
-        log.exception("the bundles stay as they are")
+        log.exception("a regular job has failed, and is tried again")
 
 
-def _tell_errors(app: FastAPI) -> None:
+def _tell_errors(app: FastAPI, counting: Counting) -> None:
     """Each error is one sentence in JSON."""
     codes: dict[type[Exception], int] = {
-        NotKnown: 401, NotThere: 404, Outdated: 409, BundleRefused: 422, KeyUnfit: 422, Frozen: 423,
-        IssuerGone: 503, CompileError: 503,
+        NotKnown: 401, NotThere: 404, Outdated: 409, BundleRefused: 422, KeyUnfit: 422, NoDecisions: 422, Frozen: 423,
+        TooFast: 429, IssuerGone: 503, CompileError: 503, NoPolicy: 503, EngineError: 503,
     }  # fmt: skip
 
     async def tell(_: Request, error: Exception) -> JSONResponse:
         headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, NotKnown) else None
-        return JSONResponse({"error": str(error)[:1000]}, codes[type(error)], headers)
+        if isinstance(error, TooFast):
+            headers = {"Retry-After": "1"}
+        code = next(code for kind, code in codes.items() if isinstance(error, kind))
+        return JSONResponse({"error": str(error)[:1000]}, code, headers)
 
     for kind in codes:
         app.add_exception_handler(kind, tell)
@@ -115,6 +143,7 @@ def _tell_errors(app: FastAPI) -> None:
 
     @app.exception_handler(NotPublishable)
     async def refused(request: Request, error: NotPublishable) -> JSONResponse:
+        counting.refused(error.findings)
         if "application/sarif+json" in request.headers.get("Accept", ""):
             return JSONResponse(sarif(error.findings, error.files), 422, media_type="application/sarif+json")
         listed = [finding.as_json() for finding in error.findings]

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from airflow_team_authz.bundles.artifact import MAX_ARTIFACT_BYTES
 
 MAX_STATUS_BYTES = 256 * 1024
+MAX_LOGS_BYTES = 4 << 20
 _MAX_BYTES = 64 * 1024
 _SECONDS = 60
 
@@ -29,6 +30,8 @@ class Bodies:
 def _limit(path: str) -> int:
     if path == "/status":
         return MAX_STATUS_BYTES
+    if path.startswith("/logs"):
+        return MAX_LOGS_BYTES
     return MAX_ARTIFACT_BYTES if path.endswith("/package") else _MAX_BYTES
 
 

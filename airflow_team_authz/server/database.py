@@ -13,6 +13,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Engine,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -164,6 +165,34 @@ class Client(Base):
     version: Mapped[str] = mapped_column(String(40))
     bundles: Mapped[dict[str, Any]]
     seen_at: Mapped[datetime]
+
+
+class Decision(Base):
+    """A record of a decision log, see ``decision_log.tables``: by whose token it came, and which record it belongs to.
+
+    ``related`` is the id of an OPA server's own record of the same question.
+    """
+
+    __tablename__ = "decision"
+    __table_args__ = (
+        UniqueConstraint("reporter", "decision_id", name="uq_decision_reporter_decision_id"),
+        Index("ix_decision_decision_id", "decision_id"),
+        Index("ix_decision_related", "related"),
+        Index("ix_decision_decided_at", "decided_at"),
+        Index("ix_decision_subject", "subject", "decided_at"),
+    )
+    number: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    decision_id: Mapped[str] = mapped_column(String(64))
+    reporter: Mapped[str] = mapped_column(String(200))
+    related: Mapped[str] = mapped_column(String(64))
+    decided_at: Mapped[datetime]
+    outcome: Mapped[str] = mapped_column(String(10))
+    subject: Mapped[str] = mapped_column(String(250))
+    action: Mapped[str] = mapped_column(String(250))
+    type: Mapped[str] = mapped_column(String(50))
+    resource: Mapped[str] = mapped_column(String(250))
+    teams: Mapped[str] = mapped_column(String(500))
+    record: Mapped[str] = mapped_column(Text)
 
 
 class BadDatabase(Exception):

@@ -94,6 +94,29 @@ class StatusModel(BaseModel):
     withheld: list[WithheldModel]
 
 
+class NotedModel(BaseModel):
+    """What has become of the decisions that were sent."""
+
+    received: int
+    written: int = Field(description="The others were there already, or are none.")
+    dropped: int = Field(description="Those without `decision_id` or `timestamp`.")
+
+
+class DecisionModel(BaseModel):
+    """A record of a decision, and whose token it came by."""
+
+    number: int
+    reporter: str
+    record: dict[str, Any] = Field(description="See record.schema.json. A team gets the part that concerns it.")
+
+
+class DecisionsModel(BaseModel):
+    """Records, newest first."""
+
+    decisions: list[DecisionModel]
+    next: int | None = Field(description="What to send as `before` for the next page; null: this is the last one.")
+
+
 class Rollback(BaseModel):
     """Which version is to be in force again."""
 
@@ -161,6 +184,7 @@ def answers(*codes: int) -> dict[int | str, dict[str, Any]]:
         408: "It was not whole within a minute.",
         409: "It is not newer than what is published.",
         413: "It is too large.",
+        429: "The token sends more than it may.",
         423: "The platform has stopped changes for now.",
         503: "The database, the issuer of tokens, or room on the disk is gone; nothing has changed.",
     }
@@ -180,6 +204,16 @@ STATUS = {
         "content": {"application/json": {"schema": {"type": "object", "description": "As OPA reports its status."}}},
     }
 }
+METRICS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {}}, "description": "In the text format of Prometheus."}
+}
+LOGS = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"type": "array", "items": {"type": "object"},
+                                                    "description": "As OPA's decision_logs plugin sends them."}}},
+    }
+}  # fmt: skip
 ARTIFACT = {
     "requestBody": {
         "required": True,

@@ -20,23 +20,30 @@ from starlette.concurrency import run_in_threadpool
 
 from airflow_team_authz.bundles.artifact import PLATFORM as PLATFORM_OWNER
 from airflow_team_authz.bundles.signing import TrustedKeys
-from airflow_team_authz.server import access, clients, page
+from airflow_team_authz.decision_log.database import column
+from airflow_team_authz.server import access, clients, metrics, page
 from airflow_team_authz.server.access import Access, Caller, NotKnown
 from airflow_team_authz.server.bodies import MAX_STATUS_BYTES
 from airflow_team_authz.server.clients import StatusReport
 from airflow_team_authz.server.database import Freeze, OwnerKeys, Package, Release, Token, WithheldPackage
+from airflow_team_authz.server.decisions import Decisions, Readable, Wanted
 from airflow_team_authz.server.messages import (
     ARTIFACT,
     BUNDLE,
+    LOGS,
     MEDIA_TYPE,
+    METRICS,
     REFUSAL,
     SCOPE,
     STATUS,
+    DecisionModel,
+    DecisionsModel,
     EnvironmentName,
     FreezeModel,
     Health,
     HistoryEntry,
     NewToken,
+    NotedModel,
     Promotion,
     PublishedModel,
     Rollback,
@@ -49,6 +56,7 @@ from airflow_team_authz.server.messages import (
     WithheldModel,
     answers,
 )
+from airflow_team_authz.server.metrics import Counting
 from airflow_team_authz.server.releases import Releases
 from airflow_team_authz.server.served import Served
 from airflow_team_authz.server.work_queue import Turns
@@ -72,6 +80,11 @@ class ServerParts(NamedTuple):
     publishing: Releases
     changes: Turns
     diffs: Turns
+    decisions: Decisions
+    readable: Readable
+    logs: Turns
+    searches: Turns
+    counting: Counting
 
 
 async def _parts(request: Request) -> ServerParts:
@@ -361,6 +374,58 @@ def status(
     found = clients.states(parts.engine, parts.served.names(), after, limit + 1)
     shown, more = found[:limit], found[limit:]
     return StatusModel(clients=shown, next=shown[-1].number if more else None, withheld=_withheld(parts.engine))
+
+
+@router.post("/logs", responses=answers(408, 413, 429) | REFUSAL, openapi_extra=LOGS)
+@router.post("/logs/{partition}", responses=answers(408, 413, 429) | REFUSAL, openapi_extra=LOGS)
+async def logs(parts: Parts, request: Request, who: Calling) -> NotedModel:
+    """Takes decisions of an OPA or an Airflow process, in the protocol of OPA's `decision_logs` plugin."""
+    if who.kind == access.TEAM:
+        _forbid("a team's token publishes and sees decisions; a reader's reports them")
+    content = await request.body()
+    encoding = request.headers.get("Content-Encoding", "")
+    return NotedModel(**(await parts.logs.run(who.name, parts.decisions.take, who, content, encoding))._asdict())
+
+
+@router.get("/decisions", responses=answers() | REFUSAL)
+async def decisions(
+    parts: Parts,
+    who: Calling,
+    id_: Annotated[str | None, Query(alias="id", max_length=64, description="Of a record, or of OPA's own.")] = None,
+    since: Annotated[datetime | None, Query(description="In UTC, unless it says otherwise.")] = None,
+    user: Annotated[str | None, Query(max_length=250)] = None,
+    team: Annotated[str | None, Query(max_length=64)] = None,
+    type_: Annotated[str | None, Query(alias="type", max_length=50)] = None,
+    denied: bool = False,
+    before: Annotated[int | None, Query(ge=1, lt=2**63, description="`next` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> DecisionsModel:
+    """A page of decisions, newest first. The platform sees all; a team sees those about its own resources whose audit
+    log the policy lets it read.
+    """
+    if who.kind == access.READER:
+        _forbid("a reader's token reports decisions; the platform and teams see them")
+    if since is not None and since.tzinfo is None:
+        since = since.replace(tzinfo=UTC)
+    wanted = Wanted(id_, since, user and column(user), team, type_, denied, before, limit)
+    readable = parts.readable.with_bundles(parts.served.names())
+    page_ = await parts.searches.run(who.name, parts.decisions.search, who, wanted, readable)
+    return DecisionsModel(decisions=[DecisionModel(**one._asdict()) for one in page_.found], next=page_.next)
+
+
+@router.get("/metrics", response_class=Response, responses=answers() | METRICS)
+def metrics_(parts: Parts, who: Reading) -> Response:
+    """Counts of this server process for Prometheus; without names of anybody. For the platform, and for readers."""
+    if who.kind == access.TEAM:
+        _forbid("a team's token publishes; a reader's reads the metrics")
+    trouble, clients_, withheld = parts.served.trouble, list[clients.ClientState](), 0
+    if not trouble:
+        clients_ = clients.states(parts.engine, parts.served.names())
+        withheld = len(_withheld(parts.engine))
+    told = metrics.render(
+        parts.counting, parts.decisions.counts, clients_, withheld, len(parts.served.names()), trouble
+    )
+    return Response(told, media_type=metrics.CONTENT_TYPE)
 
 
 @router.get("/health", responses={503: {"model": Health, "description": "There is nothing that it could serve."}})

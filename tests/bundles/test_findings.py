@@ -30,9 +30,10 @@ def located(report: dict[str, Any]) -> list[tuple[str, str, int]]:
     ids = [rule["id"] for rule in driver["rules"]]
     assert len(ids) == len(set(ids))
     for rule in driver["rules"]:
-        assert rule.keys() == {"id", "help"}
-        assert rule["help"].keys() == {"text"}
-        assert rule["help"]["text"]
+        assert rule.keys() == {"id", "shortDescription", "help"}
+        for text in (rule["shortDescription"], rule["help"]):
+            assert text.keys() == {"text"}
+            assert text["text"]
     return [_located(result, ids) for result in run["results"]]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +14,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from airflow_team_authz.decision_log import origin
+from airflow_team_authz.decision_log import DecisionLog, origin
 from airflow_team_authz.decision_log.bursts import Bursts, Repeated
 from airflow_team_authz.decision_log.levels import Levels
 from airflow_team_authz.decision_log.record import MOST_RESOURCES, Entry, Form, encode, new_id
 from airflow_team_authz.engines import DecisionPoint, Reply
 from airflow_team_authz.model import Context, Decision, EngineError, Evaluations, Resource, Subject, Unreachable
-from tests.decision_log.conftest import BOB, NO, SCHEMA, YES, Made, valid
+from tests.decision_log.conftest import BOB, NO, SCHEMA, YES, Kept, Made, valid
 
 Make = Callable[..., Made]
 DB = Resource("connection", "alpha", "db")
@@ -37,6 +39,14 @@ def test_a_refusal_is_an_event_of_opas_form(make: Make) -> None:
     assert record["bundles"] == {"authz": {"revision": "r1"}}
     assert record["metrics"] == {"timer_server_handler_ns": 7}
     assert record["custom"] == {"outcome": "deny", "door": "other", "asked": 1, "allowed": 0}
+
+
+def test_codes_of_the_rules_that_decide_are_told(make: Make) -> None:
+    made = make("denied")
+    said = [Decision(False, ("B-2: closed", "A-1: sealed", "no code: x"), "team"), Decision(False, ("A-1: y",), "team")]
+    made.log.decided(Evaluations(BOB, "use", [DB, Resource("pool", "alpha", "p")]), said, "", 1)
+    (record,) = made.records()
+    assert record["custom"]["codes"] == ["A-1", "B-2"]
 
 
 def test_an_error_is_recorded_without_a_result(make: Make) -> None:
@@ -103,11 +113,18 @@ def test_a_level_says_what_is_recorded(make: Make, levels: str, recorded: str) -
         for sign, decision in (("-", NO), ("+", YES))
     } | {"error": made.failed(Unreachable("nobody"))}
     made.log.listed(Evaluations(BOB, "list", [DB]), [], "", 1)
-    found = {record["decision_id"]: record["custom"]["outcome"] for record in made.records()}
-    told = [name for name, id_ in given.items() if id_ in found] + ["list"] * ("list" in found.values())
-    assert " ".join(told) == recorded
+    signs = {"deny": "-", "allow": "+"}
+    found = {record["decision_id"]: record for record in made.records()}
+    told = {
+        f"{record['input']['action']}{signs[outcome]}" if outcome in signs else outcome
+        for record in found.values() for outcome in [record["custom"]["outcome"]]
+    }  # fmt: skip
+    assert told == set(recorded.split())
     assert len(found) == len(told)
-    assert not any(id_ for name, id_ in given.items() if name not in told)
+    # Who is refused hears the id of the record, and nobody else.
+    refused = {name: id_ for name, id_ in given.items() if id_}
+    assert refused.keys() == {name for name in told if name == "error" or name.endswith("-")}
+    assert found.keys() >= set(refused.values())
 
 
 def test_the_verbs_of_custom_views_fill_no_memory() -> None:
@@ -188,6 +205,36 @@ def test_ids_sort_by_their_time_and_are_all_different(monkeypatch: pytest.Monkey
     assert ids == sorted(ids)
     assert {uuid.UUID(id_).version for id_ in ids} == {7}
     assert {uuid.UUID(id_).variant for id_ in ids} == {uuid.RFC_4122}
+
+
+def test_ids_of_one_moment_of_threads_and_children_are_all_different(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_team_authz.decision_log.record.time.time_ns", lambda: 1_700_000_000_000_000_000)
+    made: list[str] = []
+    threads = [threading.Thread(target=lambda: made.extend([new_id() for _ in range(5_000)])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    read, write = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.write(write, new_id().encode())
+        os._exit(0)
+    made += [os.read(read, 36).decode(), new_id()]
+    os.waitpid(pid, 0)
+    assert len(set(made)) == len(made) == 20_002
+
+
+def test_all_sinks_have_the_same_id_of_what_is_allowed() -> None:
+    kept = [Kept(), Kept()]
+    log = DecisionLog(kept, Levels("all"), Form())
+    question = Evaluations(BOB, "read", [DB])
+    log.decided(question, [YES], "r1", 1)
+    log.listed(question, [DB], "r1", 1)
+    log.close()
+    first, second = ([record["decision_id"] for record in sink.records] for sink in kept)
+    assert first == second
+    assert len(set(first)) == 2
+    assert all(uuid.UUID(id_).version == 7 for id_ in first)
 
 
 def test_a_request_is_told_without_its_query_and_headers(make: Make) -> None:
@@ -334,7 +381,7 @@ def test_a_decision_point_tells_what_it_was_asked_and_hands_the_id_on(make: Make
 
 def test_a_fault_in_the_log_changes_no_decision(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make("all")
-    monkeypatch.setattr("airflow_team_authz.decision_log.new_id", lambda: 1 / 0)
+    monkeypatch.setattr("airflow_team_authz.decision_log._entry", lambda *_, **__: 1 / 0)
     assert made.decided(DB) == made.decided(DB, decision=YES) == made.failed(Unreachable("gone")) == ""
     made.log.listed(Evaluations(BOB, "list", [DB]), [], "", 1)
     assert made.records() == []

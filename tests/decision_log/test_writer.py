@@ -17,14 +17,15 @@ from typing import Any
 
 import pytest
 
-from airflow_team_authz.decision_log import sinks, writer
+from airflow_team_authz.decision_log import DecisionLog, sinks, writer
+from airflow_team_authz.decision_log.levels import Levels
 from airflow_team_authz.decision_log.origin import Origin
 from airflow_team_authz.decision_log.record import Entry, Form, new_id
 from airflow_team_authz.decision_log.sinks import File, StandardLog
 from airflow_team_authz.decision_log.writer import Writer
-from airflow_team_authz.model import Evaluations, Resource, Subject
+from airflow_team_authz.model import Decision, Evaluations, Resource, Subject
 from tests.conftest import eventually
-from tests.decision_log.conftest import NO, Kept, valid
+from tests.decision_log.conftest import NO, YES, Kept, valid
 
 DB = Resource("connection", "alpha", "db")
 
@@ -342,6 +343,34 @@ def test_half_a_line_of_a_killed_process_spoils_no_other(tmp_path: Path) -> None
 
 
 # The standard log
+
+
+def test_a_line_tells_of_each_refusal_also_while_the_sink_takes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """By a thread of its own: whoever asks waits for no line. Repetitions have none."""
+    sink = Held()
+    sink.goes.clear()
+    log = DecisionLog([sink], Levels("changes, variable=none"), Form())
+
+    def decided(type_: str, *said: Decision) -> str:
+        question = Evaluations(
+            Subject("user", "bob"), "read", [Resource(type_, "alpha", str(n)) for n in range(len(said))]
+        )
+        return log.decided(question, said, "r1", 1)
+
+    with caplog.at_level(logging.INFO):
+        ids = [decided("connection", NO) for _ in range(3)]
+        decided("variable", NO)
+        many = decided("pool", YES, Decision(False, ("at postgresql://a:MARKED@b", "because"), "team"))
+        told = [
+            f"denied (baseline, policy revision r1, decision {ids[0]}): bob may not",
+            "denied (baseline, policy revision r1): bob may not",
+            f"denied (team, policy revision r1, decision {many}): at postgresql://***@b; because",
+        ]
+        eventually(lambda: [record.getMessage() for record in caplog.records] == told)
+    assert {record.threadName for record in caplog.records} == {"team-authz-decisions"}
+    assert sink.records == []
+    sink.goes.set()
+    log.close()
 
 
 def test_the_standard_log_has_the_record_and_nothing_forges_a_line_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,10 +23,12 @@ from airflow.models.team import Team
 from sqlalchemy import String, create_engine, event
 from sqlalchemy.orm import Session, sessionmaker
 
+from airflow_team_authz import review
 from airflow_team_authz.doors.users import build_manager
 from airflow_team_authz.engines import DecisionPoint, Reply
 from airflow_team_authz.engines.choice import packaged_baseline
 from airflow_team_authz.engines.in_process import InProcess
+from airflow_team_authz.gate import no_effect
 from airflow_team_authz.opa.compile import compile_directory
 from tests.conftest import REPOSITORY, log_without_sinks
 
@@ -59,7 +61,7 @@ class Pages(BaseAuthManager[Any]):
 
 
 class Recording:
-    """An engine that keeps what it was asked, each of which must be as the schema says."""
+    """An engine that keeps what it was asked, each of which the schema, the gate and the review must know."""
 
     def __init__(self, bundle: Path) -> None:
         self._engine = InProcess(bundle)
@@ -73,7 +75,20 @@ class Recording:
         shared = {name: part for name, part in asked.items() if name != "resources"}
         for resource in asked["resources"]:
             self._schema.validate(shared | {"resource": resource})
+            _must_be_known(asked["subject"]["type"], asked["action"], resource["type"], resource.get("entity"))
         return self._engine.query(entrypoint, question, size, teams, pace)
+
+
+def _must_be_known(subject: str, action: str, type_: str, entity: str | None) -> None:
+    """The gate says of a rule about any other question that it has no effect; the review asks no other."""
+    kind = type_ if entity is None else f"{type_}.{entity}"
+    # Guardrails answer these whatever rules say, and Airflow has the method, but no route with it.
+    if subject in {"dag_processor", "triggerer"} or action == "menu":
+        return
+    verb = action if action in no_effect.ACTIONS else "any other verb"
+    assert no_effect.is_asked(subject, verb, type_, entity), (subject, action, kind)
+    if subject == "task":
+        assert action in review.ACTIONS[kind], (action, kind)
 
 
 class World(NamedTuple):

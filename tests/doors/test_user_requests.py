@@ -25,13 +25,16 @@ from airflow.models.asset import AssetDagRunQueue, TaskOutletAssetReference
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from msgspec import UNSET
 from packaging.version import Version
 from sqlalchemy import delete, func, select, update
 
+from airflow_team_authz import questions, review
 from airflow_team_authz.doors import connection_tests, user_requests, user_routes, users, wall
 from airflow_team_authz.engines import DecisionPoint, Reply
 from airflow_team_authz.engines.choice import packaged_baseline
-from airflow_team_authz.model import Unreachable
+from airflow_team_authz.gate.no_effect import is_asked
+from airflow_team_authz.model import Resource, Unreachable
 from tests.doors.conftest import Recording, build
 
 A = "/api/v2"
@@ -172,6 +175,26 @@ def test_where_airflow_finds_names_is_known_for_every_question(site: Site) -> No
         if question != "login" and not question.startswith("handler ") and not question.endswith(" rows")
     }
     assert kinds <= set(user_routes.NAMED_BY) | in_body | by_their_path_alone
+
+
+def test_what_users_routes_ask_is_known_to_the_gate_and_the_review() -> None:
+    """The gate says of a rule about any other question that it has no effect; the review asks no other."""
+    renamed = {"event_log": "dag.audit_log", "backfill": "dag.run", "dag_from_file_token": "dag"}
+    bulk = {f"{kind}_bulk": ("POST", "PUT", "DELETE") for kind in ("connection", "pool", "variable")}
+    bulk |= {"dag_run_bulk": ("PUT", "DELETE"), "dag_run_clear_bulk": ("PUT",)}
+    for question in sorted(set().union(*(route.questions() for route in user_routes.ROUTES.values()))):
+        if question == "login" or question.startswith("handler "):
+            continue
+        *methods, about = question.removesuffix(" rows").split()
+        kind = "view" if about.startswith("view.") else renamed.get(about, about)
+        if about in bulk:
+            kind = "dag.run" if about.startswith("dag_run") else about.removesuffix("_bulk")
+        type_, _, entity = kind.partition(".")
+        for method in methods or bulk.get(about, ("GET",)):
+            for resource in (Resource(type_, entity=entity or UNSET), Resource(type_, None, "x", entity or UNSET)):
+                action = questions.action(method, resource)
+                assert is_asked("user", action, type_, entity or None), question
+                assert action in review.ACTIONS[kind] or (kind, action) == ("view", "list"), question
 
 
 # Routes of a coming Airflow

@@ -96,12 +96,14 @@ def test_readers_read_what_is_theirs(server: Server) -> None:
 
 
 @contextmanager
-def opa(server: Server, configuration: str, place: Path, who: str, **environment: str) -> Iterator[OpaServer]:
+def opa(
+    server: Server, configuration: str, place: Path, who: str, more: str = "", **environment: str
+) -> Iterator[OpaServer]:
     place.mkdir(exist_ok=True)
     (place / "token").write_text(server.tokens[who])
     keys = ["team-authz", "keys", "show", str(server.home / "trusted.pub"), "--opa"]
     shown = subprocess.run(keys, capture_output=True, text=True, check=True).stdout
-    (place / "opa.yaml").write_text((REPOSITORY / "bundles" / configuration).read_text() + shown)
+    (place / "opa.yaml").write_text((REPOSITORY / "bundles" / configuration).read_text() + shown + more)
     known = {"BUNDLE_SERVER_URL": server.url, "BUNDLE_TOKEN_FILE": str(place / "token"), "HOST_NAME": place.name}
     address = f"unix://{place}/opa.sock"
     command = [find_opa(), "run", "--server", "--config-file", "opa.yaml", "--addr", address, "--skip-version-check"]

@@ -61,6 +61,17 @@ def run(
     oidc_platform_claim: Annotated[
         str | None, typer.Option(metavar="NAME=VALUE", help="The claim that identifies the platform team.")
     ] = None,
+    decision_days: Annotated[
+        int, typer.Option(envvar="TEAM_AUTHZ_SERVER_DECISION_DAYS", min=1, max=36_500, help="Days to keep a decision.")
+    ] = 90,
+    decision_masks: Annotated[
+        str,
+        typer.Option(
+            envvar="TEAM_AUTHZ_SERVER_DECISION_MASKS",
+            metavar="POINTERS",
+            help="What no decision holds: JSON pointers into input, result and custom, with commas; or none.",
+        ),
+    ] = "/input/subject/claims",
     opa: Annotated[str | None, typer.Option(metavar="FILE", help="The `opa` program.")] = None,
 ) -> None:
     """Serve until stopped. Packages come in by PUT, bundles go out by GET; /openapi.json describes it all."""
@@ -97,7 +108,11 @@ def run(
     places = min(files // 2, _MAX_PLACES) if files > 0 else _MAX_PLACES
     releases = partial(Releases, engine, key, environments, program)
     # No line for each request: hundreds of clients ask all the time.
-    uvicorn.run(create_app(engine, releases, oidc, places), host=host, port=port, access_log=False,
+    try:
+        app = create_app(engine, releases, oidc, places, decision_masks, decision_days)
+    except ValueError as error:
+        raise UserError(f"--decision-masks: {error}") from None
+    uvicorn.run(app, host=host, port=port, access_log=False,
                 timeout_graceful_shutdown=2, limit_concurrency=places * 3 // 2,
                 # As many connections as wait are accepted at once, before one of them is looked at.
                 http=Connection, ws="none", backlog=max(places // 8, 1))  # fmt: skip

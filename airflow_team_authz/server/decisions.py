@@ -1,0 +1,386 @@
+"""Decisions of all engines in one table: OPA servers and Airflow processes send them by OPA's protocol.
+
+What a client sends is its own word: it counts as that of the token by which it came, and replaces nothing of another's.
+A team sees what concerns it as far as the policy lets it read audit logs.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import Engine, Table, delete, insert, or_, select
+from sqlalchemy.exc import IntegrityError
+
+from airflow_team_authz.bundles.aggregate import WASM, wasm_bundle
+from airflow_team_authz.decision_log.database import row_of
+from airflow_team_authz.decision_log.record import Form, encode
+from airflow_team_authz.engines import DecisionPoint, Reply
+from airflow_team_authz.engines.instances import Instances
+from airflow_team_authz.model import Evaluations, Resource, Subject
+from airflow_team_authz.opa.archive import unpack
+from airflow_team_authz.opa.wasm import Policy, compiled
+from airflow_team_authz.server import access
+from airflow_team_authz.server.access import Caller
+from airflow_team_authz.server.database import Decision
+from airflow_team_authz.server.served import Held
+
+MAX_UNPACKED_BYTES = 32 << 20
+MAX_EVENTS = 10_000
+_MAX_RECORD_BYTES = 256 << 10
+# Of one token: so many records a second for long, and so many at once.
+RATE, BURST = 10_000, 50_000
+_MOST_TOKENS = 10_000
+_DELETED_AT_ONCE = 1_000
+# Rows that are looked at for a page of a team: what the policy hides is no reason to read the whole table.
+_LOOKED_AT = 2_000
+_MAX_ID = 64
+# Of OPA's event; what is left out is what it has asked others, and headers of requests.
+_KEPT = (
+    "labels", "decision_id", "batch_decision_id", "trace_id", "span_id", "revision", "bundles", "path", "input",
+    "result", "error", "erased", "requested_by", "timestamp", "metrics", "req_id", "custom",
+)  # fmt: skip
+# Which resources have an audit log, see the policy's schema of questions.
+_AUDITED = frozenset({"asset", "asset_alias", "connection", "dag", "pool", "variable"})
+_TABLE: Table = Decision.__table__  # type: ignore[assignment]
+
+
+class NoDecisions(ValueError):
+    """What was sent is no list of decisions, or a too long one."""
+
+
+class TooFast(Exception):
+    """A token sends more than it may."""
+
+
+class NoPolicy(Exception):
+    """There is no policy yet that could say who may see what."""
+
+
+class Counts(NamedTuple):
+    """Records that came, those that are written now, and those that are no records or cannot be written."""
+
+    received: int
+    written: int
+    dropped: int
+
+
+class Wanted(NamedTuple):
+    """Which records are wanted: those that fit everything that is said. ``before`` is a number of a row."""
+
+    id: str | None = None
+    since: datetime | None = None
+    user: str | None = None
+    team: str | None = None
+    type: str | None = None
+    denied: bool = False
+    before: int | None = None
+    limit: int = 100
+
+
+class Shown(NamedTuple):
+    """A record, its number in the table, and whose token it came by."""
+
+    number: int
+    reporter: str
+    record: dict[str, Any]
+
+
+class Page(NamedTuple):
+    """Records, newest first; ``next`` is where the following page begins, if there may be one."""
+
+    found: list[Shown]
+    next: int | None
+
+
+class Decisions:
+    """The table of decisions. Thread-safe."""
+
+    def __init__(self, engine: Engine, form: Form, days: int) -> None:
+        """``form`` has the masks; records are kept for so many days."""
+        self._engine, self._form, self._days = engine, form, days
+        self._lock = threading.Lock()
+        self._left: dict[str, tuple[float, float]] = {}
+        self.counts = Counts(0, 0, 0)
+
+    def take(self, who: Caller, content: bytes, encoding: str) -> Counts:
+        """Write what somebody has sent; ``NoDecisions``, ``TooFast``, or what SQLAlchemy raises."""
+        events = read(content, encoding)
+        self._pay(who.name, len(events))
+        rows = {row["decision_id"]: row for event in events if (row := self._row(who, event)) is not None}
+        written = self._write(who.name, rows)
+        # What is there already has come once more, since its sender did not hear of it: it is written, not dropped.
+        done = Counts(len(events), written, sum(self._is_none(event) for event in events))
+        with self._lock:
+            self.counts = Counts(*map(sum, zip(self.counts, done, strict=True)))
+        return done
+
+    def _pay(self, name: str, count: int) -> None:
+        now = time.monotonic()
+        with self._lock:
+            left, at = self._left.get(name, (float(BURST), now))
+            left = min(float(BURST), left + (now - at) * RATE)
+            if count > left:
+                raise TooFast(f"{name} sends more than {RATE:,} decisions a second: send the same again later")
+            self._left[name] = (left - count, now)
+            if len(self._left) > _MOST_TOKENS:
+                self._left.pop(next(iter(self._left)))
+
+    def _is_none(self, event: Any) -> bool:
+        return _id(event) == "" or _moment(event) is None
+
+    def _row(self, who: Caller, event: Any) -> dict[str, Any] | None:
+        if self._is_none(event):
+            return None
+        record = {name: event[name] for name in _KEPT if name in event}
+        record["input"] = input_ = record["input"] if isinstance(record.get("input"), dict) else {}
+        if not isinstance(record.get("custom"), dict) or "outcome" not in record["custom"]:
+            record["custom"] = {"outcome": _outcome(record), "door": "opa"}
+        record["custom"]["outcome"] = str(record["custom"]["outcome"])[:10]
+        if "resource" in input_ and "resources" in input_:
+            del input_["resource"]
+        ids = record["custom"].get("opa_decision_ids")
+        self._form.mask(record)
+        if len(encode(record)) > _MAX_RECORD_BYTES:
+            record = {name: part for name, part in record.items() if name not in {"input", "result"}} | {"input": {}}
+        try:
+            row = row_of(record)
+        except (AttributeError, TypeError, KeyError, IndexError):
+            # An OPA is asked about other things than ours, of other forms.
+            row = row_of(record | {"input": {}}) | {"record": encode(record)}
+        related = str(ids[0])[:_MAX_ID] if isinstance(ids, list) and ids else ""
+        return row | {"reporter": who.name, "related": related, "decided_at": _moment(event)}
+
+    def _write(self, reporter: str, rows: Mapping[str, dict[str, Any]]) -> int:
+        """How many were not there yet."""
+        for last in (False, True):
+            new = [row for id_, row in rows.items() if id_ not in self._there(reporter, list(rows))] if rows else []
+            if not new:
+                return 0
+            try:
+                with self._engine.begin() as connection:
+                    connection.execute(insert(_TABLE), new)
+                return len(new)
+            except IntegrityError:
+                # The same came twice at once, such as after a retry of a slow answer.
+                if last:
+                    raise
+        return 0
+
+    def _there(self, reporter: str, ids: Sequence[str]) -> set[str]:
+        c, found = _TABLE.c, set[str]()
+        with self._engine.connect() as connection:
+            for start in range(0, len(ids), 500):
+                part = c.decision_id.in_(ids[start : start + 500])
+                found.update(connection.scalars(select(c.decision_id).where(c.reporter == reporter, part)))
+        return found
+
+    def clean(self) -> int:
+        """Delete what is too old, a part at a time; how many there were."""
+        c, deleted = _TABLE.c, 0
+        before = datetime.now(UTC) - timedelta(days=self._days)
+        old = select(c.number).where(c.decided_at < before).order_by(c.decided_at).limit(_DELETED_AT_ONCE)
+        while True:
+            with self._engine.begin() as connection:
+                if not (numbers := list(connection.scalars(old))):
+                    return deleted
+                connection.execute(delete(_TABLE).where(c.number.in_(numbers)))
+            deleted += len(numbers)
+
+    def search(self, who: Caller, wanted: Wanted, readable: Readable) -> Page:
+        """What the caller may see of it. ``NoPolicy``, an ``EngineError``, or what SQLAlchemy raises."""
+        is_platform = who.kind == access.PLATFORM
+        found: list[Shown] = []
+        before, looked_at = wanted.before, 0
+        while len(found) < wanted.limit and looked_at < _LOOKED_AT:
+            rows = self._rows(wanted._replace(before=before), () if is_platform else who.team_ids)
+            shown = rows if is_platform else readable.parts(who, rows)
+            found += shown
+            looked_at += len(rows)
+            if len(rows) < wanted.limit:
+                return Page(found[: wanted.limit], _after(found, wanted.limit, None))
+            before = rows[-1].number
+        return Page(found[: wanted.limit], _after(found, wanted.limit, before))
+
+    def _rows(self, wanted: Wanted, teams: Sequence[str]) -> list[Shown]:
+        c = _TABLE.c
+        query = select(c.number, c.reporter, c.record).order_by(c.number.desc()).limit(wanted.limit)
+        if teams:
+            query = query.where(or_(*(_of_team(team) for team in teams)))
+        if wanted.before is not None:
+            query = query.where(c.number < wanted.before)
+        if wanted.id is not None:
+            query = query.where(or_(c.decision_id == wanted.id, c.related == wanted.id, c.decision_id.in_(
+                select(c.related).where(c.decision_id == wanted.id, c.related != ""))))  # fmt: skip
+        if wanted.since is not None:
+            query = query.where(c.decided_at >= wanted.since)
+        for column, value in ((c.subject, wanted.user), (c.type, wanted.type)):
+            if value is not None:
+                query = query.where(column == value)
+        if wanted.team is not None:
+            query = query.where(_of_team(wanted.team))
+        if wanted.denied:
+            query = query.where(c.outcome.in_(("deny", "error")))
+        with self._engine.connect() as connection:
+            return [Shown(number, by, json.loads(text)) for number, by, text in connection.execute(query)]
+
+
+def _after(found: Sequence[Shown], limit: int, before: int | None) -> int | None:
+    return found[limit - 1].number if len(found) > limit else before
+
+
+def _of_team(team: str) -> Any:
+    return _TABLE.c.teams.contains(f",{team},", autoescape=True)
+
+
+def read(content: bytes, encoding: str) -> list[Any]:
+    """The events of a request; ``NoDecisions`` if it holds none, or too many."""
+    try:
+        if encoding == "gzip":
+            unpacking = zlib.decompressobj(wbits=31)
+            content = unpacking.decompress(content, MAX_UNPACKED_BYTES)
+            if unpacking.unconsumed_tail:
+                raise NoDecisions(f"unpacked it is larger than {MAX_UNPACKED_BYTES:,} bytes: send less at once")
+        events = json.loads(content)
+    except (zlib.error, ValueError, RecursionError) as error:
+        if isinstance(error, NoDecisions):
+            raise
+        raise NoDecisions("it is not a list of decisions, as OPA's decision_logs plugin sends them") from None
+    if not isinstance(events, list):
+        raise NoDecisions("it is not a list of decisions, as OPA's decision_logs plugin sends them")
+    if len(events) > MAX_EVENTS:
+        raise NoDecisions(f"it holds {len(events):,} decisions, and {MAX_EVENTS:,} may come at once")
+    return events
+
+
+def _id(event: Any) -> str:
+    id_ = event.get("decision_id") if isinstance(event, dict) else None
+    return id_ if isinstance(id_, str) and 0 < len(id_) <= _MAX_ID and id_.isprintable() else ""
+
+
+def _moment(event: Any) -> datetime | None:
+    try:
+        # OPA tells nanoseconds, which Python reads as far as it can.
+        moment = datetime.fromisoformat(event["timestamp"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return moment.astimezone(UTC) if moment.tzinfo else None
+
+
+def _outcome(record: Mapping[str, Any]) -> str:
+    """What has come of it, by an OPA's own record."""
+    if record.get("error"):
+        return "error"
+    result = record.get("result")
+    if str(record.get("path", "")).endswith("/allowed"):
+        return "list"
+    told = [
+        one.get("allow") if isinstance(one, dict) else None
+        for one in (result if isinstance(result, list) else [result])
+    ]
+    return "other" if None in told else "allow" if all(one is True for one in told) else "deny"
+
+
+class Readable:
+    """What a team may see of records: the policies of the environments are asked, and all of them have to agree."""
+
+    def __init__(self, environments: Sequence[str]) -> None:
+        self._names = [wasm_bundle(name) for name in environments]
+        self._lock = threading.Lock()
+        self._points: dict[str, tuple[str, DecisionPoint]] = {}
+        self._held: dict[str, Held] = {}
+
+    def with_bundles(self, held: Mapping[str, Held]) -> Readable:
+        """The same, now with these bundles."""
+        self._held = {name: held[name] for name in self._names if name in held}
+        return self
+
+    def parts(self, who: Caller, rows: Sequence[Shown]) -> list[Shown]:
+        """Of each record what is about resources whose audit log the caller may read; others are left out."""
+        asked = {resource for row in rows for _, resource in _audited(row.record) if resource.team_id in who.team_ids}
+        allowed = self._allowed(who, sorted(asked, key=lambda one: (one.type, str(one.team_id), str(one.id))))
+        parts = ((row, [index for index, one in _audited(row.record) if one in allowed]) for row in rows)
+        return [row._replace(record=_part(row.record, kept)) for row, kept in parts if kept]
+
+    def _allowed(self, who: Caller, resources: list[Resource]) -> set[Resource]:
+        # Whoever holds a team's token writes the team's rules, and may give its people any role in it.
+        subject = Subject("user", who.name, who.team_ids, ("admin",))
+        allowed = set(resources)
+        for point in self._policies():
+            allowed &= set(point.allowed(Evaluations(subject, "read", resources))) if resources else set()
+        return allowed
+
+    def _policies(self) -> list[DecisionPoint]:
+        held = self._held
+        if not held:
+            raise NoPolicy("there is no policy yet that could say who may see decisions: publish the platform's part")
+        with self._lock:
+            for name, bundle in held.items():
+                if name not in self._points or self._points[name][0] != bundle.etag:
+                    self._points[name] = (bundle.etag, DecisionPoint(_engine(bundle)))
+            return [self._points[name][1] for name in held]
+
+
+class _Engine:
+    """An ``Engine`` over a bundle of this server's own making."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy, self._instances = policy, Instances(policy)
+
+    def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1, pace: float | None = None) -> Reply:
+        """See ``engines.Engine``."""
+        machine, fit = self._instances.take(), False
+        try:
+            value = machine.evaluate(entrypoint, question, self._policy.fuel(question, size, teams, pace))
+            fit = True
+        finally:
+            self._instances.give(machine) if fit else self._instances.discard()
+        return Reply(value, self._policy.revision)
+
+    def close(self) -> None:
+        """See ``engines.Engine``."""
+
+
+def _engine(bundle: Held) -> _Engine:
+    files = unpack(bundle.content)
+    return _Engine(compiled(files[WASM], files.get("data.json", b"{}"), bundle.revision, quick=True))
+
+
+def _audited(record: Mapping[str, Any]) -> Iterator[tuple[int, Resource]]:
+    """The audit logs of a record's resources, each with its place among them."""
+    input_ = record.get("input") or {}
+    for index, one in enumerate(input_.get("resources") or [input_.get("resource")]):
+        if not isinstance(one, dict) or one.get("type") not in _AUDITED or not isinstance(one.get("team_id"), str):
+            continue
+        id_ = one.get("id")
+        resource = Resource(one["type"], one["team_id"], entity="audit_log")
+        yield index, Resource(one["type"], one["team_id"], id_, "audit_log") if isinstance(id_, str) else resource
+
+
+def _part(record: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """A record for a team: what was decided about its own, and of the subject nothing but the name."""
+    input_, result, custom = record["input"], record.get("result"), record["custom"]
+    said = input_.get("subject")
+    subject = said if isinstance(said, dict) else {}
+    told: dict[str, Any] = {
+        "subject": {name: subject[name] for name in ("type", "id", "dag_id", "task_id", "run_id") if name in subject},
+        "action": input_.get("action"),
+    }
+    if "resources" in input_:
+        resources = input_["resources"]
+        told["resources"] = [resources[index] for index in kept]
+        is_same = isinstance(result, list) and len(result) == len(resources)
+        result = [one for index, one in enumerate(result or ()) if index in kept] if is_same else None
+    else:
+        told["resource"] = input_["resource"]
+    part = {name: record[name] for name in ("decision_id", "timestamp", "path", "bundles") if name in record}
+    part["input"] = told
+    if result is not None and custom["outcome"] != "list":
+        part["result"] = result
+    part["custom"] = {name: custom[name] for name in ("outcome", "door", "codes", "repeated") if name in custom}
+    return part
