@@ -19,13 +19,24 @@ from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.team import dag_bundle_team_association_table
 from airflow.models.trigger import Trigger
 from msgspec import UNSET, Struct
-from sqlalchemy import Select, func, select, union, union_all
+from sqlalchemy import Select, String, cast, func, literal, select, union, union_all
 
-from airflow_team_authz.doors.many_rows import many_rows
+from airflow_team_authz.doors.many_rows import Rows, many_rows
 from airflow_team_authz.model import Subject
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+
+class Reference(Struct, array_like=True, frozen=True):
+    """A Dag's use of an asset, or a watcher's, which has a team in place of a Dag. ``since`` is only to be compared
+    with itself: each database writes times in its own way.
+    """
+
+    kind: str
+    asset_id: int
+    by: str | None
+    since: str | None
 
 
 class _Owner(Struct, array_like=True, frozen=True):
@@ -114,6 +125,42 @@ def _refers_to(asset: NamedAsset, subject: Subject, session: Session) -> bool:
             part = list(part.values())
         waiting += part if isinstance(part, list) else ()
     return False
+
+
+def references(session: Session) -> Rows[Reference]:
+    """Everything, beside the teams of Dags, that says whose assets are."""
+    return many_rows(session, _references(), Reference)
+
+
+def uses(found: Rows[Reference]) -> dict[str, set[int]]:
+    """The assets that each Dag waits for, reads or writes."""
+    used: dict[str, set[int]] = {}
+    for reference in found:
+        if reference.kind != _WATCHER and reference.by is not None:
+            used.setdefault(reference.by, set()).add(reference.asset_id)
+    return used
+
+
+_WATCHER = "watcher"
+
+
+@cache
+def _references() -> Select[Any]:
+    of_dags: dict[str, Any] = {
+        "writes": TaskOutletAssetReference,
+        "waits": DagScheduleAssetReference,
+        "reads": TaskInletAssetReference,
+    }
+    parts = [_reference(kind, table.asset_id, table.dag_id, table.created_at) for kind, table in of_dags.items()]
+    if (team_of_trigger := getattr(Trigger, "team_name", None)) is not None:
+        watching = _reference(_WATCHER, AssetWatcherModel.asset_id, team_of_trigger, Trigger.created_date)
+        parts.append(watching.join(Trigger, AssetWatcherModel.trigger_id == Trigger.id))
+    together = union_all(*parts).subquery()
+    return select(*together.c)
+
+
+def _reference(kind: str, asset_id: Any, by: Any, since: Any) -> Select[Any]:
+    return select(literal(kind).label("kind"), asset_id, by.label("made_by"), cast(since, String(40)).label("since"))
 
 
 @cache
