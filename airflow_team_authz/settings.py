@@ -375,6 +375,13 @@ def metrics_are_on() -> bool:
     return any(conf.getboolean("metrics", switch, fallback=False) for switch in switches)
 
 
+def traces_are_on() -> bool:
+    """Whether Airflow sends traces to OpenTelemetry."""
+    from airflow.configuration import conf
+
+    return conf.getboolean("traces", "otel_on", fallback=False)
+
+
 def _explain(problem: Any) -> str:
     key = str(problem["loc"][0]) if problem["loc"] else ""
     name = f"[{SECTION}] {key}".strip()

@@ -6,6 +6,7 @@ import gzip
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 from airflow_team_authz.decision_log.origin import Origin
 from airflow_team_authz.decision_log.over_http import BundleServer, OpenTelemetry, Refused
 from airflow_team_authz.decision_log.record import Entry, Form, Gap, new_id
-from airflow_team_authz.decision_log.writer import Sink
+from airflow_team_authz.decision_log.writer import Sink, Writer
 from airflow_team_authz.model import Evaluations, Resource, Subject
+from tests.conftest import eventually
 from tests.decision_log.conftest import NO
 
 TRACE = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
@@ -24,7 +26,7 @@ TRACE = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
 class Listening:
     """Answers what it is told to, and keeps what came."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.answer: tuple[int, Any] = 200, {}
         self.came: list[tuple[str, dict[str, str], Any]] = []
         outer = self
@@ -43,13 +45,12 @@ class Listening:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.server = HTTPServer(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
 
-@pytest.fixture
-def listening() -> Iterator[Listening]:
-    made = Listening()
+@contextmanager
+def serving(made: Listening) -> Iterator[Listening]:
     thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield made
@@ -58,12 +59,22 @@ def listening() -> Iterator[Listening]:
     made.server.server_close()
 
 
-def record(name: str = "db") -> dict[str, Any]:
+@pytest.fixture
+def listening() -> Iterator[Listening]:
+    with serving(Listening()) as made:
+        yield made
+
+
+def entry(name: str = "db") -> Entry:
     resource = Resource("connection", "alpha", name)
     origin = Origin("users", "GET", "/x", None, [(b"traceparent", TRACE)])
     question = Evaluations(Subject("user", "bob"), "read", [resource])
     at = 1_700_000_000_123_456_000
-    return Form().record(Entry(new_id(at), at, 1, origin, question, "r", 1, 0, [resource], [NO]))
+    return Entry(new_id(at), at, 1, origin, question, "r", 1, 0, [resource], [NO])
+
+
+def record(name: str = "db") -> dict[str, Any]:
+    return Form().record(entry(name))
 
 
 @pytest.fixture(params=["otel", "server"])
@@ -98,6 +109,40 @@ def test_an_answer_of_another_kind_is_no_loss(sink: Sink, listening: Listening, 
 def test_what_a_server_drops_is_counted(sink: Sink, listening: Listening) -> None:
     listening.answer = 200, {"dropped": 2, "partialSuccess": {"rejectedLogRecords": "2"}}
     assert sink.write([record(), record(), record()]) == 2
+
+
+def test_while_a_server_is_gone_records_wait_and_those_that_find_no_room_are_told(
+    listening: Listening, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_team_authz.decision_log.writer._LONGEST_PAUSE_SECONDS", 0.01)
+    listening.answer = 503, {}
+    writing = Writer(BundleServer(listening.url, None), Form(), lambda: None, most=100)
+    writing.offer(entry("first"))
+    eventually(lambda: bool(listening.came))
+    for number in range(150):
+        writing.offer(entry(str(number)))
+    assert (writing.written, writing.lost) == (0, 50)
+    listening.came.clear()
+    listening.answer = 200, {}
+    writing.close(20)
+    sent = [one for _, _, records in listening.came for one in records]
+    told = [one["input"]["resource"]["id"] for one in sent if "input" in one]
+    # What was refused when it came is sent once more.
+    assert list(dict.fromkeys(told)) == ["first", *map(str, range(100))]
+    assert [one["custom"]["lost"] for one in sent if one["custom"]["outcome"] == "gap"] == [50]
+    assert "cannot be recorded in the bundle server (Refused): it answers 503" in caplog.text
+
+
+def test_a_server_that_begins_later_gets_what_waited(listening: Listening) -> None:
+    port = listening.server.server_port
+    listening.server.server_close()
+    writing = Writer(BundleServer(listening.url, None), Form(), lambda: None)
+    writing.offer(entry("waits"))
+    eventually(lambda: writing._failing)
+    with serving(Listening(port)) as later:
+        writing.close(20)
+    assert [one["input"]["resource"]["id"] for _, _, records in later.came for one in records] == ["waits"]
+    assert writing.lost == 0
 
 
 def test_a_collector_gets_the_record_with_its_trace_and_the_headers_that_it_wants(
