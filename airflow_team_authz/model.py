@@ -6,6 +6,7 @@ evaluation). ``policies/schemas/input.json`` is the same contract seen from the 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -86,6 +87,35 @@ class Resource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uri: str | UnsetType = UNSET
     group: str | UnsetType = UNSET
     delivery: Delivery | UnsetType = UNSET
+
+
+class Resources(tuple[Resource, ...]):
+    """The resources of a list that is asked for again and again: what is found out about them is found out once.
+
+    Thread-safe without a lock, which a forked child might find held for ever: two threads may both find it out.
+    """
+
+    _digest: bytes | None = None
+    _owners: frozenset[str | None] | None = None
+    _parts: tuple[int, tuple[Resources, ...]] | None = None
+
+    def digest(self) -> bytes:
+        """A hash of every field of each of them, in their order; ``UnicodeEncodeError`` for what no JSON can hold."""
+        if self._digest is None:
+            self._digest = hashlib.blake2b(msgspec.json.encode(self), digest_size=32).digest()
+        return self._digest
+
+    def owners(self) -> frozenset[str | None]:
+        """The teams that own them."""
+        if self._owners is None:
+            self._owners = frozenset(resource.team_id for resource in self)
+        return self._owners
+
+    def parts(self, size: int) -> tuple[Resources, ...]:
+        """The same in parts of this size."""
+        if self._parts is None or self._parts[0] != size:
+            self._parts = size, tuple(Resources(self[start : start + size]) for start in range(0, len(self), size))
+        return self._parts[1]
 
 
 class Context(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

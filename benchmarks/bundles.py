@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -43,7 +44,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 Row = dict[str, Any]
 
 
-def comparisons(home: Path) -> Iterator[Row]:
+def comparisons(home: Path, _: Namespace) -> Iterator[Row]:
     """All of them, in rows that the main program shows."""
     yield from sizes(home)
     for teams in (10, PUBLISHED_TEAMS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,16 @@ from airflow_team_authz.decision_log.writer import Sink
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import Evaluations, Resource, Subject
-from benchmarks.__main__ import compare, compiled, write_policies
+from benchmarks.harness import compare, compiled, write_policies
 
 OP = Subject("user", "bob", team_ids=("team1",), roles=("op",))
 SECONDS = 10
 WITHOUT, DEFAULT = "without a log", "the default level"
 
 
-def comparisons(home: Path, rounds: int) -> Iterator[dict[str, Any]]:
+def comparisons(home: Path, options: Namespace) -> Iterator[dict[str, Any]]:
     """All of them. A file is the sink, whose thread shares the interpreter with whoever asks."""
+    rounds: int = options.rounds
     engine = InProcess(compiled(write_policies(home / "log", teams=10)))
     levels = {WITHOUT: None, "level none": "none", "level denied": "denied", DEFAULT: "changes", "level all": "all"}
     logs = {name: level and _log(File(home / f"{level}.ndjson"), level) for name, level in levels.items()}

@@ -8,6 +8,7 @@ import resource
 import secrets
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
-from benchmarks.__main__ import compare, compiled, write_policies
+from benchmarks.harness import compare, compiled, write_policies
 from demo.airflow import Airflow, merged
 
 TEAMS = 50
@@ -28,7 +29,7 @@ ALONE, OURS = "Airflow alone", "with this package, in process"
 BODY = {"state": "running", "hostname": "h", "unixname": "u", "pid": 1, "start_date": "2026-01-01T00:00:00Z"}
 
 
-def comparisons(home: Path) -> Iterator[dict[str, Any]]:
+def comparisons(home: Path, _: Namespace) -> Iterator[dict[str, Any]]:
     """All of them."""
     os.environ["AIRFLOW__API_AUTH__JWT_SECRET"] = secrets.token_hex(32)
     policy = compiled(write_policies(home / "policies", teams=TEAMS))

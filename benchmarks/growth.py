@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from benchmarks.__main__ import compare, opa_server
+from benchmarks.harness import compare, opa_server
 
 MINE = 2_000
 ENTRIES = 10_000
 
 
-def comparisons(home: Path, rounds: int) -> Iterator[dict[str, Any]]:
+def comparisons(home: Path, options: Namespace) -> Iterator[dict[str, Any]]:
     """Each way in which a person comes to be in 2,000 teams, beside a person of one team."""
+    rounds: int = options.rounds // 20
     from airflow_team_authz.engines import DecisionPoint
     from airflow_team_authz.engines.in_process import InProcess
     from airflow_team_authz.engines.opa_server import OpaServer

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.__main__ import compiled, write_policies
+from benchmarks.harness import compiled, write_policies
 
 THREADS = (1, 8, 32)
 TEAMS = (10, 100, 1_000)
@@ -23,7 +24,7 @@ THINK_SECONDS = 0.002
 TURNS = 3
 
 
-def comparisons(home: Path) -> Iterator[dict[str, Any]]:
+def comparisons(home: Path, _: Namespace) -> Iterator[dict[str, Any]]:
     """Instances for each thread or shared; in processes of their own, taking turns."""
     bundles = {teams: _bundle(home / f"policy{teams}", teams) for teams in TEAMS}
     for teams in (10, 1_000):

@@ -6,11 +6,12 @@ import asyncio
 import atexit
 import json
 import os
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.__main__ import Rows, compare, compiled, manager_with, op_of_team1, write_policies
+from benchmarks.harness import Rows, compare, compiled, manager_with, op_of_team1, write_policies
 from demo.airflow import Airflow
 from tests.keycloak.server import CLIENT, PASSWORD, Keycloak, Realm, what_is_missing
 
@@ -20,8 +21,9 @@ TEAMS = ("team1", "team2")
 DAGS = [(f"dag_{number}", TEAMS[number % 2]) for number in range(1_000)]
 
 
-def comparisons(home: Path, rounds: int) -> Iterator[dict[str, Any]]:
+def comparisons(home: Path, options: Namespace) -> Iterator[dict[str, Any]]:
     """Both comparisons, with a real Keycloak."""
+    rounds: int = options.rounds // 4
     if missing := what_is_missing():
         raise SystemExit(missing)
     keycloak = Keycloak(home / "keycloak")

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,8 +22,8 @@ from uuid import UUID, uuid4
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.__main__ import compiled, write_policies
 from benchmarks.doors import ALONE, OURS, SIMPLE
+from benchmarks.harness import compiled, write_policies
 from demo.process import environment
 
 TEAMS = 100
@@ -153,19 +154,19 @@ class Server:
         self._log.close()
 
 
-def comparisons(home: Path, postgres: bool = False, only: str = "") -> Iterator[dict[str, Any]]:
-    """Every list and page for each of the people, asked of both servers in turn; ``only`` those that hold this text."""
-    if postgres:
+def comparisons(home: Path, options: Namespace) -> Iterator[dict[str, Any]]:
+    """Every list and page for each of the people, asked of both servers in turn, or only those that hold a text."""
+    if options.postgres:
         from tests.running.postgres import Postgres
 
         database = Postgres(home / "postgres")
         try:
             database.start()
-            yield from _compared(home, database.url, only)
+            yield from _compared(home, database.url, options.only)
         finally:
             database.stop()
     else:
-        yield from _compared(home, f"sqlite:///{home}/airflow.db", only)
+        yield from _compared(home, f"sqlite:///{home}/airflow.db", options.only)
 
 
 def _compared(home: Path, url: str, only: str) -> Iterator[dict[str, Any]]:

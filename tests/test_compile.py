@@ -172,7 +172,7 @@ def test_tests_and_other_files_are_left_out(policy: Policy) -> None:
     "files",
     [
         {},
-        {"data.json": '{"airflow": {"authz": {"speaking": ["team_allows"], "open_kinds": [{"type": "connection"}]}}}'},
+        {"data.json": '{"airflow": {"authz": {"speaking": ["team_allows"], "_open_kinds": [{"type": "connection"}]}}}'},
         {"airflow/data.json": '{"authz": {"decisions": [{"allow": true, "reasons": [], "layer": "team"}]}}'},
         {"airflow/data.json": '{"authz": {"outcomes": {"nothing_allows": {"allow": true, "layer": "team"}}}}'},
         {"teams/b/b.rego": 'package teams.b\n\nallow contains "b\'s"'},

@@ -64,3 +64,9 @@ def read_artifact(content: bytes, owner: str, keys: TrustedKeys, newer_than: int
         if not name.startswith(f"{root(owner)}/") or name.startswith("airflow/authz/"):
             raise BundleRefused(f"{name} is not a file of {owner}")
     return Artifact(owner, version, own)
+
+
+def denying_artifact(team_id: str, reason: str) -> Artifact:
+    """A package that denies everything about what the team owns. Without any, the team's own ``deny`` would be gone."""
+    rule = f'package teams["{team_id}"]\n\ndeny contains "{reason}"\n'
+    return Artifact(team_id, 0, {f"{root(team_id)}/withheld.rego": rule.encode()})

@@ -16,7 +16,7 @@ from airflow_team_authz.bundles.aggregate import (
     team_bundle,
     wasm_bundle,
 )
-from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, read_artifact, root
+from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, denying_artifact, read_artifact, root
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 from airflow_team_authz.files import replace_file
 from airflow_team_authz.gate.check import check_package
@@ -72,7 +72,7 @@ class Site(NamedTuple):
                 good[team_id], fresh[team_id] = admitted
         for team_id in damaged.keys() - fresh.keys():
             # Only now: the platform's tests, which a package has to leave unharmed, need not allow for a denial.
-            good[team_id] = _denial(team_id)
+            good[team_id] = denying_artifact(team_id, "the package of this team is damaged")
             outcomes.append(Outcome("refused", team_id, 0, damaged[team_id]))
         self._build(environment, platform, good, fresh.keys() | damaged.keys(), key, opa)
         for team_id, content in fresh.items():
@@ -177,9 +177,3 @@ class Site(NamedTuple):
 
     def _kept(self, team_id: str) -> Path:
         return self.out / ".good" / f"{team_id}{_SUFFIX}"
-
-
-def _denial(team_id: str) -> Artifact:
-    """Left out, a team's own `deny` would be gone without a word."""
-    rule = f'package teams["{team_id}"]\n\ndeny contains "the package of this team is damaged"\n'
-    return Artifact(team_id, 0, {f"{root(team_id)}/{team_id}.rego": rule.encode()})

@@ -77,6 +77,7 @@ class DecisionLog:
         revision: str,
         nanoseconds: int,
         engines_ids: Sequence[str] = (),
+        kept: bool = False,  # noqa: ARG002 - a decision is one, wherever its answer was
     ) -> str:
         """The id of the record of a refusal; nothing if there is none, or if all is allowed, which needs no id."""
         allowed = 0
@@ -105,6 +106,7 @@ class DecisionLog:
         revision: str,
         nanoseconds: int,
         engines_ids: Sequence[str] = (),
+        kept: bool = False,  # noqa: ARG002 - a decision is one, wherever its answer was
     ) -> None:
         """Note what a list holds."""
         resources = question.resources

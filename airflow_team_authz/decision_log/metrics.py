@@ -24,11 +24,13 @@ _MOST_DURATIONS = 100
 
 # What is counted, by what.
 _TAGS = {
+    "answers": ("cache", "kind"),
     "decisions": ("door", "layer", "outcome", "type"),
     "errors": ("door", "error"),
     "lists": ("door", "type"),
     "policy.changes": (),
 }
+_CACHE = {True: "hit", False: "miss"}
 
 
 class Meter(Protocol):
@@ -67,6 +69,7 @@ class Metrics:
         revision: str,
         nanoseconds: int,
         engines_ids: Sequence[str] = (),
+        kept: bool = False,
     ) -> str:
         """See ``engines.Observer``."""
         door = origin.door()
@@ -75,7 +78,8 @@ class Metrics:
                 ("decisions", door, decision.layer, "allow" if decision.allow is True else "deny", resource.type)
             )
         self._took(("decision", door), revision, nanoseconds)
-        return self._log.decided(question, decisions, revision, nanoseconds, engines_ids)
+        self._count(("answers", _CACHE[kept], "decision"))
+        return self._log.decided(question, decisions, revision, nanoseconds, engines_ids, kept)
 
     def listed(
         self,
@@ -84,13 +88,15 @@ class Metrics:
         revision: str,
         nanoseconds: int,
         engines_ids: Sequence[str] = (),
+        kept: bool = False,
     ) -> None:
         """See ``engines.Observer``."""
         door = origin.door()
         if question.resources:
             self._count(("lists", door, question.resources[0].type))
             self._took(("list", door), revision, nanoseconds)
-        self._log.listed(question, allowed, revision, nanoseconds, engines_ids)
+            self._count(("answers", _CACHE[kept], "list"))
+        self._log.listed(question, allowed, revision, nanoseconds, engines_ids, kept)
 
     def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str:
         """See ``engines.Observer``."""

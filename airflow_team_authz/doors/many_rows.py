@@ -1,14 +1,14 @@
 """Reads all rows of a table at the price of one: the database makes one JSON text of them.
 
 Whoever narrows a query needs the owner of every row, in every request. Rows by SQLAlchemy take five times as long as
-one text, and equal texts are decoded once.
+one text. As long as the text is the same, the rows are the same object, and so is what was found out about them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import Text, cast, func, select
@@ -19,14 +19,39 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 Row = TypeVar("Row", bound=msgspec.Struct)
+T = TypeVar("T")
 
 # The functions of each database that make a list of rows, and a list of columns. With any other, rows are rows.
 _JSON = {"postgresql": ("json_agg", "json_build_array"), "sqlite": ("json_group_array", "json_array")}
-# Longer texts are decoded each time: what is kept of them would take too much memory.
+# Longer texts are decoded each time: what is kept of them would take too much memory. That many Dags are 40,000.
 _MOST_KEPT = 4 << 20
 
 
-def many_rows(session: Session, statement: Any, row: type[Row]) -> Sequence[Row]:
+class Rows(tuple[Row, ...]):
+    """All rows that a statement has selected at one moment.
+
+    Thread-safe without a lock, which a forked child might find held for ever: two threads may both find out something.
+    """
+
+    def once(self, key: Hashable, others: tuple[object, ...], make: Callable[[], T]) -> T:
+        """What ``make`` makes of these rows and of these very ``others``: made once, as long as they are the same."""
+        made: dict[Hashable, tuple[tuple[object, ...], T]] = self.__dict__.setdefault("made", {})
+        known = made.get(key)
+        if known is None or any(now is not then for now, then in zip(others, known[0], strict=True)):
+            made[key] = known = others, make()
+        return known[1]
+
+
+class _Newest(NamedTuple):
+    text: str
+    rows: Rows[Any]
+
+
+# By dialect, statement and kind of row: what was read last. A text that is another one takes its place.
+_newest: dict[tuple[str, Any, type], _Newest] = {}
+
+
+def many_rows(session: Session, statement: Any, row: type[Row]) -> Rows[Row]:
     """What ``statement`` selects, in any order, as instances of ``row``: a ``msgspec.Struct`` with ``array_like``.
 
     Columns are texts and whole numbers. Make the statement once, since what is made of it is kept.
@@ -34,12 +59,19 @@ def many_rows(session: Session, statement: Any, row: type[Row]) -> Sequence[Row]
     # By the connection: no objects are wanted.
     with requests.unfiltered():
         connection = session.connection()
-        if connection.dialect.name not in _JSON:
-            return msgspec.convert([tuple(found) for found in connection.execute(statement)], list[row])  # type: ignore[valid-type]
-        text: str | None = connection.execute(_as_text(statement, connection.dialect.name)).scalar()
+        dialect = connection.dialect.name
+        if dialect not in _JSON:
+            found = [tuple(columns) for columns in connection.execute(statement)]
+            return Rows(msgspec.convert(found, list[row]))  # type: ignore[valid-type]
+        text: str | None = connection.execute(_as_text(statement, dialect)).scalar()
     if text is None:
-        return ()
-    return _decoded(row, text) if len(text) <= _MOST_KEPT else _decoder(row).decode(text)
+        return Rows()
+    newest = _newest.get((dialect, statement, row))
+    if newest is None or newest.text != text:
+        newest = _Newest(text, Rows(_decoder(row).decode(text)))
+        if len(text) <= _MOST_KEPT:
+            _newest[dialect, statement, row] = newest
+    return newest.rows
 
 
 @lru_cache(32)
@@ -48,11 +80,6 @@ def _as_text(statement: Any, dialect: str) -> Any:
     return select(cast(list_of_rows(list_of_columns(*statement.subquery().c)), Text))
 
 
-@lru_cache(8)
-def _decoded(row: type[Row], text: str) -> Sequence[Row]:
-    return _decoder(row).decode(text)
-
-
 @cache
-def _decoder(row: type[Row]) -> msgspec.json.Decoder[tuple[Row, ...]]:
-    return msgspec.json.Decoder(tuple[row, ...])  # type: ignore[valid-type]
+def _decoder(row: type[Row]) -> msgspec.json.Decoder[list[Row]]:
+    return msgspec.json.Decoder(list[row])  # type: ignore[valid-type]

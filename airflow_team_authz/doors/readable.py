@@ -26,9 +26,9 @@ from sqlalchemy import select
 from airflow_team_authz.doors import disclosure
 from airflow_team_authz.doors.asset_owners import producing_teams, using_teams
 from airflow_team_authz.doors.decision_point import decision_point
-from airflow_team_authz.doors.many_rows import Row, many_rows
+from airflow_team_authz.doors.many_rows import Row, Rows, many_rows
 from airflow_team_authz.identities import requests
-from airflow_team_authz.model import READS, EngineError, Evaluations, Resource, Subject
+from airflow_team_authz.model import READS, EngineError, Evaluations, Resource, Resources, Subject
 from airflow_team_authz.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class Scope(NamedTuple):
     ids: Collection[Any]
 
 
+# The bundle and the path in it.
+_File = tuple[str | None, str | None]
+
+
 class _Dag(Struct, array_like=True, frozen=True):
     id: str
     team_id: str | None
@@ -55,7 +59,7 @@ class _Dag(Struct, array_like=True, frozen=True):
     path: str | None
 
     @property
-    def file(self) -> tuple[str | None, str | None]:
+    def file(self) -> _File:
         return self.bundle, self.path
 
 
@@ -129,9 +133,11 @@ class Readable:
     def with_same_file(self, dag_ids: Collection[str]) -> Collection[str]:
         """These Dags, and those that are in one file with one of them."""
         dags = self._dags()
-        files = {dag.file for dag in dags if dag.id in dag_ids and None not in dag.file}
+        file_of, dags_of = dags.once("files", (), lambda: _files(dags))
+        files = {file_of[dag_id] for dag_id in dag_ids if dag_id in file_of}
         # What is answered as if it did not exist must not be found by its neighbours.
-        return {*dag_ids, *(dag.id for dag in dags if dag.file in files and not self._is_concealed("dag", dag.id))}
+        neighbours = (dag_id for file in files for dag_id in dags_of[file])
+        return {*dag_ids, *(dag_id for dag_id in neighbours if not self._is_concealed("dag", dag_id))}
 
     def named(self, type_: str, writes: bool) -> Scope:
         """Connections, pools or variables that may be read; or with ``writes``, changed."""
@@ -205,13 +211,16 @@ class Readable:
 
     def _ask_dags(self, entity: str | UnsetType, writes: bool) -> Scope:
         dags = self._dags()
-        resources = [Resource("dag", dag.team_id, dag.id, entity) for dag in dags]
+        resources = dags.once(
+            ("dag", entity), (), lambda: Resources(Resource("dag", dag.team_id, dag.id, entity) for dag in dags)
+        )
         allowed = {str(resource.id) for resource in self._allowed("update" if writes else "read", resources)}
         everything = len(allowed) == len(dags) and not writes and self.platform("rows_without_owner")
         return Scope(everything, allowed)
 
     def _listed_named(self, type_: str, writes: bool) -> Scope:
-        resources = [Resource(type_, row.team_id, row.id) for row in self._all(_NAMED[type_], _Named)]
+        rows = self._all(_NAMED[type_], _Named)
+        resources = rows.once(type_, (), lambda: Resources(Resource(type_, row.team_id, row.id) for row in rows))
         allowed = self._allowed("update" if writes else "read", resources)
         everything = len(allowed) == len(resources) and not writes and self.platform("rows_without_owner")
         return Scope(everything, {(str(resource.id), resource.team_id) for resource in allowed})
@@ -271,11 +280,11 @@ class Readable:
         with requests.unfiltered():
             return self._session.connection().execute(statement).all()
 
-    def _all(self, statement: Any, row: type[Row]) -> Sequence[Row]:
+    def _all(self, statement: Any, row: type[Row]) -> Rows[Row]:
         assert self._session is not None  # noqa: S101
         return many_rows(self._session, statement, row)
 
-    def _dags(self) -> Sequence[_Dag]:
+    def _dags(self) -> Rows[_Dag]:
         return self.kept("all dags", lambda: self._all(_DAGS, _Dag))  # type: ignore[no-any-return]
 
     def _teams_of_bundles(self) -> dict[str, str | None]:
@@ -310,6 +319,15 @@ class Readable:
             for dependency in dependencies or _dependencies(compressed)
             if dependency["dependency_type"] == "asset-alias"
         }
+
+
+def _files(dags: Collection[_Dag]) -> tuple[dict[str, _File], dict[_File, list[str]]]:
+    """The file of each Dag that has one, and the Dags of each file."""
+    file_of = {dag.id: dag.file for dag in dags if None not in dag.file}
+    dags_of: dict[_File, list[str]] = {}
+    for dag_id, file in file_of.items():
+        dags_of.setdefault(file, []).append(dag_id)
+    return file_of, dags_of
 
 
 def existing() -> list[Resource]:

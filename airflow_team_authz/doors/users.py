@@ -253,7 +253,12 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         return subject
 
     def _may(self, type_: str, method: Any, user: Any, details: Any, entity: Any = None) -> bool:
-        return self._may_all(type_, [{"method": method, "details": details, "access_entity": entity}], user)
+        try:
+            resource = questions.resource(type_, details, entity)
+            action = questions.action(method, resource)
+        except questions.UnknownQuestion as unknown:
+            return self._refuse(str(unknown), user)
+        return self._decide(user, action, _with_destinations(action, [resource]))
 
     def _may_all(self, type_: str, requests: Sequence[Mapping[str, Any]], user: Any) -> bool:
         """Whether all of Airflow's requests about one type are allowed; one question per action among them."""
@@ -405,6 +410,8 @@ def refuse_unguarded_users() -> None:
 
 def _with_destinations(action: str, resources: list[Resource]) -> list[Resource]:
     """The resources, with the teams that they really go to where Airflow does not tell (see ``doors.bodies``)."""
+    if action not in {"create", "update"}:
+        return resources
     change = team_change()
     if action == "update" and change.keeps_team:
         return [resource if resource.team_id else _where_it_is(resource) for resource in resources]

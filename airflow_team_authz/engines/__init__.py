@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from itertools import compress
 from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from airflow_team_authz.engines.kept import Kept, Key, key
 from airflow_team_authz.engines.left_out import LeftOut
 from airflow_team_authz.engines.outages import Outages
 from airflow_team_authz.model import (
@@ -21,6 +23,7 @@ from airflow_team_authz.model import (
     PlatformTooLong,
     PolicyBroken,
     Resource,
+    Resources,
     Standing,
     Subject,
     TooLong,
@@ -38,12 +41,16 @@ NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # Owns nothing and has no package: Airflow takes no such name for a team.
 _NOBODY = "~"
 
+# What decisions take in memory for each byte of their JSON: measured, and rounded up.
+_DECISION_BYTES = 6
+
 T = TypeVar("T")
 Value = bytes | msgspec.Raw
 
 
 class Reply(NamedTuple):
-    """An engine's answer: the JSON of the entrypoint's value, and the revision of the policy.
+    """An engine's answer: the JSON of the entrypoint's value, the revision of the policy, and where to keep it if that
+    policy gives the same answer whenever it is asked the same.
 
     ``record_id`` is that of the engine's own record, as an OPA server has whose configuration has ``decision_logs``.
     """
@@ -51,6 +58,7 @@ class Reply(NamedTuple):
     value: Value
     revision: str
     record_id: str = ""
+    kept: Kept | None = None
 
 
 class Engine(Protocol):
@@ -61,6 +69,9 @@ class Engine(Protocol):
 
         It may take ``pace`` times what is usual for so many, where the engine can tell; else as much as one may at all.
         Raises an ``EngineError``, and nothing else, if there is none.
+
+        An engine that knows which policy would answer now has a method ``kept`` as well: what that policy has answered
+        before, as in ``Reply``; ``None`` if no policy would answer.
         """
 
     def close(self) -> None:
@@ -71,7 +82,7 @@ class Observer(Protocol):
     """Is told of each question and what came of it, after how many nanoseconds, by the thread that asked.
 
     It neither raises nor waits. Its answer is the id of the record that it makes of this; empty if it makes none.
-    ``engines_ids`` are those of the engine's own records of it.
+    ``engines_ids`` are those of the engine's own records of it. ``kept``: an earlier question had the answer.
     """
 
     def decided(
@@ -81,6 +92,7 @@ class Observer(Protocol):
         revision: str,
         nanoseconds: int,
         engines_ids: Sequence[str] = (),
+        kept: bool = False,
     ) -> str: ...
     def listed(
         self,
@@ -89,6 +101,7 @@ class Observer(Protocol):
         revision: str,
         nanoseconds: int,
         engines_ids: Sequence[str] = (),
+        kept: bool = False,
     ) -> None: ...
     def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str: ...
 
@@ -121,6 +134,14 @@ class Answer(NamedTuple):
     decision_id: str = ""
 
 
+class _Listed(NamedTuple):
+    """The allowed resources of a list, the policy revision, and whether the answer was kept from before."""
+
+    allowed: list[Resource]
+    revision: str
+    kept: bool
+
+
 class DecisionPoint:
     """The policy decision point (PDP) as the rest of the package sees it."""
 
@@ -129,9 +150,10 @@ class DecisionPoint:
         self._observer: Observer = observer or _Nobody()
         self._encode = msgspec.json.Encoder().encode
         # strict: a bool is a bool. "yes", 1 and null are no decisions.
-        self._decode_decisions = msgspec.json.Decoder(list[Decision], strict=True).decode
+        self._decode_decisions = msgspec.json.Decoder(tuple[Decision, ...], strict=True).decode
         self._decode_indices = msgspec.json.Decoder(list[int], strict=True).decode
         self._decode_standing = msgspec.json.Decoder(Standing, strict=True).decode
+        self._kept: Callable[[], Kept | None] = getattr(engine, "kept", _nothing_kept)
         self._outages = Outages()
         self._left_out = LeftOut()
         self._pace = 1.0
@@ -141,7 +163,8 @@ class DecisionPoint:
 
     def whoami(self, subject: Subject) -> tuple[Standing, str]:
         """The subject as the policy sees it, and the policy's revision. For commands, not for decisions."""
-        return self._ask("whoami", lambda value, _: self._decode_standing(value), Evaluations(subject, "list", []))
+        value, revision, _ = self._ask("whoami", self._read_standing, Evaluations(subject, "list", []))
+        return self._decode_standing(value), revision
 
     def decide(self, question: Evaluations, aside: bool = False) -> Answer:
         """Decision and reasons for each resource. All or an ``EngineError``, never a part.
@@ -151,14 +174,18 @@ class DecisionPoint:
         began = time.perf_counter_ns()
         heard = self._heard.ids = []
         try:
-            decisions, revision = self._decide(question)
+            if len(question.resources) <= CHUNK:
+                answered, revision, kept = self._ask("decisions", self._read_decisions, question)
+                decisions = list(answered)
+            else:
+                decisions, revision, kept = self._decide_parts(question)
         except EngineError as error:
             error.decision_id = self._observer.failed(question, error, time.perf_counter_ns() - began)
             raise
         if aside:
             return Answer(decisions, revision)
         taken = time.perf_counter_ns() - began
-        return Answer(decisions, revision, self._observer.decided(question, decisions, revision, taken, heard))
+        return Answer(decisions, revision, self._observer.decided(question, decisions, revision, taken, heard, kept))
 
     def refuse(self, question: Evaluations, reason: str) -> str:
         """Tell the observer of what a door refuses without asking, as nobody can say what to ask; the record's id."""
@@ -166,13 +193,14 @@ class DecisionPoint:
             question, [Decision(False, (reason,), "default")] * len(question.resources), "", 0
         )
 
-    def _decide(self, question: Evaluations) -> tuple[list[Decision], str]:
+    def _decide_parts(self, question: Evaluations) -> tuple[list[Decision], str, bool]:
         decisions: list[Decision] = []
-        revision = ""
+        kept_all, revision = True, ""
         for part in _chunks(question):
-            answered, revision = self._ask("decisions", self._read_decisions, part)
+            answered, revision, kept = self._ask("decisions", self._read_decisions, part)
             decisions += answered
-        return decisions, revision
+            kept_all &= kept
+        return decisions, revision, kept_all
 
     def allowed(self, question: Evaluations, aside: bool = False) -> list[Resource]:
         """The resources that are allowed, in order, without reasons: for lists.
@@ -183,36 +211,43 @@ class DecisionPoint:
         """
         began = time.perf_counter_ns()
         allowed: list[Resource] = []
-        revision = ""
+        kept_all, revision = True, ""
         heard = self._heard.ids = []
         try:
             for part in _chunks(question):
-                answered, revision = self._allowed(part)
+                answered, revision, kept = self._allowed(part)
                 allowed += answered
+                kept_all &= kept
         except EngineError as error:
             error.decision_id = self._observer.failed(question, error, time.perf_counter_ns() - began)
             raise
         if not aside:
-            self._observer.listed(question, allowed, revision, time.perf_counter_ns() - began, heard)
+            self._observer.listed(question, allowed, revision, time.perf_counter_ns() - began, heard, kept_all)
         return allowed
 
-    def _allowed(self, question: Evaluations) -> tuple[list[Resource], str]:
-        held = self._left_out.among(_owners(question))
+    def _allowed(self, question: Evaluations) -> _Listed:
+        held = self._left_out.among(_owners(question)) if self._left_out else set()
+        if not held:
+            return self._allowed_together(question)
         rest = [resource for resource in question.resources if resource.team_id not in held]
-        if not held or not rest:
+        if not rest:
             # A question about those alone costs nobody else.
             return self._allowed_together(question)
-        others, revision = self._allowed_together(msgspec.structs.replace(question, resources=rest))
+        others, revision, kept = self._allowed_together(msgspec.structs.replace(question, resources=rest))
         allowed = {*others, *self._allowed_again(question, held, revision)}
-        return [resource for resource in question.resources if resource in allowed], revision
+        return _Listed([resource for resource in question.resources if resource in allowed], revision, kept)
 
-    def _allowed_together(self, question: Evaluations) -> tuple[list[Resource], str]:
+    def _allowed_together(self, question: Evaluations) -> _Listed:
         try:
-            return self._ask("allowed", self._read_allowed, question, self._pace if _several(question) else None)
+            return self._ask_allowed(question, self._pace if _several(question) else None)
         except (PolicyBroken, DeadlineExceeded) as error:
             return self._allowed_alone(question, error)
 
-    def _allowed_alone(self, question: Evaluations, whole: EngineError) -> tuple[list[Resource], str]:
+    def _ask_allowed(self, question: Evaluations, pace: float | None = None) -> _Listed:
+        chosen, revision, kept = self._ask("allowed", self._read_allowed, question, pace)
+        return _Listed(list(compress(question.resources, chosen)), revision, kept)
+
+    def _allowed_alone(self, question: Evaluations, whole: EngineError) -> _Listed:
         """Asks about each team on its own, and raises the error about the whole if that is of no use."""
         by_team: dict[str | None, list[Resource]] = defaultdict(list)
         for resource in question.resources:
@@ -227,7 +262,7 @@ class DecisionPoint:
         for team_id, resources in by_team.items() if not useless else ():
             part = msgspec.structs.replace(question, resources=resources)
             try:
-                answer, revision = self._ask("allowed", self._read_allowed, part, _SHARE)
+                answer, revision, _ = self._ask_allowed(part, _SHARE)
                 allowed.update(answer)
             except (PolicyBroken, DeadlineExceeded) as error:
                 late += isinstance(error, DeadlineExceeded)
@@ -251,7 +286,7 @@ class DecisionPoint:
         if not failing:
             # All of them are within their shares: there are many, or the platform's own rules take more than usual.
             self._pace *= 2
-        return [resource for resource in question.resources if resource in allowed], revision
+        return _Listed([resource for resource in question.resources if resource in allowed], revision, kept=False)
 
     def _allowed_again(self, question: Evaluations, held: set[str], revision: str) -> list[Resource]:
         """What is allowed of one team that lists have left out, if it is time to ask again."""
@@ -261,7 +296,7 @@ class DecisionPoint:
         own = [resource for resource in question.resources if resource.team_id == team_id]
         part = msgspec.structs.replace(question, resources=own)
         try:
-            allowed, _ = self._ask("allowed", self._read_allowed, part, _SHARE)
+            allowed = self._ask_allowed(part, _SHARE).allowed
         except (PolicyBroken, DeadlineExceeded) as error:
             self._left_out.hold(team_id, revision, error)
             return []
@@ -272,7 +307,7 @@ class DecisionPoint:
         """What is wrong with such a question if it is about nobody's resource, for which no team's package is asked."""
         nobodys = [msgspec.structs.replace(resource, team_id=_NOBODY) for resource in question.resources[:1]]
         try:
-            self._ask("allowed", self._read_allowed, msgspec.structs.replace(question, resources=nobodys))
+            self._ask_allowed(msgspec.structs.replace(question, resources=nobodys))
         except EngineError as error:
             return error
         return None
@@ -283,9 +318,19 @@ class DecisionPoint:
         read: Callable[[Value, Evaluations], T],
         question: Evaluations,
         pace: float | None = None,
-    ) -> tuple[T, str]:
+    ) -> tuple[T, str, bool]:
+        """What ``read`` makes of the engine's answer, the revision, and whether the answer was kept from before.
+
+        ``read`` makes what nobody can change, since it is kept.
+        """
+        kept = self._kept()
         try:
-            encoded = self._encode(question)
+            place, encoded = self._key(entrypoint, question)
+            if kept is not None and (known := kept.get(place)) is not None:
+                if self._outages:
+                    self._answered(question)
+                return known, kept.revision, True
+            encoded = encoded or self._encode(question)
         except UnicodeEncodeError:
             # Half a surrogate pair: no JSON can hold it. Not the engine's fault, so no outage.
             raise Malformed("the question holds text that is not Unicode") from None
@@ -306,21 +351,48 @@ class DecisionPoint:
             malformed = Malformed(f"the engine's answer is not of the agreed form: {error}")
             self._outages.failed(malformed, _owners(question))
             raise malformed from None
-        if self._outages and question.resources and _owners(question) != {_NOBODY}:
-            self._outages.answered(_owners(question))
-        return answer, reply.revision
+        if self._outages:
+            self._answered(question)
+        if reply.kept is not None:
+            # Where it belongs: the policy may be another one than a moment ago.
+            who = question.subject.type, question.subject.id
+            reply.kept.keep(place, answer, _size(answer, reply.value), who)
+        return answer, reply.revision, False
 
-    def _read_decisions(self, value: Value, question: Evaluations) -> list[Decision]:
+    def _key(self, entrypoint: str, question: Evaluations) -> tuple[Key, bytes]:
+        """The cache key of a question, and the question as JSON if the key took that."""
+        resources = question.resources
+        if isinstance(resources, Resources):
+            rest = self._encode(msgspec.structs.replace(question, resources=()))
+            return key(entrypoint, rest, resources.digest()), b""
+        encoded = self._encode(question)
+        return key(entrypoint, encoded), encoded
+
+    def _answered(self, question: Evaluations) -> None:
+        owners = _owners(question)
+        if owners and owners != {_NOBODY}:
+            self._outages.answered(owners)
+
+    def _read_standing(self, value: Value, _: Evaluations) -> bytes:
+        self._decode_standing(value)
+        return bytes(value)
+
+    def _read_decisions(self, value: Value, question: Evaluations) -> tuple[Decision, ...]:
         decisions = self._decode_decisions(value)
         if len(decisions) != len(question.resources):
             raise Malformed(f"the engine answered {len(decisions)} of {len(question.resources)} questions")
         return decisions
 
-    def _read_allowed(self, value: Value, question: Evaluations) -> list[Resource]:
+    def _read_allowed(self, value: Value, question: Evaluations) -> bytes:
+        """A byte for each resource, 1 if it is allowed."""
+        asked = len(question.resources)
         indices = self._decode_indices(value)
-        if any(not 0 <= index < len(question.resources) for index in indices) or len(set(indices)) != len(indices):
+        if any(not 0 <= index < asked for index in indices) or len(set(indices)) != len(indices):
             raise Malformed("the engine allows resources that it was not asked about")
-        return [question.resources[index] for index in indices]
+        chosen = bytearray(asked)
+        for index in indices:
+            chosen[index] = 1
+        return bytes(chosen)
 
     def close(self) -> None:
         """Close the engine."""
@@ -338,12 +410,21 @@ def _blamed(error: EngineError, question: Evaluations, without_teams: EngineErro
             "and at how much airflow/directory says of one person"
         )
     if len(owners) == 1 and without_teams is None:
-        return TooLong(f"{error}; without the package of team {owners.pop()} it comes to an end")
+        return TooLong(f"{error}; without the package of team {next(iter(owners))} it comes to an end")
     return error
 
 
-def _owners(question: Evaluations) -> set[str | None]:
-    return {resource.team_id for resource in question.resources}
+def _size(answer: object, value: Value) -> int:
+    return len(answer) if isinstance(answer, bytes) else _DECISION_BYTES * memoryview(value).nbytes
+
+
+def _nothing_kept() -> None:
+    """For an engine that keeps no answers."""
+
+
+def _owners(question: Evaluations) -> Set[str | None]:
+    resources = question.resources
+    return resources.owners() if isinstance(resources, Resources) else {resource.team_id for resource in resources}
 
 
 def _several(question: Evaluations) -> bool:
@@ -354,6 +435,10 @@ def _chunks(question: Evaluations) -> Iterator[Evaluations]:
     resources: Sequence[Resource] = question.resources
     if len(resources) <= CHUNK:
         yield question
+        return
+    if isinstance(resources, Resources):
+        for part in resources.parts(CHUNK):
+            yield msgspec.structs.replace(question, resources=part)
         return
     for start in range(0, len(resources), CHUNK):
         yield msgspec.structs.replace(question, resources=resources[start : start + CHUNK])

@@ -27,6 +27,7 @@ from airflow_team_authz.bundles.aggregate import WASM
 from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines import Reply
 from airflow_team_authz.engines.in_process import InProcess
+from airflow_team_authz.engines.kept import Kept
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.files import make_private, read_token
 from airflow_team_authz.model import PolicyBroken
@@ -141,15 +142,24 @@ class Downloaded:
 
     def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1, pace: float | None = None) -> Reply:
         """See ``Engine``."""
-        thread = self._thread
-        if thread is None or not thread.is_alive():
-            self._start()
+        self._download()
         return self._engine.query(entrypoint, question, size, teams, pace)
+
+    def kept(self) -> Kept | None:
+        """See ``Engine``."""
+        self._download()
+        return self._engine.kept()
 
     def close(self) -> None:
         """Stop downloading and watching."""
         self._stop.set()
         self._engine.close()
+
+    def _download(self) -> None:
+        """Start the threads of this process, if they do not run: threads do not survive a fork."""
+        thread = self._thread
+        if thread is None or not thread.is_alive():
+            self._start()
 
     def _start(self) -> None:
         with self._starting:

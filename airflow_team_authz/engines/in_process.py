@@ -45,7 +45,7 @@ class _InForce(NamedTuple):
     @classmethod
     def anew(cls, policy: Policy) -> _InForce:
         """A policy that nobody has asked yet."""
-        return cls(policy, Instances(policy), Kept())
+        return cls(policy, Instances(policy), Kept(policy.revision))
 
 
 class InProcess:
@@ -113,9 +113,6 @@ class InProcess:
         if self._missing:
             raise PolicyBroken(self._missing)
         policy, instances, kept = self._in_force
-        key = kept.key(entrypoint, question)
-        if (known := kept.get(key)) is not None:
-            return Reply(known, policy.revision)
         machine, fit = instances.take(), False
         try:
             value = machine.evaluate(entrypoint, question, policy.fuel(question, size, teams, pace))
@@ -128,8 +125,12 @@ class InProcess:
                 instances.discard()
         if pace is not None and grown > max(1, pace) * KEEP_PAGES:
             raise PolicyBroken(f"a rule takes {mebibytes(grown)} MiB of memory, and a new instance each time")
-        kept.keep(key, value)
-        return Reply(value, policy.revision)
+        return Reply(value, policy.revision, kept=kept)
+
+    def kept(self) -> Kept | None:
+        """See ``Engine``."""
+        self._watch()
+        return None if self._missing else self._in_force.kept
 
     def close(self) -> None:
         """Stop watching."""
@@ -232,10 +233,9 @@ class InProcess:
 
     def _watch(self) -> None:
         """Start the watching thread of this process, if it does not run: threads do not survive a fork."""
-        watcher = self._watcher
-        if watcher is None or not watcher.is_alive():
+        if self._watcher is None:
             with self._starting:
-                if (self._watcher is None or not self._watcher.is_alive()) and not self._closed.is_set():
+                if self._watcher is None and not self._closed.is_set():
                     self.catch_up()
                     watcher = threading.Thread(target=self._poll, name="team-authz-policy", daemon=True)
                     watcher.start()
@@ -243,6 +243,14 @@ class InProcess:
                     self._watcher = watcher
 
     def _poll(self) -> None:
+        try:
+            self._look_again_and_again()
+        finally:
+            # Whoever asks next starts another one, unless this is closed.
+            with self._starting:
+                self._watcher = None
+
+    def _look_again_and_again(self) -> None:
         pause = POLL_SECONDS
         while not self._closed.wait(pause):
             began = time.thread_time()

@@ -4,51 +4,112 @@ from __future__ import annotations
 
 import hashlib
 import threading
-
-import msgspec
+from collections import OrderedDict
+from typing import Any
 
 MOST_BYTES = 16 << 20
-# What Python needs for an answer, beside its text.
-_ENTRY_BYTES = 500
+# Of these, one subject's answers take at most this share, so that nobody pushes out everybody else's.
+_SHARE_OF_ONE = 8
+# What Python needs for an answer, beside the answer and the text of its key: measured, and rounded up.
+_ENTRY_BYTES = 900
+# A longer question is kept as its hash.
+_LONGEST_TEXT = 512
 
-Key = tuple[str, bytes]
+# The entrypoint, the question and the digest of resources that the question leaves out. A plain tuple: named ones take
+# longer to make than all the rest of a look-up.
+Key = tuple[str, bytes, bytes] | tuple[str, bytes, bytes, str]
+Who = tuple[str, str]
+
+
+def key(entrypoint: str, question: bytes, resources: bytes = b"") -> Key:
+    """The cache key of a question. ``resources``: their digest, if they are not in the question."""
+    if len(question) <= _LONGEST_TEXT:
+        return entrypoint, question, resources
+    return entrypoint, hashlib.blake2b(question, digest_size=32).digest(), resources, "hash"
+
+
+class _Entry:
+    """An answer, and whether anybody has asked for it since it was looked at last."""
+
+    __slots__ = ("again", "answer", "size", "who")
+
+    def __init__(self, answer: Any, size: int, who: Who) -> None:
+        self.answer = answer
+        self.size = size
+        self.who = who
+        self.again = False
+
+
+class _Shelf:
+    """Entries and what they take, from the one that is to go next."""
+
+    def __init__(self) -> None:
+        self.entries: OrderedDict[Key, _Entry] = OrderedDict()
+        self.bytes = 0
+
+    def put(self, key: Key, entry: _Entry) -> None:
+        self.entries[key] = entry
+        self.bytes += entry.size
+
+    def remove(self, key: Key) -> _Entry:
+        entry = self.entries.pop(key)
+        self.bytes -= entry.size
+        return entry
+
+    def next_to_go(self) -> Key:
+        """The oldest that nobody has asked for again; who was asked for gets another round."""
+        while True:
+            key, entry = next(iter(self.entries.items()))
+            if not entry.again:
+                return key
+            entry.again = False
+            self.entries.move_to_end(key)
 
 
 class Kept:
-    """What a policy has answered, as long as that fits; what was not asked for longest goes first. Thread-safe.
+    """What a policy has answered, as long as that fits. Thread-safe; looking something up takes no lock.
 
     Belongs to one policy and ends with it: then it is exact, since the policy in this process has no clock, no chance
-    and no network, so that each question has one answer.
+    and no network, so that each question has one answer. ``revision`` is the policy's.
+    An answer is kept as it is given, so it must be one that nobody can change.
     """
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, revision: str, most_bytes: int = MOST_BYTES) -> None:
+        self.revision = revision
         self._most = most_bytes
-        self._bytes = 0
-        self._answers: dict[Key, msgspec.Raw] = {}
+        self._all = _Shelf()
+        self._of: dict[Who, _Shelf] = {}
         self._lock = threading.Lock()
 
-    @staticmethod
-    def key(entrypoint: str, question: bytes) -> Key:
-        """The cache key of a question. It is not the text, which is long for a list, and contains data of people."""
-        return entrypoint, hashlib.blake2b(question, digest_size=32).digest()
+    def get(self, key: Key) -> Any:
+        """The answer, if it is there still; else ``None``."""
+        entry = self._all.entries.get(key)
+        if entry is None:
+            return None
+        entry.again = True
+        return entry.answer
 
-    def get(self, key: Key) -> msgspec.Raw | None:
-        """The answer, if it is there still."""
+    def keep(self, key: Key, answer: Any, size: int, who: Who) -> None:
+        """Keep an answer of about ``size`` bytes to what somebody has asked. Nothing else is to be kept: an engine's
+        error may be over when the question comes again.
+        """
+        entry = _Entry(answer, size + len(key[1]) + _ENTRY_BYTES, who)
+        share = self._most // _SHARE_OF_ONE
+        if entry.size > share:
+            return
         with self._lock:
-            answer = self._answers.pop(key, None)
-            if answer is not None:
-                self._answers[key] = answer
-            return answer
+            if key in self._all.entries:
+                return
+            own = self._of.setdefault(who, _Shelf())
+            self._all.put(key, entry)
+            own.put(key, entry)
+            while own.bytes > share:
+                self._drop(own.next_to_go())
+            while self._all.bytes > self._most:
+                self._drop(self._all.next_to_go())
 
-    def keep(self, key: Key, answer: msgspec.Raw) -> None:
-        """Keep an answer. Nothing else is to be kept: an engine's error may be over when the question comes again."""
-        with self._lock:
-            if key not in self._answers:
-                self._answers[key] = answer
-                self._bytes += _size(answer)
-            while self._bytes > self._most:
-                self._bytes -= _size(self._answers.pop(next(iter(self._answers))))
-
-
-def _size(answer: msgspec.Raw) -> int:
-    return memoryview(answer).nbytes + _ENTRY_BYTES
+    def _drop(self, key: Key) -> None:
+        who = self._all.remove(key).who
+        self._of[who].remove(key)
+        if not self._of[who].entries:
+            del self._of[who]

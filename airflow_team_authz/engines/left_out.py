@@ -33,6 +33,9 @@ class LeftOut:
     def __init__(self) -> None:
         self._held: dict[str, _Held] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._held)
+
     def among(self, team_ids: Collection[str | None]) -> set[str]:
         """Those of these teams that lists leave out."""
         return {team_id for team_id in team_ids if team_id in self._held} if self._held else set()

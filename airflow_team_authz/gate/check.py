@@ -33,7 +33,7 @@ from airflow_team_authz.gate.package_files import Data, layout_findings, read_pa
 from airflow_team_authz.gate.patterns import pattern_findings
 from airflow_team_authz.opa.archive import digest, unpack
 from airflow_team_authz.opa.compile import (
-    ENTRYPOINTS,
+    ENTRYPOINT_OPTIONS,
     CompileError,
     find_opa,
     functions,
@@ -276,10 +276,9 @@ class _Check:
             yield from code_findings(self._root, self._without(), wasm)
 
     def _as_wasm(self, place: str) -> tuple[Done, bytes]:
-        entrypoints = [argument for entrypoint in ENTRYPOINTS for argument in ("--entrypoint", entrypoint)]
         shared = ["--capabilities", str(self._shipped / "capabilities.json"), "--bundle", "."]
         out = self._place / f"{place}.tar.gz"
-        done = self._run(place, "build", "--target", "wasm", *shared, *entrypoints, "--output", str(out))
+        done = self._run(place, "build", "--target", "wasm", *shared, *ENTRYPOINT_OPTIONS, "--output", str(out))
         return done, unpack(out.read_bytes())["policy.wasm"] if done.code == 0 else b""
 
     def _without(self) -> bytes:

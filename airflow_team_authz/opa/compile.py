@@ -21,6 +21,8 @@ from airflow_team_authz.opa.errors import Problem, in_one_text, problems
 
 MINIMUM_OPA = (1, 22, 2)
 ENTRYPOINTS = ("airflow/authz/decision", "airflow/authz/decisions", "airflow/authz/allowed", "airflow/authz/whoami")
+# As `opa build` takes them.
+ENTRYPOINT_OPTIONS = tuple(part for name in ENTRYPOINTS for part in ("--entrypoint", name))
 _SHIPPED_ONLY = "airflow/authz"
 _DATA_FILES = {"data.json", "data.yaml", "data.yml"}
 _DEFAULT_DATA = "airflow/roles"
@@ -204,7 +206,6 @@ def _build(staged: Path, out: Path, opa: str) -> None:
 
 def _compile(place: Path, bundle: str, out: Path, revision: str, opa: str) -> None:
     capabilities = shipped_policies() / "capabilities.json"
-    entrypoints = [argument for entrypoint in ENTRYPOINTS for argument in ("--entrypoint", entrypoint)]
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the rename is atomic and a reader never sees half a bundle.
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
@@ -212,7 +213,7 @@ def _compile(place: Path, bundle: str, out: Path, revision: str, opa: str) -> No
         run_opa(
             [
                 *(opa, "build", "--target", "wasm", "--bundle", bundle),
-                *("--capabilities", str(capabilities), *entrypoints),
+                *("--capabilities", str(capabilities), *ENTRYPOINT_OPTIONS),
                 *("--revision", revision, "--output", str(fresh.resolve())),
             ],
             cwd=place,

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from airflow_team_authz.bundles.aggregate import build
-from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, root
+from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, denying_artifact, root
 from airflow_team_authz.bundles.signing import SigningKey
 from airflow_team_authz.gate.platform_part import failing_tests
 from airflow_team_authz.opa.compile import CompileError, StartError
@@ -132,8 +132,5 @@ def weight(artifact: Artifact) -> int:
 
 
 def _denies_all(team_id: str, why: str) -> Artifact:
-    """Left out, its own `deny` would be gone without a word."""
     what = "takes too much of an engine" if why.startswith(_TOO_MUCH) else "no longer compiles"
-    reason = f"the package of {team_id} {what}: publish a new one"
-    rule = f'package teams["{team_id}"]\n\ndeny contains "{reason}"\n'
-    return Artifact(team_id, 0, {f"{root(team_id)}/withheld.rego": rule.encode()})
+    return denying_artifact(team_id, f"the package of {team_id} {what}: publish a new one")

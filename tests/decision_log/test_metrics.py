@@ -60,7 +60,9 @@ def test_decisions_lists_and_errors_are_counted_by_door(metered: tuple[Metrics, 
         for _ in range(3):
             metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 2_000_000)
         metrics.decided(Evaluations(BOB, "read", [DB, DB]), [YES, NO], "r2", 2_000_000)
+        metrics.decided(Evaluations(BOB, "read", [DB]), [YES], "r2", 0, kept=True)
         metrics.listed(Evaluations(BOB, "list", [DB]), [], "r2", 9_000_000)
+        metrics.listed(Evaluations(BOB, "list", [DB]), [DB], "r2", 0, kept=True)
         metrics.failed(Evaluations(BOB, "read", [DB]), Unreachable("gone"), 1)
 
     thread = threading.Thread(target=request)
@@ -69,8 +71,11 @@ def test_decisions_lists_and_errors_are_counted_by_door(metered: tuple[Metrics, 
     metrics.tell()
     found = meter.sums()
     assert found["team_authz.decisions", "baseline", "connection", "deny", "users"] == 4
-    assert found["team_authz.decisions", "allow", "baseline", "connection", "users"] == 1
-    assert found["team_authz.lists", "connection", "users"] == 1
+    assert found["team_authz.decisions", "allow", "baseline", "connection", "users"] == 2
+    assert found["team_authz.lists", "connection", "users"] == 2
+    assert found["team_authz.answers", "decision", "hit"] == found["team_authz.answers", "hit", "list"] == 1
+    assert found["team_authz.answers", "decision", "miss"] == 4
+    assert found["team_authz.answers", "list", "miss"] == 1
     assert found["team_authz.errors", "Unreachable", "users"] == 1
     assert found["team_authz.duration", "decision", "users"] == 8
     assert found["team_authz.duration", "list", "users"] == 9

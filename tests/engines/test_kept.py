@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
+import shutil
+import subprocess
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.engines import CHUNK, DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
-from airflow_team_authz.engines.kept import Kept
-from airflow_team_authz.model import Context, Evaluations, PolicyBroken, Resource, Subject
+from airflow_team_authz.engines.kept import Kept, Key, key
+from airflow_team_authz.engines.opa_server import OpaServer
+from airflow_team_authz.model import Context, Evaluations, PolicyBroken, Resource, Resources, Subject
 from airflow_team_authz.opa import wasm
-from airflow_team_authz.opa.compile import compile_directory
-from tests.conftest import REPOSITORY, eventually, opened
+from airflow_team_authz.opa.compile import ENTRYPOINTS, compile_directory, find_opa, shipped_policies
+from tests.conftest import REPOSITORY, eventually, opened, write
 
 Policy = Callable[[dict[str, str]], Path]
 Patch = pytest.MonkeyPatch
@@ -92,16 +98,57 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
 @pytest.fixture
 def decisions(engine: InProcess) -> DecisionPoint:
     """The same, with nothing kept."""
-    engine._in_force = engine._in_force._replace(kept=Kept())
+    engine._in_force = engine._in_force._replace(kept=Kept(engine.revision))
     return DecisionPoint(engine)
 
 
 def test_the_same_question_is_evaluated_once(decisions: DecisionPoint, evaluated: list[bytes]) -> None:
-    first = decisions.decide(QUESTION), decisions.allowed(QUESTION), decisions.whoami(ANN)
-    assert len(evaluated) == 3
+    listed = change(QUESTION, resources=Resources(QUESTION.resources))
+
+    def ask() -> Any:
+        return decisions.decide(QUESTION), decisions.allowed(QUESTION), decisions.allowed(listed), decisions.whoami(ANN)
+
+    first = ask()
+    assert len(evaluated) == 4
     for _ in range(3):
-        assert (decisions.decide(QUESTION), decisions.allowed(QUESTION), decisions.whoami(ANN)) == first
-    assert len(evaluated) == 3
+        assert ask() == first
+    assert len(evaluated) == 4
+
+
+def test_who_changes_an_answer_changes_nobody_elses(decisions: DecisionPoint) -> None:
+    first = decisions.decide(QUESTION).decisions, decisions.allowed(QUESTION), decisions.whoami(ANN)[0]
+    told = copy.deepcopy(first)
+    first[0].reverse()
+    first[1].clear()
+    first[2].team_roles.clear()
+    assert (decisions.decide(QUESTION).decisions, decisions.allowed(QUESTION), decisions.whoami(ANN)[0]) == told
+
+
+def test_the_observer_is_told_of_every_decision_and_whether_it_was_kept(engine: InProcess) -> None:
+    told: list[tuple[int, str, bool]] = []
+
+    class Observing:
+        def decided(self, _: Any, decisions: Any, revision: str, __: int, ___: Any = (), kept: bool = False) -> str:
+            told.append((len(decisions), revision, kept))
+            return f"id{len(told)}"
+
+        def listed(self, _: Any, allowed: Any, revision: str, __: int, ___: Any = (), kept: bool = False) -> None:
+            told.append((len(allowed), revision, kept))
+
+        def failed(self, *_: Any) -> str:
+            raise AssertionError("nothing fails here")
+
+    engine._in_force = engine._in_force._replace(kept=Kept("r1"))
+    point = DecisionPoint(engine, Observing())
+    # In two parts, of which only the first is there already.
+    many = change(QUESTION, resources=[*QUESTION.resources * (CHUNK // 2), PG])
+    point.allowed(change(many, resources=many.resources[:CHUNK]))
+    ids = [point.decide(QUESTION).decision_id for _ in range(2)]
+    for _ in range(2):
+        point.allowed(many)
+    assert ids == ["id2", "id3"]
+    assert [kept for *_, kept in told] == [False, False, True, False, True]
+    assert {told[1][0], told[2][0]} == {2}
 
 
 @pytest.mark.parametrize("part", OTHERS)
@@ -110,7 +157,7 @@ def test_a_question_that_differs_in_any_part_is_another_one(
 ) -> None:
     other = OTHERS[part]
     alone = decisions.decide(other), decisions.allowed(other)
-    engine._in_force = engine._in_force._replace(kept=Kept())
+    engine._in_force = engine._in_force._replace(kept=Kept(engine.revision))
     decisions.decide(QUESTION)
     decisions.allowed(QUESTION)
     evaluated.clear()
@@ -124,6 +171,30 @@ def test_every_part_of_a_question_is_among_them() -> None:
     assert {name for question in asked for name in question["subject"]} == set(Subject.__struct_fields__)
     assert {name for question in asked for name in question} == set(Evaluations.__struct_fields__)
     assert {name for question in asked for name in question.get("context", ())} == set(Context.__struct_fields__)
+
+
+def test_a_bundle_whose_rules_know_more_than_the_question_is_refused(tmp_path: Path) -> None:
+    """Whoever makes a bundle with `opa build` alone has OPA's functions, whose answers are not to be kept."""
+    impure = ["http.send", "opa.runtime", "rand.intn", "time.now_ns"]
+    rule = """package airflow.site
+allow contains "now" if {
+	time.now_ns() > rand.intn(input.subject.id, 9)
+	http.send({"method": "get", "url": opa.runtime().env.URL}).status_code == 200
+}
+"""
+    policies = shutil.copytree(shipped_policies() / "airflow", tmp_path / "policy" / "airflow").parent
+    write(policies, {"airflow/site/now.rego": rule})
+    entrypoints = [argument for name in ENTRYPOINTS for argument in ("--entrypoint", name)]
+    command = [find_opa(), "build", "--target", "wasm", "--bundle", ".", "--ignore", "*_test.rego", *entrypoints]
+    subprocess.run([*command, "--output", "bundle.tar.gz"], cwd=policies, check=True)
+    with pytest.raises(PolicyBroken, match="which the in-process engine does not have") as refused:
+        InProcess(policies / "bundle.tar.gz")
+    assert all(name in str(refused.value) for name in impure)
+
+
+def test_of_an_opa_servers_answers_none_is_kept() -> None:
+    """Its policy and its data may change between any two questions, and it tells only which revision has answered."""
+    assert not hasattr(OpaServer, "kept")
 
 
 def test_an_error_is_not_kept(policy: Policy, evaluated: list[bytes]) -> None:
@@ -197,19 +268,42 @@ def test_a_child_answers_though_a_thread_of_its_parent_was_just_looking(
     assert process.exitcode == 0
 
 
-def test_what_was_not_asked_for_longest_goes_first() -> None:
-    answer = msgspec.Raw(b"x" * 1_000)
-    kept = Kept(most_bytes=5_000)
-    keys = [kept.key("allowed", b"%d" % number) for number in range(4)]
-    for key in keys[:3]:
-        kept.keep(key, answer)
-    assert kept.get(keys[0]) is answer
-    kept.keep(keys[3], answer)
-    assert [kept.get(key) is answer for key in keys] == [True, False, True, True]
-    kept.keep(keys[1], msgspec.Raw(b"x" * 10_000))
-    assert [kept.get(key) for key in keys] == [None] * 4
-    kept.keep(keys[1], answer)
-    assert kept.get(keys[1]) is answer
+def kept_of(number: int, most: int = 40_000) -> tuple[Kept, list[Key]]:
+    """So many answers of 1,000 bytes, each somebody else's."""
+    kept, places = Kept("r1", most_bytes=most), [key("allowed", b"%d" % place) for place in range(number)]
+    for place in places:
+        kept.keep(place, b"x" * 1_000, 1_000, ("user", place[1].decode()))
+    return kept, places
+
+
+def test_what_nobody_asks_for_again_goes_first() -> None:
+    kept, places = kept_of(20)
+    assert all(kept.get(place) for place in places[:5])
+    for number in range(100, 116):
+        kept.keep(key("allowed", b"%d" % number), b"y", 1_000, ("user", str(number)))
+    assert [bool(kept.get(place)) for place in places] == [True] * 5 + [False] * 15
+
+
+def test_what_is_kept_is_bounded_by_what_it_takes_in_memory(decisions: DecisionPoint, engine: InProcess) -> None:
+    """Python's own count of what the answers take, keys and all, is not above what the cache believes."""
+    words = [f"{number:05d}" for number in range(1_000)]
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for word in words:
+            decisions.decide(Evaluations(change(ANN, id=word), "read", [Resource("pool", "beta", word)]))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    believed = engine._in_force.kept._all.bytes
+    assert after - before < believed
+
+
+def test_an_answer_that_is_too_large_is_not_kept_and_pushes_out_none() -> None:
+    kept, places = kept_of(5)
+    kept.keep(key("allowed", b"large"), b"x", 6_000, ("user", "eve"))
+    assert kept.get(key("allowed", b"large")) is None
+    assert all(kept.get(place) for place in places)
 
 
 def test_a_list_costs_the_same_however_much_of_it_is_allowed(engine: InProcess) -> None:

@@ -22,7 +22,7 @@ import data.airflow.authz.standing
 #   - input: schema.input
 default decision := {"allow": false, "reasons": ["the question lacks a part"], "layer": "default"}
 
-decision := answer(input.resource, speaking)
+decision := _answer(input.resource, speaking)
 
 # METADATA
 # title: Many questions that share subject, action and context
@@ -32,7 +32,7 @@ decision := answer(input.resource, speaking)
 # entrypoint: true
 # schemas:
 #   - input: schema.evaluations
-decisions := [answer(resource, spoken[i]) | some i, resource in input.resources]
+decisions := [_answer(resource, _spoken[i]) | some i, resource in input.resources]
 
 # METADATA
 # title: Which of many are allowed
@@ -40,20 +40,20 @@ decisions := [answer(resource, spoken[i]) | some i, resource in input.resources]
 # entrypoint: true
 # schemas:
 #   - input: schema.evaluations
-allowed := [i | some i, resource in input.resources; granted(object.remove(resource, {"id"}), spoken[i])]
+allowed := [i | some i, resource in input.resources; _granted(object.remove(resource, {"id"}), _spoken[i])]
 
-answer(resource, steps) := object.union(said, team_version(resource)) if {
-	step := decisive(resource, steps)
-	said := object.union(outcomes[step], {"reasons": reasons(step, resource)})
+_answer(resource, steps) := object.union(said, _team_version(resource)) if {
+	step := _decisive(resource, steps)
+	said := object.union(_outcomes[step], {"reasons": _reasons(step, resource)})
 }
 
 # Which version of the owning team's package was asked, where the bundle says it: an aggregate of many does.
-team_version(resource) := {"team_version": version} if {
+_team_version(resource) := {"team_version": version} if {
 	version := data.airflow.revisions.teams[resource.team_id]
 } else := {}
 
 # The first that has something to say decides.
-decisive(resource, steps) := "platform_denies" if {
+_decisive(resource, steps) := "platform_denies" if {
 	"platform_denies" in steps
 } else := "team_denies" if {
 	"team_denies" in steps
@@ -65,7 +65,7 @@ decisive(resource, steps) := "platform_denies" if {
 	"team_allows" in steps
 } else := "nothing_allows"
 
-outcomes := {
+_outcomes := {
 	"platform_denies": {"allow": false, "layer": "guardrail"},
 	"team_denies": {"allow": false, "layer": "team"},
 	"baseline_allows": {"allow": true, "layer": "baseline"},
@@ -87,7 +87,7 @@ speaking contains "team_allows" if some _ in data.teams[input.resource.team_id].
 
 # `speaking` for each of many. Apart from what uses it, because what follows a `with` in the same body forgets what was
 # computed before, and with a local `shared`, because a rule of that name would be computed again under each `with`.
-spoken := steps if {
+_spoken := steps if {
 	known := standing.of_long_list
 	shared := object.remove(input, {"resource", "resources"})
 	steps := [said |
@@ -106,28 +106,28 @@ spoken := steps if {
 	]
 }
 
-granted(kind, steps) if {
+_granted(kind, steps) if {
 	count(steps) == 0
 
 	# A look-up: `in` compares with each of them in Wasm.
-	open_kinds[kind]
+	_open_kinds[kind]
 }
 
-granted(kind, steps) if {
+_granted(kind, steps) if {
 	count(steps) > 0
-	outcomes[decisive(kind, steps)].allow
+	_outcomes[_decisive(kind, steps)].allow
 }
 
 # The role table looks at a resource's kind, not at its id, and a list holds few kinds. A value and not a rule of its
 # elements, which an OPA server would compute again for each kind that is asked for; and looked up by `[kind]`, because
 # `in` compares with each of them in Wasm.
 # regal ignore:prefer-set-or-object-rule
-open_kinds := {kind |
+_open_kinds := {kind |
 	some kind in {object.remove(resource, {"id"}) | some resource in input.resources}
 	baseline.allows(kind)
 }
 
-reasons(step, resource) := baseline.reasons(resource) if {
+_reasons(step, resource) := baseline.reasons(resource) if {
 	step == "baseline_allows"
 } else := [baseline.refusal(resource)] if {
 	step == "nothing_allows"
@@ -135,17 +135,17 @@ reasons(step, resource) := baseline.reasons(resource) if {
 	question := object.union(object.remove(input, {"resource", "resources"}), {"resource": resource})
 
 	# regal ignore:with-outside-test-context
-	said := because[step] with input as question
+	said := _because[step] with input as question
 }
 
-because["platform_denies"] := texts({r | some r in guardrails.deny} | {r | some r in data.airflow.site.deny})
+_because["platform_denies"] := _texts({r | some r in guardrails.deny} | {r | some r in data.airflow.site.deny})
 
-because["team_denies"] := texts({reason | some reason in data.teams[input.resource.team_id].deny})
+_because["team_denies"] := _texts({reason | some reason in data.teams[input.resource.team_id].deny})
 
-because["platform_allows"] := texts({reason | some reason in data.airflow.site.allow})
+_because["platform_allows"] := _texts({reason | some reason in data.airflow.site.allow})
 
-because["team_allows"] := texts({reason | some reason in data.teams[input.resource.team_id].allow})
+_because["team_allows"] := _texts({reason | some reason in data.teams[input.resource.team_id].allow})
 
 # Sorted, because sets have no order of their own and the two engines must say the same; as text,
 # because a rule may have put anything into its set, and one such rule must not spoil a list.
-texts(reasons) := sort({$"{reason}" | some reason in reasons})
+_texts(_reasons) := sort({$"{reason}" | some reason in _reasons})

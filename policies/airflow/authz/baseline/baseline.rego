@@ -17,7 +17,7 @@ import data.airflow.authz.standing
 # title: Whether a role or a consent allows the action on a resource
 # scope: document
 allows(resource) if {
-	not reserved(resource)
+	not _reserved(resource)
 	some role in enough(resource)
 	role in roles(resource)
 }
@@ -27,7 +27,7 @@ allows(resource) if deliveries.consents(resource)
 # METADATA
 # title: The roles that do, and where they are held, or who has consented
 reasons(resource) := held if {
-	held := sort({concat("", [role, place(resource)]) |
+	held := sort({concat("", [role, _place(resource)]) |
 		some role in enough(resource)
 		role in roles(resource)
 	})
@@ -36,13 +36,15 @@ reasons(resource) := held if {
 
 # METADATA
 # title: Why nothing allowed it, and what would
-refusal(resource) := concat("", [asked, name(resource), ": it is assigned to others"]) if {
-	reserved(resource)
-} else := concat("", [asked, name(resource), ": ", deliveries.missing(resource)]) if {
+refusal(resource) := concat("", [_asked, _name(resource), ": it is assigned to others"]) if {
+	_reserved(resource)
+} else := concat("", [_asked, _name(resource), ": ", deliveries.missing(resource)]) if {
 	resource.delivery
-} else := concat("", [asked, name(resource), ": ", missing(resource), elsewhere(resource), nothing_held, unverified])
+} else := concat("", [_asked, _name(resource), ": ", told]) if {
+	told := concat("", [_missing(resource), _elsewhere(resource), _nothing_held, _unverified])
+}
 
-missing(resource) := concat("", ["that takes a ", input.subject.type, owner(resource)]) if {
+_missing(resource) := concat("", ["that takes a ", input.subject.type, _owner(resource)]) if {
 	some role in data.airflow.roles.machines.in_team[input.subject.type]
 	role in enough(resource)
 } else := concat("", ["that takes a ", input.subject.type, " without a team"]) if {
@@ -50,58 +52,58 @@ missing(resource) := concat("", ["that takes a ", input.subject.type, owner(reso
 	role in enough(resource)
 } else := concat("", ["no ", input.subject.type, " may do that"]) if {
 	input.subject.type != "user"
-} else := concat("", ["that takes the role ", concat(" or ", needed), place(resource)]) if {
+} else := concat("", ["that takes the role ", concat(" or ", needed), _place(resource)]) if {
 	needed := [role | some role in enough(resource); not role in for_machines]
 	count(needed) > 0
 } else := "no role allows that"
 
 # Who leaves the team out, or names another one, learns where the same could be created.
-elsewhere(resource) := concat("", ["; name a team of yours (", shown(teams), ") to create it there"]) if {
+_elsewhere(resource) := concat("", ["; name a team of yours (", _shown(teams), ") to create it there"]) if {
 	input.subject.type == "user"
-	made_in_teams(resource)
+	_made_in_teams(resource)
 	teams := sort({team_id |
 		some team_id, held in standing.team_roles
 		some role in data.airflow.roles.permissions[resource.type].create
 		role in held
 	})
 	count(teams) > 0
-} else := concat("", ["; in a team of yours (", shown(teams), ") it takes the role ", concat(" or ", needed)]) if {
+} else := concat("", ["; in a team of yours (", _shown(teams), ") it takes the role ", concat(" or ", needed)]) if {
 	input.subject.type == "user"
-	made_common(resource)
+	_made_common(resource)
 	teams := sort(standing.team_ids)
 	count(teams) > 0
 	needed := [role | some role in data.airflow.roles.permissions[resource.type].create; not role in for_machines]
 	count(needed) > 0
 } else := ""
 
-made_common(resource) if {
+_made_common(resource) if {
 	resource.team_id == null
-	made_in_teams(resource)
+	_made_in_teams(resource)
 }
 
 # Common ones of these take more than those of a team.
-made_in_teams(resource) if {
+_made_in_teams(resource) if {
 	input.action == "create"
 	not resource.entity
 	data.airflow.roles.common[resource.type].create
 }
 
-default nothing_held := ""
+default _nothing_held := ""
 
-nothing_held := concat("", ["; ", input.subject.id, " has no role in any team"]) if {
+_nothing_held := concat("", ["; ", input.subject.id, " has no role in any team"]) if {
 	input.subject.type == "user"
 	not input.subject.unverified
 	count(standing.common_roles | standing.platform_roles) == 0
 }
 
 # A person may be in very many.
-shown(names) := concat(", ", names) if {
+_shown(names) := concat(", ", names) if {
 	count(names) <= 5
 } else := concat("", [concat(", ", array.slice(names, 0, 5)), $" and {count(names) - 5} more"])
 
-default unverified := ""
+default _unverified := ""
 
-unverified := concat("", ["; groups and roles of this login do not count: ", input.subject.unverified])
+_unverified := concat("", ["; groups and roles of this login do not count: ", input.subject.unverified])
 
 for_machines contains role if {
 	some held in data.airflow.roles.machines
@@ -110,13 +112,13 @@ for_machines contains role if {
 }
 
 # A task that waits for certain people is answered by them, whatever roles others hold.
-reserved(resource) if {
+_reserved(resource) if {
 	resource.type == "hitl_task"
-	not assigned
+	not _assigned
 }
 
 # A rule of its own: `not … in` of a context that is not there would be undefined, and nothing reserved.
-assigned if input.context.user_id in input.context.assigned_users
+_assigned if input.context.user_id in input.context.assigned_users
 
 roles(resource) := standing.common_roles if {
 	resource.team_id == null
@@ -132,48 +134,48 @@ enough(resource) := data.airflow.roles.common[resource.type][input.action] if {
 	resource.type
 } else := data.airflow.roles.permissions[resource.type]["*"] if {
 	resource.type
-} else := newer[resource.type]
+} else := _newer[resource.type]
 
 # What a role table that was written before these types were known does not say.
-newer := {"platform_view": ["admin"], "route": ["admin"]}
+_newer := {"platform_view": ["admin"], "route": ["admin"]}
 
-asked := concat("", [input.subject.type, " ", input.subject.id, " may not ", input.action, " "])
+_asked := concat("", [input.subject.type, " ", input.subject.id, " may not ", input.action, " "])
 
-name(resource) := concat("", [article(resource), kind(resource), id(resource), part(resource), owner(resource)])
+_name(resource) := concat("", [_article(resource), _kind(resource), _id(resource), _part(resource), _owner(resource)])
 
-id(resource) := concat("", [" ", resource.id]) if {
+_id(resource) := concat("", [" ", resource.id]) if {
 	resource.id
 } else := ""
 
-part(resource) := concat("", [" (", resource.entity, ")"]) if {
+_part(resource) := concat("", [" (", resource.entity, ")"]) if {
 	resource.entity
-	not listed_part(resource)
+	not _listed_part(resource)
 } else := ""
 
 # Parts of which there are several.
-listed_part(resource) if {
+_listed_part(resource) if {
 	input.action == "list"
 	not resource.id
 	not resource.entity in {"code", "state"}
 	resource.entity
 }
 
-article(resource) := "a common " if {
-	made_common(resource)
+_article(resource) := "a common " if {
+	_made_common(resource)
 } else := "an " if {
-	made_without_name(resource)
+	_made_without_name(resource)
 	startswith(resource.type, "a")
 } else := "a " if {
-	made_without_name(resource)
+	_made_without_name(resource)
 } else := ""
 
-made_without_name(resource) if {
+_made_without_name(resource) if {
 	input.action == "create"
 	not resource.id
 }
 
-kind(resource) := concat("", [resource.type, " ", trim_suffix(replace(resource.entity, "_", " "), "s"), "s"]) if {
-	listed_part(resource)
+_kind(resource) := concat("", [resource.type, " ", trim_suffix(replace(resource.entity, "_", " "), "s"), "s"]) if {
+	_listed_part(resource)
 } else := concat("", [resource.type, "s"]) if {
 	input.action == "list"
 	not resource.entity
@@ -181,11 +183,11 @@ kind(resource) := concat("", [resource.type, " ", trim_suffix(replace(resource.e
 	resource.type in {"asset", "connection", "dag", "pool", "team", "variable", "view"}
 } else := resource.type
 
-owner(resource) := concat("", [" of team ", resource.team_id]) if {
+_owner(resource) := concat("", [" of team ", resource.team_id]) if {
 	resource.team_id != null
 } else := ""
 
-place(resource) := concat("", [" in team ", resource.team_id]) if {
+_place(resource) := concat("", [" in team ", resource.team_id]) if {
 	resource.team_id != null
 } else := " on the platform" if {
 	some role in enough(resource)

@@ -13,8 +13,8 @@ import data.airflow.authz.standing
 # scope: document
 deny contains $"a {input.subject.type} only reads" if {
 	input.subject.type in {"dag_processor", "triggerer"}
-	input.action in writes
-	not kept_for_watchers
+	input.action in _writes
+	not _kept_for_watchers
 }
 
 deny contains $"{input.resource.type} is for people, not for a {input.subject.type}" if {
@@ -24,15 +24,15 @@ deny contains $"{input.resource.type} is for people, not for a {input.subject.ty
 
 deny contains "teams are created, changed and deleted by the platform's admins" if {
 	input.resource.type == "team"
-	input.action in writes
+	input.action in _writes
 	not "admin" in standing.platform_roles
 }
 
 # The triggerer runs watchers, which keep their place in an asset's state.
-kept_for_watchers if {
+_kept_for_watchers if {
 	input.subject.type == "triggerer"
 	input.resource.type == "asset"
 	input.resource.entity == "state"
 }
 
-writes := {"create", "update", "delete", "trigger"}
+_writes := {"create", "update", "delete", "trigger"}

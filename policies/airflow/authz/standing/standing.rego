@@ -19,29 +19,29 @@ import data.airflow.authz.standing.patterns
 # title: Teams that the subject belongs to
 team_ids := known if {
 	known := data.airflow.authz.known.team_ids
-} else := object.keys(in_teams)
+} else := object.keys(_in_teams)
 
 # METADATA
 # title: Roles held for the platform, with every role that they include
 platform_roles := known if {
 	known := data.airflow.authz.known.platform_roles
-} else := included(held_for_platform)
+} else := _included(_held_for_platform)
 
 # METADATA
 # title: Roles in each of the subject's teams, with every role that they include
 # description: "`{team_id: {role}}`; what is held for the platform counts in every team."
 team_roles := known if {
 	known := data.airflow.authz.known.team_roles
-} else := {team_id: held_by[said] | some team_id, said in in_teams}
+} else := {team_id: _held_by[said] | some team_id, said in _in_teams}
 
 # METADATA
 # title: The same, at least of the teams that the question is about
-asked_roles := {team_id: held_for(said) |
-	some team_id in asked_teams
-	said := said_of(team_id)
+asked_roles := {team_id: _held_for(said) |
+	some team_id in _asked_teams
+	said := _said_of(team_id)
 	count(said) > 0
 } if {
-	count(asked_teams) == 1
+	count(_asked_teams) == 1
 } else := team_roles
 
 # METADATA
@@ -49,7 +49,7 @@ asked_roles := {team_id: held_for(said) |
 # description: |
 #   Those held anywhere, but a platform role (`data.airflow.roles.platform`) only if it is held for the platform:
 #   the admin of one team is no admin of what all teams share.
-common_roles := (platform_roles | machine_roles) | (included(held_anywhere) - {role |
+common_roles := (platform_roles | _machine_roles) | (_included(_held_anywhere) - {role |
 	some role in data.airflow.roles.platform
 })
 
@@ -61,83 +61,85 @@ common_roles := (platform_roles | machine_roles) | (included(held_anywhere) - {r
 #   - input: schema.evaluations
 of_long_list := {"team_ids": team_ids, "team_roles": team_roles, "platform_roles": platform_roles} if {
 	count(input.resources) > 1
-	takes_long
+	_takes_long
 }
 
-takes_long if count(named) > 20
+_takes_long if count(_named) > 20
 
-takes_long if count(json.marshal(input.subject)) > 1000
+_takes_long if count(json.marshal(input.subject)) > 1000
 
-takes_long if {
+_takes_long if {
 	some table in ["group_patterns", "role_patterns"]
 	count(data.airflow.directory[table]) > 20
 }
 
 # A task, a watcher and so on: what it is says what it holds, and nothing that an identity carries does.
-machine_roles := {role | some role in data.airflow.roles.machines[situation][input.subject.type]}
+_machine_roles := {role | some role in data.airflow.roles.machines[_situation][input.subject.type]}
 
-default situation := "without_team"
+default _situation := "without_team"
 
-situation := "in_team" if count(input.subject.team_ids) > 0
+_situation := "in_team" if count(input.subject.team_ids) > 0
 
-included(roles) := graph.reachable(data.airflow.roles.includes, roles)
+_included(roles) := graph.reachable(data.airflow.roles.includes, roles)
 
-held_for_platform := {role | some role in own_roles; role in data.airflow.roles.platform} | {entry.role |
-	some entry in named
+_held_for_platform := {role | some role in _own_roles; role in data.airflow.roles.platform} | {entry.role |
+	some entry in _named
 	entry.team_id == null
 }
 
-held_anywhere := (own_roles | {entry.role | some entry in named}) | {entry.role | some [_, _, entry] in patterns.said}
+_held_anywhere := (_own_roles | {entry.role | some entry in _named}) | {entry.role |
+	some [_, _, entry] in patterns.said
+}
 
 # An identity's own roles hold for the teams that it belongs to, unless the directory names a role
 # for the team: then that one is meant.
-held_for(said) := included(((held_for_platform | said) | own)) | machine_roles if {
-	own := {role | said[its_own]; some role in own_roles}
+_held_for(said) := _included(((_held_for_platform | said) | own)) | _machine_roles if {
+	own := {role | said[_its_own]; some role in _own_roles}
 }
 
 # Many teams, and few kinds of what is said of them: roles include others, and finding these out takes long.
 # A value and not a rule of its elements, which would find it out for each team.
 # regal ignore:prefer-set-or-object-rule
-held_by := {said: held_for(said) | some said in {said | some said in in_teams}}
+_held_by := {said: _held_for(said) | some said in {said | some said in _in_teams}}
 
 # Stands among the roles of a team for those that the identity carries. A set, which no directory can hold.
-its_own := set()
+_its_own := set()
 
 # For each of the subject's teams what is said of it.
-in_teams[team_id] contains its_own if some team_id in input.subject.team_ids
+_in_teams[team_id] contains _its_own if some team_id in input.subject.team_ids
 
-in_teams[entry.team_id] contains object.get(entry, "role", its_own) if {
-	some entry in named
+_in_teams[entry.team_id] contains object.get(entry, "role", _its_own) if {
+	some entry in _named
 	entry.team_id != null
 }
 
-in_teams[entry.team_id] contains object.get(entry, "role", its_own) if some [_, _, entry] in patterns.said
+_in_teams[entry.team_id] contains object.get(entry, "role", _its_own) if some [_, _, entry] in patterns.said
 
 # The same of one team.
-said_of(team_id) := {object.get(entry, "role", its_own) |
-	some entry in array.concat(named, patterns.said_of(team_id))
+_said_of(team_id) := {object.get(entry, "role", _its_own) |
+	some entry in array.concat(_named, patterns.said_of(team_id))
 	entry.team_id == team_id
-} | {its_own | team_id in input.subject.team_ids}
+} | {_its_own | team_id in input.subject.team_ids}
 
-asked_teams contains input.resource.team_id
+_asked_teams contains input.resource.team_id
 
 # METADATA
 # scope: rule
 # schemas:
 #   - input: schema.evaluations
-asked_teams contains resource.team_id if some resource in input.resources
+_asked_teams contains resource.team_id if some resource in input.resources
 
 # Airflow's managers write the same role as `Op`, `OP` and `op`. `lower` only sorts out what is no role at all: to it
 # `ADMİN` is `admin`, and the engines know capitals of different Unicode versions. What counts is the case of A to Z.
-own_roles contains concat("", [object.get(small, letter, letter) | some letter in split(role, "")]) if {
-	count(machine_roles) == 0
+_own_roles contains concat("", [object.get(_small, letter, letter) | some letter in split(role, "")]) if {
+	count(_machine_roles) == 0
 	some role in input.subject.roles
-	role_names[lower(role)]
+	_role_names[lower(role)]
 }
 
-role_names contains lower(role) if some role, _ in data.airflow.roles.includes
+_role_names contains lower(role) if some role, _ in data.airflow.roles.includes
 
-small := {
+_small := {
 	"A": "a", "B": "b", "C": "c", "D": "d", "E": "e", "F": "f", "G": "g", "H": "h", "I": "i",
 	"J": "j", "K": "k", "L": "l", "M": "m", "N": "n", "O": "o", "P": "p", "Q": "q", "R": "r",
 	"S": "s", "T": "t", "U": "u", "V": "v", "W": "w", "X": "x", "Y": "y", "Z": "z",
@@ -145,7 +147,7 @@ small := {
 
 # What the directory says of names in full: an array, because a set of thousands takes long, and by look-ups, because an
 # OPA server would copy a table that is passed on as a whole.
-named := array.flatten(array.flatten([
+_named := array.flatten(array.flatten([
 	[found | some name in input.subject.groups; found := data.airflow.directory.groups[name]],
 	[found | some name in input.subject.roles; found := data.airflow.directory.roles[name]],
 	[found |

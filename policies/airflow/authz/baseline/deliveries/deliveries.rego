@@ -17,27 +17,27 @@ import data.airflow.authz.standing
 consents(resource) if {
 	resource.delivery
 	input.action == "trigger"
-	text := consent(resource)
+	text := _consent(resource)
 	text != ""
 }
 
 # METADATA
 # title: Who has consented
-reason(resource) := consent(resource)
+reason(resource) := _consent(resource)
 
 # Of the Dag that would start: whose events it takes.
-consent(resource) := "a common Dag takes the events of all teams" if {
+_consent(resource) := "a common Dag takes the events of all teams" if {
 	resource.type == "dag"
 	resource.team_id == null
-	machine
+	_machine
 } else := concat("", ["the Dag's producer_teams name team ", team_id]) if {
 	resource.type == "dag"
-	some team_id in sort(producing)
+	some team_id in sort(_producing)
 	team_id in resource.delivery.producer_teams
 } else := "the Dag takes events of common Dags (allow_global)" if {
 	resource.type == "dag"
 	resource.delivery.global_producers
-	machine
+	_machine
 	count(standing.team_ids) == 0
 } else := "an event may go to Dags of its own team" if {
 	# Of the event: where it may go.
@@ -50,28 +50,28 @@ consent(resource) := "a common Dag takes the events of all teams" if {
 	resource.delivery.global_consumers
 } else := concat("", ["the producing task lets its events go to team ", resource.delivery.team_id]) if {
 	resource.type == "asset"
-	not kept(resource)
+	not _kept(resource)
 } else := ""
 
 # The teams that the event counts as one of. A person is a producer only where that takes no more than the person's role
 # there: to be in a team is not enough, nor is a role in another one.
-producing contains team_id if {
-	machine
+_producing contains team_id if {
+	_machine
 	some team_id in standing.team_ids
 }
 
-producing contains team_id if {
+_producing contains team_id if {
 	some team_id, roles in standing.team_roles
 	some role in roles
 	role in data.airflow.roles.permissions.asset.create
 }
 
 # A person is bound by what this person may start, also where all teams share it.
-machine if input.subject.type != "user"
+_machine if input.subject.type != "user"
 
-kept(resource) if resource.delivery.team_id == null
+_kept(resource) if resource.delivery.team_id == null
 
-kept(resource) if {
+_kept(resource) if {
 	resource.delivery.consumer_teams
 	not resource.delivery.team_id in resource.delivery.consumer_teams
 }
@@ -79,7 +79,7 @@ kept(resource) if {
 # METADATA
 # title: What is missing for the event to start the Dag
 missing(resource) := concat("", [
-	"an event of ", whose, " starts it only if producer_teams or allow_global in the Dag's schedule, or a rule of ",
+	"an event of ", _whose, " starts it only if producer_teams or allow_global in the Dag's schedule, or a rule of ",
 	"the Dag's team, says so",
 ]) if {
 	resource.type == "dag"
@@ -88,6 +88,6 @@ missing(resource) := concat("", [
 	"a rule of its team, says so",
 ])
 
-default whose := "no team"
+default _whose := "no team"
 
-whose := concat("", ["team ", concat(" and ", sort(producing))]) if count(producing) > 0
+_whose := concat("", ["team ", concat(" and ", sort(_producing))]) if count(_producing) > 0

@@ -13,58 +13,58 @@ package airflow.authz.standing.patterns
 # title: All that they say
 # description: "Each with where: `[\"group_patterns\", \"airflow-<team>\", {\"team_id\": \"alpha\"}]`."
 said := [[table, pattern, entry] |
-	some table, these in names
-	fixed := looked_up(object.keys(tried[table]), these, "")
-	some [pattern, forms, name] in array.concat(fixed, alike(table, these))
-	some entry in filled(table, pattern, forms, name)
+	some table, these in _names
+	fixed := _looked_up(object.keys(_tried[table]), these, "")
+	some [pattern, forms, name] in array.concat(fixed, _alike(table, these))
+	some entry in _filled(table, pattern, forms, name)
 ]
 
 # METADATA
 # title: What they say of one team
 # description: Looks up the names that mean it; looks at all only for a pattern that means it whichever team a name has.
 said_of(team_id) := [entry |
-	some table, these in names
-	fixed := looked_up(meaning(table, {team_id, "<team>", "<role>"}), these, team_id)
-	other := [[pattern, written(pattern), name] |
-		some pattern in meaning(table, {team_id, "<role>"})
+	some table, these in _names
+	fixed := _looked_up(_meaning(table, {team_id, "<team>", "<role>"}), these, team_id)
+	other := [[pattern, _written(pattern), name] |
+		some pattern in _meaning(table, {team_id, "<role>"})
 		contains(pattern, "<team>")
 		some name in these
 	]
 	some [pattern, forms, name] in array.concat(fixed, other)
-	some entry in filled(table, pattern, forms, name)
+	some entry in _filled(table, pattern, forms, name)
 	entry.team_id == team_id
 ]
 
 # The patterns, without those that no name begins like. With many names, it would take longer to find that out.
-tried[table][pattern] := templates if {
-	some table, these in names
+_tried[table][pattern] := templates if {
+	some table, these in _names
 	some pattern, templates in data.airflow.directory[table]
-	begun(split(pattern, "<")[0], these)
+	_begun(split(pattern, "<")[0], these)
 }
 
-begun(start, these) if {
+_begun(start, these) if {
 	count(these) <= 20
 	some name in these
 	startswith(name, start)
 }
 
-begun(_, these) if count(these) > 20
+_begun(_, these) if count(these) > 20
 
-names.group_patterns := input.subject.groups if data.airflow.directory.group_patterns
+_names.group_patterns := input.subject.groups if data.airflow.directory.group_patterns
 
-names.role_patterns := input.subject.roles if data.airflow.directory.role_patterns
+_names.role_patterns := input.subject.roles if data.airflow.directory.role_patterns
 
-meaning(table, words) := {pattern |
-	some pattern, templates in tried[table]
+_meaning(table, words) := {pattern |
+	some pattern, templates in _tried[table]
 	some template in templates
 	template.team_id in words
 }
 
 # Those of the names that a pattern is with this id in the place of `<team>`.
-looked_up(patterns, these, team_id) := [made | some made in possible; present[made[2]]] if {
+_looked_up(patterns, these, team_id) := [made | some made in possible; present[made[2]]] if {
 	possible := [[pattern, forms, concat(team_id, parts)] |
 		some pattern in patterns
-		forms := written(pattern)
+		forms := _written(pattern)
 		some [_, parts] in forms
 	]
 	present := object.filter({name: true | some [_, _, name] in possible}, these)
@@ -72,28 +72,28 @@ looked_up(patterns, these, team_id) := [made | some made in possible; present[ma
 
 # The names that begin and end as a pattern with `<team>` does. If there are many patterns, each name is looked up among
 # them, so that the work does not grow with the product.
-alike(table, these) := [[pattern, forms, name] |
-	some [start, end], patterns in shapes[table]
+_alike(table, these) := [[pattern, forms, name] |
+	some [start, end], patterns in _shapes[table]
 	some pattern in patterns
-	forms := written(pattern)
+	forms := _written(pattern)
 	some name in these
 	startswith(name, start)
 	endswith(name, end)
 ] if {
-	count(shapes[table]) <= 20
-} else := [[pattern, written(pattern), name] |
-	lengths := {[count(start), count(end)] | some [start, end], _ in shapes[table]}
+	count(_shapes[table]) <= 20
+} else := [[pattern, _written(pattern), name] |
+	lengths := {[count(start), count(end)] | some [start, end], _ in _shapes[table]}
 	some name in these
 	letters := split(name, "")
 	some [start, end] in lengths
 	end <= count(letters)
 	first := concat("", array.slice(letters, 0, start))
-	some pattern in shapes[table][[first, concat("", array.slice(letters, count(letters) - end, count(letters)))]]
+	some pattern in _shapes[table][[first, concat("", array.slice(letters, count(letters) - end, count(letters)))]]
 ]
 
-shapes[table][[start, ends[count(ends) - 1]]] contains pattern if {
-	some table, _ in names
-	some pattern, _ in tried[table]
+_shapes[table][[start, ends[count(ends) - 1]]] contains pattern if {
+	some table, _ in _names
+	some pattern, _ in _tried[table]
 	contains(pattern, "<team>")
 	start := split(pattern, "<")[0]
 	ends := split(pattern, ">")
@@ -101,28 +101,28 @@ shapes[table][[start, ends[count(ends) - 1]]] contains pattern if {
 
 # The entries of a pattern for a name. What can be read in two ways says nothing, and nothing here is the platform's:
 # that takes a name in full.
-filled(table, pattern, forms, name) := [entry |
+_filled(table, pattern, forms, name) := [entry |
 	readings := [{"<team>": team, "<role>": role} |
 		some [role, parts] in forms
 		contains(name, role)
-		team := between(parts, name)
+		team := _between(parts, name)
 	]
 	count(readings) == 1
-	some template in tried[table][pattern]
+	some template in _tried[table][pattern]
 	template.team_id != null
 	entry := {key: object.get(readings[0], word, word) | some key, word in template}
 ]
 
 # A pattern with each role, as what is before and after the team's id; or in full, where there is none.
-written(pattern) := [[role, split(replace(pattern, "<role>", role), "<team>")] | some role in possible_roles(pattern)]
+_written(pattern) := [[role, split(replace(pattern, "<role>", role), "<team>")] | some role in _possible_roles(pattern)]
 
-possible_roles(pattern) := object.keys(data.airflow.roles.includes) if {
+_possible_roles(pattern) := object.keys(data.airflow.roles.includes) if {
 	contains(pattern, "<role>")
 } else := {""}
 
-between([whole], name) := "" if whole == name
+_between([whole], name) := "" if whole == name
 
-between([before, after], name) := team if {
+_between([before, after], name) := team if {
 	startswith(name, before)
 	rest := trim_prefix(name, before)
 	endswith(rest, after)

@@ -1,0 +1,137 @@
+"""One decision, lists, and many teams: through the auth manager, beside a bare socket and SimpleAuthManager."""
+
+from __future__ import annotations
+
+import socket
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.harness import (
+    Rows,
+    compare,
+    compiled,
+    manager_with,
+    op_of_team1,
+    opa_server,
+    opa_servers,
+    simple_manager,
+    write_policies,
+)
+
+
+def comparisons(home: Path, options: Namespace) -> Iterator[dict[str, Any]]:
+    """All three."""
+    rounds: int = options.rounds
+    yield from one_decision(home, rounds)
+    yield from lists(home)
+    yield from team_counts(home, rounds // 4)
+
+
+def one_decision(home: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    """May an op read a connection of the own team? Asked of the auth managers, and of OPA by a bare socket."""
+    from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails
+
+    policies = write_policies(home / "one", teams=100)
+    with opa_server(policies) as address:
+        question = {
+            "subject": {"type": "user", "id": "bob", "team_ids": ["team1"], "roles": ["op"]},
+            "action": "read",
+            "resource": {"type": "connection", "team_id": "team1", "id": "pg"},
+        }
+
+        def through(manager: Any, again: bool = False) -> Callable[[], None]:
+            user, number = op_of_team1(), count()
+
+            def ask() -> None:
+                details = ConnectionDetails(conn_id="pg" if again else f"pg{next(number)}", team_name="team1")
+                if manager.is_authorized_connection(method="GET", user=user, details=details) is not True:
+                    raise AssertionError("an op may read a connection of the own team")
+
+            return ask
+
+        in_process = manager_with(policy=compiled(policies))
+        yield from compare(
+            "one decision",
+            {
+                "OPA by a bare unix socket": bare_socket(address, question),
+                "in process, through the auth manager": through(in_process),
+                "the same asked again": through(in_process, again=True),
+                "OPA server, through the auth manager": through(manager_with(opa_url=f"unix://{address}")),
+                "SimpleAuthManager alone": through(simple_manager()),
+            },
+            rounds,
+            {
+                "in process, through the auth manager": "0.5 or less",
+                "OPA server, through the auth manager": "1.5 or less",
+            },
+        )
+
+
+def lists(home: Path) -> Iterator[dict[str, Any]]:
+    """Which of many Dags over 50 teams may an op of one team read?"""
+    policies = write_policies(home / "lists", teams=50)
+    bundle = compiled(policies)
+    ops = (op_of_team1(f"bob{number}") for number in count())
+    with opa_server(policies) as address:
+        in_process = manager_with(policy=bundle)
+        managers = {
+            "in process": in_process,
+            "OPA server": manager_with(opa_url=f"unix://{address}"),
+            "SimpleAuthManager alone": simple_manager(),
+        }
+        for size, goal in ((1_000, "below 10,000 µs"), (10_000, "below 100,000 µs")):
+            rows = Rows([(f"dag_{number}", f"team{number % 50}") for number in range(size)])
+
+            def ask(manager: Any, user: Any = None, rows: Rows = rows, expected: int = size // 50) -> None:
+                if len(manager.get_authorized_dag_ids(user=user or next(ops), session=rows)) != expected:
+                    raise AssertionError("an op may read the Dags of the own team only")
+
+            contestants = {name: (lambda manager=manager, ask=ask: ask(manager)) for name, manager in managers.items()}
+            contestants["in process, asked again"] = lambda ask=ask: ask(in_process, op_of_team1())
+            yield from compare(f"a list of {size:,} Dags over 50 teams", contestants, 20, {"in process": goal})
+
+
+def team_counts(home: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    """The same decision among 10, 100 and 1,000 teams that each have a package."""
+    from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails
+
+    user = op_of_team1()
+    names = (f"pg{number}" for number in count())
+    for engine in ("in process", "OPA server"):
+        with opa_servers(
+            [write_policies(home / f"{engine}{teams}", teams=teams) for teams in (10, 100, 1_000)]
+        ) as served:
+            contestants = {}
+            for teams, (policies, address) in zip((10, 100, 1_000), served, strict=True):
+                manager = (
+                    manager_with(policy=compiled(policies))
+                    if engine == "in process"
+                    else manager_with(opa_url=f"unix://{address}")
+                )
+                contestants[f"{teams:,} teams"] = lambda manager=manager: manager.is_authorized_connection(
+                    method="GET", user=user, details=ConnectionDetails(conn_id=next(names), team_name="team1")
+                )
+            yield from compare(
+                f"one decision among many teams, {engine}", contestants, rounds, {"1,000 teams": "1.2 or less"}
+            )
+
+
+def bare_socket(address: str, question: dict[str, Any]) -> Callable[[], None]:
+    """The least that a client can do: one prepared request over a kept connection, the answer not even parsed."""
+    body = msgspec.json.encode({"input": question})
+    head = b"POST /v1/data/airflow/authz/decision HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    plain = socket.socket(socket.AF_UNIX)
+    plain.connect(address)
+
+    def ask() -> None:
+        plain.sendall(request)
+        if b'"allow":true' not in plain.recv(65536):
+            raise AssertionError("an op may read a connection of the own team")
+
+    return ask
