@@ -34,13 +34,15 @@ class Spans:
         revision: str,
         nanoseconds: int,
         engines_ids: Sequence[str] = (),
+        kept: bool = False,
     ) -> str:
         """See ``engines.Observer``."""
-        id_ = self._observer.decided(question, decisions, revision, nanoseconds, engines_ids)
+        id_ = self._observer.decided(question, decisions, revision, nanoseconds, engines_ids, kept)
         allowed = sum(decision.allow is True for decision in decisions)
         outcome = "allow" if allowed == len(question.resources) else "deny"
         layer = decisions[0].layer if len(decisions) == 1 else ""
-        self._span(question, outcome, nanoseconds, allowed=allowed, layer=layer, revision=revision, decision_id=id_)
+        about = {"layer": layer, "revision": revision, "decision_id": id_, "cache": _cache(kept)}
+        self._span(question, outcome, nanoseconds, allowed=allowed, **about)
         return id_
 
     def listed(
@@ -50,10 +52,11 @@ class Spans:
         revision: str,
         nanoseconds: int,
         engines_ids: Sequence[str] = (),
+        kept: bool = False,
     ) -> None:
         """See ``engines.Observer``."""
-        self._observer.listed(question, allowed, revision, nanoseconds, engines_ids)
-        self._span(question, "list", nanoseconds, allowed=len(allowed), revision=revision)
+        self._observer.listed(question, allowed, revision, nanoseconds, engines_ids, kept)
+        self._span(question, "list", nanoseconds, allowed=len(allowed), revision=revision, cache=_cache(kept))
 
     def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str:
         """See ``engines.Observer``."""
@@ -79,3 +82,7 @@ class Spans:
             span.end(now)
         except Exception:
             log.exception("a decision has no span")
+
+
+def _cache(kept: bool) -> str:
+    return "hit" if kept else ""
