@@ -16,12 +16,23 @@ from airflow.models.asset import (
 from airflow.models.team import dag_bundle_team_association_table
 from airflow.models.trigger import Trigger
 from msgspec import Struct
-from sqlalchemy import Select, func, select, union_all
+from sqlalchemy import Select, String, cast, func, literal, select, union_all
 
-from airflow_team_authz.doors.many_rows import many_rows
+from airflow_team_authz.doors.many_rows import Rows, many_rows
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+
+class Reference(Struct, array_like=True, frozen=True):
+    """A Dag's use of an asset, or a watcher's, which has a team in place of a Dag. ``since`` is only to be compared
+    with itself: each database writes times in its own way.
+    """
+
+    kind: str
+    asset_id: int
+    by: str | None
+    since: str | None
 
 
 class _Owner(Struct, array_like=True, frozen=True):
@@ -40,6 +51,42 @@ def producing_teams(session: Session, asset_ids: Collection[int] | None = None) 
 def using_teams(session: Session) -> dict[int, str | None]:
     """The team whose Dag has waited for, or read, each asset for longest."""
     return _owners(session, _using(), None)
+
+
+def references(session: Session) -> Rows[Reference]:
+    """Everything, beside the teams of Dags, that says whose assets are."""
+    return many_rows(session, _references(), Reference)
+
+
+def uses(found: Rows[Reference]) -> dict[str, set[int]]:
+    """The assets that each Dag waits for, reads or writes."""
+    used: dict[str, set[int]] = {}
+    for reference in found:
+        if reference.kind != _WATCHER and reference.by is not None:
+            used.setdefault(reference.by, set()).add(reference.asset_id)
+    return used
+
+
+_WATCHER = "watcher"
+
+
+@cache
+def _references() -> Select[Any]:
+    of_dags: dict[str, Any] = {
+        "writes": TaskOutletAssetReference,
+        "waits": DagScheduleAssetReference,
+        "reads": TaskInletAssetReference,
+    }
+    parts = [_reference(kind, table.asset_id, table.dag_id, table.created_at) for kind, table in of_dags.items()]
+    if (team_of_trigger := getattr(Trigger, "team_name", None)) is not None:
+        watching = _reference(_WATCHER, AssetWatcherModel.asset_id, team_of_trigger, Trigger.created_date)
+        parts.append(watching.join(Trigger, AssetWatcherModel.trigger_id == Trigger.id))
+    together = union_all(*parts).subquery()
+    return select(*together.c)
+
+
+def _reference(kind: str, asset_id: Any, by: Any, since: Any) -> Select[Any]:
+    return select(literal(kind).label("kind"), asset_id, by.label("made_by"), cast(since, String(40)).label("since"))
 
 
 @cache

@@ -131,7 +131,7 @@ def holds(it: Comparison, *roles: str) -> bool:
 
 # Where the answers differ, and always do: the rows of the table in docs/roles.md.
 DIFFERENCES: dict[str, Callable[[Comparison], bool]] = {
-    "common connections, variables, pools changed": lambda it: (
+    "changes of common connections, variables and pools": lambda it: (
         it.question.type in {"connection", "variable", "pool"}
         and it.question.method != "GET"
         and it.question.place == "common"
@@ -147,7 +147,7 @@ DIFFERENCES: dict[str, Callable[[Comparison], bool]] = {
         and (holds(it, "admin") or (it.question.method == "GET" and it.role is not None))
     ),
     "menu": lambda it: it.question.type == "menu" and not holds(it, "op", "admin"),
-    "a task that waits for named people, roleless user named": lambda it: (
+    "a task that waits for a named person without a role": lambda it: (
         it.question.type == "hitl_task" and it.question.place == "own" and it.role is None
     ),
 }
@@ -225,7 +225,7 @@ def test_the_menu_lacks_what_the_user_may_not_list(compared: list[Comparison]) -
 def test_the_documentation_lists_the_same_differences() -> None:
     text = (REPOSITORY / "docs/roles.md").read_text().partition("## How it differs from SimpleAuthManager")[2]
     head, _, *rows = re.findall(r"^\|(.+?)\|", text, re.M)
-    assert head.strip() == "what"
+    assert head.strip() == "case"
     assert [row.strip() for row in rows] == list(DIFFERENCES)
 
 

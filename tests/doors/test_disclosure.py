@@ -17,6 +17,7 @@ from airflow_team_authz.doors import decision_point
 from airflow_team_authz.doors.refusals import RefusalReasons
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import requests
+from tests.conftest import eventually
 from tests.decision_log.conftest import Made
 from tests.doors.conftest import OWNED, World
 
@@ -211,6 +212,7 @@ def test_what_is_refused_without_a_question_is_recorded_too(world: World) -> Non
 def test_the_log_has_the_whole_reason(world: World, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         answer = one(world, "viewer", "connection", "alpha_db", "alpha", "GET")
+        eventually(lambda: "denied" in caplog.text)
     told = "Forbidden: user sue may not read connection alpha_db: that takes the role op in any team"
     assert json.loads(answer.body)["detail"] == told
     (line,) = [record.getMessage() for record in caplog.records if "denied" in record.getMessage()]

@@ -16,6 +16,7 @@ from msgspec import UNSET
 
 from airflow_team_authz.identities import tokens
 from airflow_team_authz.model import KeysUnknown
+from tests.conftest import eventually
 from tests.keycloak.conftest import subject, subject_of, user
 from tests.keycloak.server import CLIENT, Realm, b64, public_pem
 
@@ -175,6 +176,7 @@ def test_the_refusal_says_why(manager: Any, forger: Forger, kind: str, caplog: p
     subject(manager, somebody)
     with caplog.at_level("DEBUG"):
         assert not manager.is_authorized_configuration(user=somebody, method="GET")
+        eventually(lambda: "groups and roles of this login do not count" in caplog.text)
     said = [record.getMessage() for record in caplog.records if record.name.startswith("airflow_team_authz")]
     assert any("groups and roles of this login do not count" in line and reason in line for line in said)
     assert not any(part in caplog.text for part in token.split("."))

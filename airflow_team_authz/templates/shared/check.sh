@@ -1,6 +1,6 @@
 #!/bin/sh
-# What CI checks, all of it or the steps that are named: `./check.sh tests gate`. Takes opa 1.22.2 or newer, regal, and
-# the package airflow-team-authz with its extra `bundles`.
+# Runs the checks of CI: all of them, or the named steps: `./check.sh tests gate`. It needs opa 1.22.2 or newer, regal,
+# and the package airflow-team-authz with its extra `bundles`.
 set -eu
 cd "$(dirname "$0")"
 
@@ -8,15 +8,15 @@ format() {
     find . -name '*.rego' ! -path './.team-authz/*' ! -path './.regal/*' -exec opa fmt --fail --list {} +
 }
 
-# First what everybody may type. Then the same, strictly, against the schema of questions and the built-in functions that
-# a policy may call; Regal's own rules call others.
+# First the plain command. Then the strict check, by the schema of questions and the built-in functions that a policy may
+# call. It leaves out Regal's rules, which call other functions.
 types() {
     opa check .
     opa check --strict --ignore .regal \
         --schema .team-authz/schemas --capabilities .team-authz/capabilities.json .
 }
 
-# As `opa test .`, which takes workflows for data: those of one name in two of them would be a conflict.
+# `opa test .` would also read workflows as data, and two workflows with the same key are a conflict.
 tests() {
     opa test --ignore .github --fail-on-empty .
 }
@@ -25,9 +25,9 @@ lint() {
     regal lint .
 }
 
-# What keeps a team's package from being published, such as rules that no test comes to: `opa test --coverage` would count
-# the packaged rules too. A team's repository has the packaged role table beside it, the platform's has its own: there,
-# rules that read what no question has, whatever their metadata says, and rules that no engine loads.
+# In a team's repository, which has the packaged role table: every finding that keeps the package from publication, such
+# as untested rules (`opa test --coverage` would include the packaged rules). In the platform's repository: rules that
+# read a field that no question has, and rules in files that no engine loads.
 gate() {
     if [ -d .team-authz/airflow/roles ]; then team-authz bundle check .; else team-authz doctor --rules --policy .; fi
 }

@@ -1,4 +1,4 @@
-# Written by `team-authz import keycloak`: lets what is in imported/ count for everyone.
+# Written by `team-authz import keycloak`: applies the rules in imported/ to everyone.
 package airflow.site
 
 import data.airflow.site.imported

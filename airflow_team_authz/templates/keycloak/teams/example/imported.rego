@@ -1,4 +1,4 @@
-# Written by `team-authz import keycloak`: what roles may in this team and not in all, which imported/data.json lists.
+# Written by `team-authz import keycloak`: rights of roles in this team only, which imported/data.json lists.
 package teams.example
 
 import data.airflow.authz.standing

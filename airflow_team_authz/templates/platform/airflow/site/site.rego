@@ -1,9 +1,9 @@
 # METADATA
 # title: The platform team's own rules
 # description: |
-#   `deny` here is a guardrail: nobody overrides it. `allow` adds to what roles allow, for every team.
-#   Both rules read lists in data.json beside this file, which are empty at first: so nothing is
-#   denied or allowed until somebody names something. Change or replace them as you like.
+#   `deny` here is a guardrail: nobody overrides it. `allow` adds rights to those of roles, for every
+#   team. Both rules read lists in data.json beside this file. The lists are empty at first, so the
+#   rules have no effect until you add names. Change or replace the rules as you like.
 # scope: package
 # schemas:
 #   - input: schema.input

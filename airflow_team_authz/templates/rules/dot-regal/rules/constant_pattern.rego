@@ -12,7 +12,7 @@ report contains violation if {
 	violation := _violation(call.args[0].location)
 }
 
-# Made here and not by Regal's functions: OPA, which reads this file as well, does not know them.
+# Not by Regal's functions, because OPA also reads this file, and lacks them.
 _violation(location) := {
 	"category": "teams",
 	"title": "constant-pattern",

@@ -18,7 +18,7 @@ _set(head) if {
 	count(head.ref) == 1
 }
 
-# Made here and not by Regal's functions: OPA, which reads this file as well, does not know them.
+# Not by Regal's functions, because OPA also reads this file, and lacks them.
 _violation(location) := {
 	"category": "teams",
 	"title": "entry-rule",

@@ -1,5 +1,5 @@
 # METADATA
-# description: A team's rules read only what is the team's
+# description: A team's rules read only the team's data
 package custom.regal.rules.teams["foreign-data"]
 
 import data.regal.ast
@@ -42,11 +42,11 @@ _shared(ref) if {
 	array.slice(path, 0, count(allowed)) == allowed
 }
 
-# Made here and not by Regal's functions: OPA, which reads this file as well, does not know them.
+# Not by Regal's functions, because OPA also reads this file, and lacks them.
 _violation(location) := {
 	"category": "teams",
 	"title": "foreign-data",
-	"description": "A team's rules read only what is the team's",
+	"description": "A team's rules read only the team's data",
 	"level": "error",
 	"location": {"file": input.regal.file.name, "row": row, "col": column, "text": input.regal.file.lines[row - 1]},
 } if {

@@ -1,9 +1,9 @@
 # METADATA
-# title: What team example decides about its own resources
+# title: Rules of team example about its own resources
 # description: |
-#   Asked only about what the team owns. `deny` goes before what roles allow, `allow` adds to it; a guardrail of the
-#   platform goes before both. Both rules read data.json beside this file, which is empty at first: so nothing changes
-#   until somebody names something. Change or replace them as you like.
+#   The policy asks these rules only about the team's resources. `deny` overrides roles, and `allow` adds rights to
+#   those of roles. A guardrail of the platform overrides both. Both rules read data.json beside this file. It is empty
+#   at first, so the rules have no effect until you add names. Change or replace the rules as you like.
 # scope: package
 # schemas:
 #   - input: schema.input

@@ -1,9 +1,9 @@
 # METADATA
-# title: What FAB permissions allow and the role table cannot say
+# title: Rights of FAB permissions that the role table cannot express
 # description: |
-#   Written by `team-authz import fab`, with data.json beside it. The role table says what each role allows by itself;
-#   here is what takes several roles at once, one Dag, one view or one page. Whoever narrows a role in the role table
-#   narrows it in data.json as well.
+#   Written by `team-authz import fab`, with data.json beside it. The role table has the rights of each single role. This
+#   package has rights that need several roles at once, and rights on one Dag, one view or one page. If you take a right
+#   from a role in the role table, take it from the role in data.json as well.
 #   `permissions[name][verb]` and `dags[name][verb]` are roles of which one is enough; names and verbs are FAB's.
 # scope: package
 # schemas:
@@ -39,7 +39,7 @@ allow contains $"FAB permission menu_access on {name}" if {
 	role in held
 }
 
-# In FAB no role counts for a task that waits for certain people.
+# In FAB, roles have no effect on a task that waits for certain people.
 allow contains "the task is assigned to them" if {
 	input.resource.type == "hitl_task"
 	input.action == "update"
@@ -61,16 +61,16 @@ allow contains $"FAB permission {verb} on {name}" if {
 }
 
 # METADATA
-# title: Roles that the subject holds where the resource is
+# title: Roles of the subject in the team of the resource
 held := standing.common_roles if {
 	input.resource.team_id == null
 } else := object.get(standing.team_roles, input.resource.team_id, standing.platform_roles)
 
 # METADATA
-# title: Permissions on this one Dag that are still needed to allow what is asked
+# title: Permissions on this one Dag that are still necessary to allow the action
 # description: |
-#   Pairs of name and verb. None, if roles allow it for every Dag. Undefined, if no permission on one Dag is enough.
-#   Who owns the Dag says who holds them: `dags` beside this file if it is common, else the team's.
+#   Pairs of name and verb. Empty, if roles allow it for every Dag. Undefined, if no permission on one Dag is enough.
+#   The roles with these permissions are in `dags` beside this file for a common Dag, else in the team's data.
 # scope: document
 wanted := {[dag_name, dag_verbs[input.action]]} if {
 	input.resource.type == "dag"
@@ -84,7 +84,7 @@ wanted := set() if {
 	role in held
 }
 
-# Changing a part of no Dag in particular.
+# A change of a part, without the id of a Dag.
 wanted := set() if {
 	entity_allowed
 	not input.action in {"list", "read"}
@@ -93,7 +93,7 @@ wanted := set() if {
 
 wanted := dag_wanted | entity_wanted
 
-# A part takes the right to read its Dag, or to change it.
+# A part needs the right to read its Dag, or to change it.
 dag_wanted := set() if {
 	entity_action
 	some role in data.airflow.roles.permissions.dag[entity_action]
@@ -128,7 +128,7 @@ dag_name := concat("", [object.get({true: ""}, named_in_full, "DAG:"), input.res
 
 run_name := concat("", [object.get({true: ""}, named_in_full, "DAG Run:"), input.resource.id])
 
-# FAB takes such an id for the permission's name.
+# FAB reads such an id as the permission's name.
 default named_in_full := false
 
 named_in_full if {
@@ -145,7 +145,7 @@ dag_verbs := {
 	"delete": "can_delete",
 }
 
-# Verbs of pages are free: only those of a request's method have a word of their own.
+# A page may have any verb. Only the verbs of a request's method have another word here.
 page_verbs := {
 	"read": "can_read",
 	"create": "can_create",
@@ -154,7 +154,7 @@ page_verbs := {
 	"menu": "menu_access",
 }
 
-# The documentation is a link in the menu, and no page.
+# The documentation is a link in the menu, not a page.
 default view_verb := "can_read"
 
 view_verb := "menu_access" if input.resource.id == "docs"

@@ -1,8 +1,8 @@
 # METADATA
-# title: What Keycloak's permissions allow and the role table cannot say
+# title: Rights of Keycloak's permissions that the role table cannot express
 # description: |
-#   Written by `team-authz import keycloak`, with data.json beside it. `members[type][action][team]` are roles that
-#   count for what is common to all teams if somebody who holds one is in that team.
+#   Written by `team-authz import keycloak`, with data.json beside it. `members[type][action][team]` are roles. They
+#   apply to resources common to all teams, for people with such a role in that team.
 # scope: package
 # schemas:
 #   - input: schema.input
@@ -20,7 +20,7 @@ allow contains $"{role} of team {team_id}" if {
 	role in standing.team_roles[team_id]
 }
 
-# Keycloak has no say in a task that waits for certain people.
+# Keycloak does not decide about a task that waits for certain people.
 allow contains "the task is assigned to them" if {
 	input.resource.type == "hitl_task"
 	input.action == "update"
