@@ -12,9 +12,6 @@ from airflow.models.asset import (
     AssetAliasModel,
     AssetModel,
     DagScheduleAssetAliasReference,
-    DagScheduleAssetReference,
-    TaskInletAssetReference,
-    TaskOutletAssetReference,
 )
 from airflow.models.dagbundle import DagBundleModel
 from airflow.models.serialized_dag import SerializedDagModel
@@ -24,7 +21,7 @@ from msgspec import UNSET, Struct, UnsetType
 from sqlalchemy import select
 
 from airflow_team_authz.doors import disclosure
-from airflow_team_authz.doors.asset_owners import producing_teams, using_teams
+from airflow_team_authz.doors.asset_owners import Reference, owning_teams, references, uses
 from airflow_team_authz.doors.decision_point import decision_point
 from airflow_team_authz.doors.many_rows import Row, Rows, many_rows
 from airflow_team_authz.identities import requests
@@ -238,11 +235,15 @@ class Readable:
 
     def _listed_assets(self, entity: str | UnsetType, writes: bool) -> Scope:
         assets = self.kept("all assets", lambda: self._all(_ASSETS, _Asset))
-        owners = self.kept(("owners", entity), lambda: self._asset_owners(entity))
-        resources = [
-            Resource("asset", owners.get(asset.id), str(asset.id), entity, asset.name, asset.uri, asset.group)
-            for asset in assets
-        ]
+        owners = self._asset_owners()
+        resources = assets.once(
+            ("asset", entity),
+            (owners,),
+            lambda: Resources(
+                Resource("asset", owners.get(asset.id), str(asset.id), entity, asset.name, asset.uri, asset.group)
+                for asset in assets
+            ),
+        )
         ids = {int(str(resource.id)) for resource in self._allowed("update" if writes else "read", resources)}
         if entity is UNSET and not writes:
             ids |= self._assets_used_by(self.all_dags(UNSET).ids)
@@ -290,19 +291,24 @@ class Readable:
     def _teams_of_bundles(self) -> dict[str, str | None]:
         return {bundle.name: bundle.team_id for bundle in self._all(_BUNDLES, _Bundle)}
 
-    def _assets_used_by(self, dag_ids: Collection[str]) -> set[int]:
-        return {
-            asset_id
-            for reference in (DagScheduleAssetReference, TaskInletAssetReference, TaskOutletAssetReference)
-            for (asset_id,) in self._rows(select(reference.asset_id).where(reference.dag_id.in_(dag_ids)).distinct())
-        }
+    def _references(self) -> Rows[Reference]:
+        assert self._session is not None  # noqa: S101
+        session = self._session
+        return self.kept("references", lambda: references(session))  # type: ignore[no-any-return]
 
-    def _asset_owners(self, entity: str | UnsetType) -> dict[int, str | None]:
-        """Who produces an asset; whose the asset itself is that nobody produces, is said by who uses it."""
+    def _assets_used_by(self, dag_ids: Collection[str]) -> set[int]:
+        found = self._references()
+        used = found.once("uses", (), lambda: uses(found))
+        return set().union(*(used[dag_id] for dag_id in dag_ids if dag_id in used))
+
+    def _asset_owners(self) -> dict[int, str | None]:
+        """The database finds them anew when a reference, or the team of a Dag, is another one."""
+        return self._references().once("owners", (self._dags(),), self._find_asset_owners)
+
+    def _find_asset_owners(self) -> dict[int, str | None]:
         assert self._session is not None  # noqa: S101
         with requests.unfiltered(), self._session.no_autoflush:
-            producing = producing_teams(self._session)
-            return producing if entity is not UNSET else using_teams(self._session) | producing
+            return owning_teams(self._session)
 
     def _used_aliases(self) -> set[str]:
         """Names of aliases that readable Dags wait for or produce; no table but that of whole Dags has the latter."""

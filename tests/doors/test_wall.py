@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 from airflow import settings
 from airflow.models import Connection, DagModel, DagRun, Pool, TaskInstance, Variable
-from airflow.models.asset import AssetModel, DagScheduleAssetReference
+from airflow.models.asset import AssetModel, DagScheduleAssetReference, TaskOutletAssetReference
 from airflow.models.dag import DagTag
 from airflow.models.errors import ParseImportError
 from airflow.models.log import Log
@@ -167,6 +167,48 @@ def test_what_hangs_on_a_common_row_is_narrowed_however_it_is_loaded(by: As, loa
     with by(BOB) as session:
         asset = session.scalars(statement).unique().one()
         assert {reference.dag_id for reference in asset.scheduled_dags} == {"beta_daily", "daily"}
+
+
+def test_what_may_be_read_follows_the_tables_at_once(by: As) -> None:
+    """What was found out about the rows of a request before is not used when a row is another one."""
+    reference, output = DagScheduleAssetReference, TaskOutletAssetReference
+    early, late = NOW, NOW.replace(year=2027)
+
+    with by(BOB) as session:
+
+        def found() -> tuple[bool, bool, bool]:
+            """Whether a new request sees alpha's Dag, the asset, and what only the asset's owner sees of it."""
+            with requests.request(of_airflow=True):
+                requests.remember(BOB)
+                readable_rows = wall.readable_by(BOB, session)
+                assert readable_rows is not None
+                dag = session.scalar(select(DagModel.dag_id).where(DagModel.dag_id == "alpha_daily"))
+                asset = session.scalar(select(AssetModel.id).where(AssetModel.id == 1))
+                return dag is not None, asset is not None, 1 in readable_rows.assets("state", writes=False).ids
+
+        def change(*statements: Any) -> None:
+            with requests.unfiltered():
+                for statement in statements:
+                    session.connection().execute(statement)
+
+        def writes(dag_id: str, since: datetime) -> Any:
+            values = {"asset_id": 1, "dag_id": dag_id, "task_id": "load", "created_at": since, "updated_at": since}
+            return insert(output).values(**values)
+
+        used, made, dags = reference.__table__, output.__table__, DagModel.__table__
+        change(delete(made).where(made.c.asset_id == 1))
+        # What nobody produces is common to all.
+        assert found() == (False, True, True)
+        change(delete(used).where(used.c.dag_id.in_(["beta_daily", "daily"])))
+        assert found() == (False, False, True)
+        change(writes("alpha_daily", early), writes("beta_daily", late))
+        assert found() == (False, True, False)
+        change(update(made).where(made.c.dag_id == "beta_daily").values(created_at=NOW.replace(year=2025)))
+        assert found() == (False, True, True)
+        change(update(made).where(made.c.dag_id == "beta_daily").values(created_at=late))
+        assert found() == (False, True, False)
+        change(update(dags).where(dags.c.dag_id == "alpha_daily").values(bundle_name="of beta"))
+        assert found() == (True, True, True)
 
 
 def test_counts_are_of_what_may_be_read(by: As) -> None:
