@@ -130,8 +130,8 @@ class Settings(BaseModel):
         "database",
         description=(
             "The places for records of decisions: `database` (Airflow's own, after `airflow db "
-            "migrate`), `file`, `log` (Airflow's standard log), `server` (a bundle server), several of them "
-            "separated by commas, or `none`."
+            "migrate`), `file`, `log` (Airflow's standard log), `otel` (a collector of OpenTelemetry), `server` (a "
+            "bundle server), several of them separated by commas, or `none`."
         ),
     )
     decision_log_levels: str = Field(
@@ -139,7 +139,8 @@ class Settings(BaseModel):
         description=(
             "The decisions to record: `none`, `denied` (refusals and errors), `changes` (also each "
             "allowed action that is not a reading one) or `all`. Other levels for types and their "
-            "actions may follow: `changes, variable=all, dag/read=none`."
+            "actions may follow: `changes, variable=all, dag/read=none`. A number such as `0.01` is `changes` and that "
+            "share of reading."
         ),
     )
     decision_log_masks: str = Field(
@@ -372,6 +373,13 @@ def metrics_are_on() -> bool:
 
     switches = ("statsd_on", "otel_on", "statsd_datadog_enabled")
     return any(conf.getboolean("metrics", switch, fallback=False) for switch in switches)
+
+
+def traces_are_on() -> bool:
+    """Whether Airflow sends traces to OpenTelemetry."""
+    from airflow.configuration import conf
+
+    return conf.getboolean("traces", "otel_on", fallback=False)
 
 
 def _explain(problem: Any) -> str:

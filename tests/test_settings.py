@@ -74,7 +74,7 @@ BAD = [
     ("opa_url", "unix://", NO_ADDRESS),
     ("opa_url", "http://", NO_ADDRESS),
     ("opa_url", "http://opa/?pretty", NO_ADDRESS),
-    ("decision_log", "databse", "'databse' is not a sink: name some of database, file, log, server, or none"),
+    ("decision_log", "databse", "'databse' is not a sink: name some of database, file, log, otel, server, or none"),
     ("decision_log", "none, file", "'none' is not a sink"),
     ("decision_log_levels", "change", "'change' is not a level: did you mean changes?"),
     ("decision_log_levels", "changes, dag=al", "did you mean all?"),

@@ -164,6 +164,7 @@ def log_check() -> Check:
         "database": f"the table {_TABLE} of Airflow's database, {settings.decision_log_days} days",
         "file": str(log_file(settings, settings.state or default_state())),
         "log": "Airflow's standard log",
+        "otel": "a collector of OpenTelemetry, which its own variables name",
         "server": f"the bundle server {settings.decision_log_server}",
     }
     sinks = sink_names(settings.decision_log)

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from airflow_team_authz.decision_log import origin
 from airflow_team_authz.decision_log.bursts import Bursts
-from airflow_team_authz.decision_log.levels import Levels
+from airflow_team_authz.decision_log.levels import Levels, is_taken
 from airflow_team_authz.decision_log.record import (
     MOST_RESOURCES,
     Entry,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logger(__name__)
 
-SINKS = ("database", "file", "log", "server")
+SINKS = ("database", "file", "log", "otel", "server")
 NO_SINK = "none"
 
 
@@ -90,9 +90,10 @@ class DecisionLog:
         try:
             if allowed < len(resources):
                 return self._refused(question, decisions, revision, nanoseconds, allowed, recorded.denied, engines_ids)
-            if not recorded.allowed or not self.writers:
+            if not recorded.allowed or not self.writers or not is_taken(recorded.share):
                 return ""
-            self._offer(_entry(question, decisions, revision, nanoseconds, allowed, self._id, engines_ids=engines_ids))
+            entry = _entry(question, decisions, revision, nanoseconds, allowed, self._id, None, None, engines_ids)
+            self._offer(entry if recorded.share >= 1 else entry._replace(share=recorded.share))
             return ""
         except Exception:
             log.exception("a decision could not be recorded")
@@ -109,13 +110,15 @@ class DecisionLog:
     ) -> None:
         """Note what a list holds."""
         resources = question.resources
-        if not resources or not self._levels.of(resources[0].type, question.action).lists:
+        if not resources:
+            return
+        recorded = self._levels.of(resources[0].type, question.action)
+        if not recorded.lists or not is_taken(recorded.share):
             return
         try:
             refused = refused_of(resources, allowed)
-            self._offer(
-                _entry(question, None, revision, nanoseconds, len(allowed), self._id, refused, None, engines_ids)
-            )
+            entry = _entry(question, None, revision, nanoseconds, len(allowed), self._id, refused, None, engines_ids)
+            self._offer(entry if recorded.share >= 1 else entry._replace(share=recorded.share))
         except Exception:
             log.exception("a decision could not be recorded")
 
@@ -213,7 +216,7 @@ def _entry(
     # What the class itself does, in a third of the time: whoever asks waits.
     return _new(Entry, (
         id_(now), now, nanoseconds, origin.current(), question, revision, asked, allowed, resources or (),
-        decisions, error, None, engines_ids,
+        decisions, error, None, engines_ids, 1.0,
     ))  # fmt: skip
 
 
@@ -263,9 +266,13 @@ def open_log(settings: LogSettings, engine: Callable[[], Engine], schema: str | 
                 Database(engine, schema, settings.decision_log_days, None if "log" in names else StandardLog())
             )
         elif name == "server":
-            from airflow_team_authz.decision_log.bundle_server import BundleServer
+            from airflow_team_authz.decision_log.over_http import BundleServer
 
             sinks.append(BundleServer(settings.decision_log_server, settings.decision_log_server_token))
+        elif name == "otel":
+            from airflow_team_authz.decision_log.over_http import OpenTelemetry
+
+            sinks.append(OpenTelemetry())
         else:
             sinks.append(StandardLog() if name == "log" else File(log_file(settings, state)))
     return DecisionLog(

@@ -105,12 +105,13 @@ class Database:
         return there
 
     def _clean(self) -> None:
-        """Delete what is too old, a part at a time, so that nobody waits for long."""
+        """Delete a part of what is too old, and the next part after the next records, which must not wait for long."""
         if time.monotonic() < self._clean_at:
             return
         self._clean_at = time.monotonic() + _CLEAN_SECONDS
         try:
-            clean(self._engine(), self._table, self._days)
+            if clean_part(self._engine(), self._table, self._days) == _CLEANED_AT_ONCE:
+                self._clean_at = 0.0
         except SQLAlchemyError as error:
             log.warning("old decisions could not be deleted (%s)", type(error).__name__)
 
@@ -136,18 +137,15 @@ def has_table(engine: Engine, table: Table) -> bool:
     return inspect(engine).has_table(table.name, schema=table.schema)
 
 
-def clean(engine: Engine, table: Table, days: int) -> int:
-    """Delete the records that are older than so many days; how many there were."""
+def clean_part(engine: Engine, table: Table, days: int) -> int:
+    """Delete some of the records that are older than so many days; how many: a full part may have more behind it."""
     before = datetime.now(UTC).replace(tzinfo=None) - timedelta(days=days)
     old = select(table.c.number).where(table.c.decided_at < before).order_by(table.c.decided_at).limit(_CLEANED_AT_ONCE)
-    deleted = 0
-    while True:
-        with _Transaction(engine) as connection:
-            # MySQL takes no limit in a subquery.
-            if not (numbers := list(connection.scalars(old))):
-                return deleted
+    with _Transaction(engine) as connection:
+        # MySQL takes no limit in a subquery.
+        if numbers := list(connection.scalars(old)):
             connection.execute(delete(table).where(table.c.number.in_(numbers)))
-        deleted += len(numbers)
+    return len(numbers)
 
 
 def row_of(record: dict[str, Any]) -> dict[str, Any]:

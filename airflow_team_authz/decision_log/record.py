@@ -103,8 +103,8 @@ def new_id(at: int = 0) -> str:
 class Entry(NamedTuple):
     """A question that was answered, as it waits to be written. ``resources`` and ``decisions`` are a part of many.
 
-    ``at`` is Unix time in nanoseconds. Without an ``id`` its record gets one. Of a list there are the first refused
-    resources, and no decisions.
+    ``at`` is Unix time in nanoseconds. It is one of a ``share`` of its kind that is recorded, 1 being all. Without an
+    ``id`` its record gets one. Of a list there are the first refused resources, and no decisions.
     """
 
     id: str
@@ -120,6 +120,7 @@ class Entry(NamedTuple):
     error: EngineError | None = None
     repeated: Repeated | None = None
     engines_ids: Sequence[str] = ()
+    share: float = 1.0
 
 
 class Gap(NamedTuple):
@@ -232,6 +233,8 @@ class Form:
         said = (reason for decision in entry.decisions or () for reason in decision.reasons)
         if codes := sorted(set(filter(None, map(code_of, said)))):
             custom["codes"] = codes
+        if entry.share < 1:
+            custom["share"] = entry.share
         if entry.engines_ids:
             custom["opa_decision_ids"] = [str(id_)[:_LONGEST_ID] for id_ in entry.engines_ids[:_MOST_IDS]]
         request = {"id": origin.request_id(), "method": str(origin.method), "path": str(origin.path)[:_LONGEST_PATH]}

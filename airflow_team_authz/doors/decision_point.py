@@ -10,10 +10,11 @@ from typing import Any
 from airflow_team_authz import forks
 from airflow_team_authz.decision_log import DecisionLog, open_log
 from airflow_team_authz.decision_log.metrics import Metrics
-from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.decision_log.spans import Spans
+from airflow_team_authz.engines import DecisionPoint, Observer
 from airflow_team_authz.engines.choice import default_state, open_engine
 from airflow_team_authz.escaping import logger
-from airflow_team_authz.settings import Settings, metrics_are_on, read_database, read_settings
+from airflow_team_authz.settings import Settings, metrics_are_on, read_database, read_settings, traces_are_on
 
 log = logger(__name__)
 
@@ -50,7 +51,7 @@ def settings() -> Settings:
 @cache
 def _opened() -> DecisionPoint:
     with forks.whole():
-        return DecisionPoint(open_engine(settings()), _metrics() or decision_log())
+        return DecisionPoint(open_engine(settings()), _with_spans(_metrics() or decision_log()))
 
 
 @cache
@@ -73,6 +74,19 @@ def _metrics() -> Metrics | None:
 
     # Airflow 3.2 has the functions in a class.
     return Metrics(decision_log(), stats if hasattr(stats, "incr") else stats.Stats)
+
+
+def _with_spans(observer: Metrics | DecisionLog) -> Observer:
+    """The same, with a span for each decision if Airflow sends traces."""
+    try:
+        if not traces_are_on():
+            return observer
+        from opentelemetry import trace
+    except Exception as error:
+        log.warning("decisions have no spans, since [traces] cannot be read: %s", error)
+        return observer
+    # The provider is Airflow's, whenever it sets one.
+    return Spans(observer, trace.get_tracer("airflow_team_authz"))
 
 
 def flush_log() -> None:

@@ -377,7 +377,6 @@ def status(
 
 
 @router.post("/logs", responses=answers(408, 413, 429) | REFUSAL, openapi_extra=LOGS)
-@router.post("/logs/{partition}", responses=answers(408, 413, 429) | REFUSAL, openapi_extra=LOGS)
 async def logs(parts: Parts, request: Request, who: Calling) -> NotedModel:
     """Takes decisions of an OPA or an Airflow process, in the protocol of OPA's `decision_logs` plugin."""
     if who.kind == access.TEAM:
@@ -385,6 +384,17 @@ async def logs(parts: Parts, request: Request, who: Calling) -> NotedModel:
     content = await request.body()
     encoding = request.headers.get("Content-Encoding", "")
     return NotedModel(**(await parts.logs.run(who.name, parts.decisions.take, who, content, encoding))._asdict())
+
+
+@router.post("/logs/{partition}", responses=answers(408, 413, 429) | REFUSAL, openapi_extra=LOGS)
+async def logs_of_partition(
+    parts: Parts,
+    request: Request,
+    who: Calling,
+    partition: Annotated[str, Path(max_length=200, description="OPA's `partition_name`; all are one here.")],  # noqa: ARG001
+) -> NotedModel:
+    """The same for an OPA whose configuration has a `partition_name`."""
+    return await logs(parts, request, who)
 
 
 @router.get("/decisions", responses=answers() | REFUSAL)

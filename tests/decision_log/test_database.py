@@ -18,7 +18,7 @@ from sqlalchemy import Engine, create_engine, inspect, select
 from sqlalchemy.orm import Session
 
 from airflow_team_authz.decision_log import database
-from airflow_team_authz.decision_log.database import Database, clean
+from airflow_team_authz.decision_log.database import Database, clean_part
 from airflow_team_authz.decision_log.db_manager import DecisionLogManager
 from airflow_team_authz.decision_log.record import Form, new_id
 from airflow_team_authz.decision_log.tables import TABLE, decisions
@@ -206,9 +206,15 @@ def test_what_is_too_old_is_deleted_in_parts(engine: Engine, monkeypatch: pytest
     at = [int((now - timedelta(days=days)).timestamp() * 1e9) for days in (100, 91, 89, 0)]
     sink = Database(lambda: engine, None, 90)
     sink.write([record(str(index), at=moment, id=new_id()) for index, moment in enumerate(at) for _ in range(25)])
-    assert clean(engine, _TABLE, 90) == 50
-    assert {row.resource for row in rows(engine)} == {"2", "3"}
-    sink.write([record("old", at=at[0])])
     monkeypatch.setattr(database.time, "monotonic", lambda: 1e9)
-    sink.write([record("new")])
-    assert {row.resource for row in rows(engine)} == {"2", "3", "new"}
+    # One part after each time that records come: these do not wait for all of it.
+    left = []
+    for number in range(7):
+        sink.write([record(f"new{number}")])
+        left.append(sum(row.resource in {"0", "1"} for row in rows(engine)))
+    assert left == [40, 30, 20, 10, 0, 0, 0]
+    assert sum(row.resource in {"2", "3"} for row in rows(engine)) == 50
+    # There was nothing more, so it looks again in an hour.
+    sink.write([record("old", at=at[0]), record("new")])
+    assert "old" in {row.resource for row in rows(engine)}
+    assert clean_part(engine, _TABLE, 90) == 1

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,29 @@ def test_a_level_says_what_is_recorded(make: Make, levels: str, recorded: str) -
     assert found.keys() >= set(refused.values())
 
 
+def test_of_reading_a_share_is_recorded_and_says_so(make: Make) -> None:
+    """Refusals, errors and changes are recorded whole."""
+    made = make("denied, connection=0.1")
+    for number in range(2_000):
+        made.decided(Resource("connection", "alpha", f"r{number}"), decision=YES)
+        made.log.listed(Evaluations(BOB, "list", [DB]), [DB], "r1", 1)
+    for number in range(50):
+        made.decided(Resource("connection", "alpha", f"n{number}"))
+        made.decided(Resource("connection", "alpha", f"c{number}"), decision=YES, action="update")
+    made.decided(Resource("pool", "alpha", "p"), decision=YES)
+    counts = Counter((record["custom"]["outcome"], record["custom"].get("share")) for record in made.records())
+    assert counts.keys() == {("allow", 0.1), ("list", 0.1), ("deny", None), ("allow", None)}
+    assert counts["deny", None] == counts["allow", None] == 50
+    # Six times the standard deviation, 13.4, at most.
+    assert all(120 <= counts[outcome, 0.1] <= 280 for outcome in ("allow", "list"))
+
+
+@pytest.mark.parametrize("share", ["0", "1.01", "-1", "0.x", "1e-9999", "1%"])
+def test_what_is_no_share_is_refused(share: str) -> None:
+    with pytest.raises(ValueError, match="is not a share of reading: write a number"):
+        Levels(f"changes, dag/read={share}")
+
+
 def test_the_verbs_of_custom_views_fill_no_memory() -> None:
     levels = Levels("changes")
     for number in range(5_000):
@@ -216,11 +240,12 @@ def test_ids_of_one_moment_of_threads_and_children_are_all_different(monkeypatch
     for thread in threads:
         thread.join()
     read, write = os.pipe()
-    if (pid := os.fork()) == 0:
-        os.write(write, new_id().encode())
-        os._exit(0)
-    made += [os.read(read, 36).decode(), new_id()]
-    os.waitpid(pid, 0)
+    for _ in range(2):
+        if (pid := os.fork()) == 0:
+            os.write(write, new_id().encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        made.append(os.read(read, 36).decode())
     assert len(set(made)) == len(made) == 20_002
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.decision_log import DecisionLog
-from airflow_team_authz.decision_log.bundle_server import BundleServer
 from airflow_team_authz.decision_log.levels import Levels
+from airflow_team_authz.decision_log.over_http import BundleServer
 from airflow_team_authz.decision_log.record import Form, new_id
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Evaluations, Resource, Subject

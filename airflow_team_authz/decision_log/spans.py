@@ -1,0 +1,88 @@
+"""A span for each decision, in the traces of Airflow's OpenTelemetry."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from airflow_team_authz.decision_log import DecisionLog, origin
+from airflow_team_authz.decision_log.metrics import Metrics
+from airflow_team_authz.escaping import logger
+from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+log = logger(__name__)
+
+
+class Spans:
+    """An observer of the decision point, in front of another one. It neither waits nor raises.
+
+    A span begins and ends when the decision did, below the span that is under way; if there is none, or if it is not
+    recorded, there is no span. It costs the request some 50 µs.
+    """
+
+    def __init__(self, observer: Metrics | DecisionLog, tracer: Tracer) -> None:
+        self._observer, self._tracer = observer, tracer
+
+    def decided(
+        self,
+        question: Evaluations,
+        decisions: Sequence[Decision],
+        revision: str,
+        nanoseconds: int,
+        engines_ids: Sequence[str] = (),
+        kept: bool = False,
+    ) -> str:
+        """See ``engines.Observer``."""
+        id_ = self._observer.decided(question, decisions, revision, nanoseconds, engines_ids, kept)
+        allowed = sum(decision.allow is True for decision in decisions)
+        outcome = "allow" if allowed == len(question.resources) else "deny"
+        layer = decisions[0].layer if len(decisions) == 1 else ""
+        about = {"layer": layer, "revision": revision, "decision_id": id_, "cache": _cache(kept)}
+        self._span(question, outcome, nanoseconds, allowed=allowed, **about)
+        return id_
+
+    def listed(
+        self,
+        question: Evaluations,
+        allowed: Sequence[Resource],
+        revision: str,
+        nanoseconds: int,
+        engines_ids: Sequence[str] = (),
+        kept: bool = False,
+    ) -> None:
+        """See ``engines.Observer``."""
+        self._observer.listed(question, allowed, revision, nanoseconds, engines_ids, kept)
+        self._span(question, "list", nanoseconds, allowed=len(allowed), revision=revision, cache=_cache(kept))
+
+    def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str:
+        """See ``engines.Observer``."""
+        id_ = self._observer.failed(question, error, nanoseconds)
+        self._span(question, "error", nanoseconds, error=type(error).__name__, decision_id=id_)
+        return id_
+
+    def _span(self, question: Evaluations, outcome: str, nanoseconds: int, **about: str | int) -> None:
+        try:
+            from opentelemetry.trace import Status, StatusCode, get_current_span
+
+            if not question.resources or not get_current_span().is_recording():
+                return
+            now = time.time_ns()
+            told = {
+                "outcome": outcome, "door": origin.door(), "action": question.action,
+                "type": question.resources[0].type, "asked": len(question.resources), **about,
+            }  # fmt: skip
+            attributes = {f"team_authz.{name}": value for name, value in told.items() if value != ""}
+            span = self._tracer.start_span("team_authz.decide", start_time=now - nanoseconds, attributes=attributes)
+            if outcome == "error":
+                span.set_status(Status(StatusCode.ERROR, str(about["error"])))
+            span.end(now)
+        except Exception:
+            log.exception("a decision has no span")
+
+
+def _cache(kept: bool) -> str:
+    return "hit" if kept else ""

@@ -1,0 +1,58 @@
+"""Each decision is a span of the trace that is under way."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from airflow_team_authz.decision_log import origin
+from airflow_team_authz.decision_log.spans import Spans
+from airflow_team_authz.model import Evaluations, Resource, Unreachable
+from tests.decision_log.conftest import BOB, NO, YES, Made
+
+DB = Resource("connection", "alpha", "secret_name")
+QUESTION = Evaluations(BOB, "read", [DB])
+
+
+def test_outcomes_are_spans_with_their_time_and_no_ids_of_resources() -> None:
+    provider, kept = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    tracer, made = provider.get_tracer("test"), Made()
+    spans = Spans(made.log, tracer)
+    spans.decided(QUESTION, [NO], "r1", 1_000)
+    assert kept.get_finished_spans() == ()
+    with tracer.start_as_current_span("request") as request, origin.at("users"):
+        before = time.time_ns()
+        refused = spans.decided(QUESTION, [NO], "r1", 5_000_000)
+        spans.decided(Evaluations(BOB, "read", [DB, DB]), [YES, YES], "r1", 1)
+        spans.listed(QUESTION, [DB], "r1", 1)
+        failed = spans.failed(QUESTION, Unreachable("nobody"), 1)
+    *told, _ = kept.get_finished_spans()
+    assert all(span.parent and span.parent.span_id == request.get_span_context().span_id for span in told)
+    first = told[0]
+    assert first.end_time - first.start_time == 5_000_000  # type: ignore[operator]
+    assert first.end_time >= before  # type: ignore[operator]
+    assert dict(first.attributes or {}) == {
+        "team_authz.outcome": "deny", "team_authz.door": "users", "team_authz.action": "read", "team_authz.asked": 1,
+        "team_authz.type": "connection", "team_authz.allowed": 0, "team_authz.layer": "baseline",
+        "team_authz.revision": "r1", "team_authz.decision_id": refused,
+    }  # fmt: skip
+    outcomes = [(span.attributes or {})["team_authz.outcome"] for span in told]
+    assert outcomes == ["deny", "allow", "list", "error"]
+    assert (told[3].attributes or {})["team_authz.decision_id"] == failed
+    assert not told[3].status.is_ok
+    assert not any("secret_name" in str(span.attributes) for span in told)
+    made.log.close()
+
+
+def test_a_fault_in_tracing_changes_no_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, tracer = Made(), TracerProvider().get_tracer("test")
+    spans = Spans(made.log, tracer)
+    with tracer.start_as_current_span("request"):
+        monkeypatch.setattr(tracer, "start_span", lambda *_, **__: 1 / 0)
+        id_ = spans.decided(QUESTION, [NO], "r1", 1)
+    assert [record["decision_id"] for record in made.records()] == [id_]
