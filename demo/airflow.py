@@ -76,6 +76,11 @@ class Airflow:
             timeout=seconds, check=False,
         )  # fmt: skip
 
+    def program(self, name: str, *arguments: str) -> Process:
+        """This Airflow's Python with ``arguments``, for the caller to start and to stop."""
+        log = self.home / f"{name.replace(' ', '-')}.log"
+        return Process(name, [self._python, *arguments], log, self._env)
+
     def start(self) -> None:
         """Start the API server and what runs besides, and wait until all of it is well."""
         self._server.start(self._answers, _START_SECONDS)

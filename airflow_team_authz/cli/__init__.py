@@ -58,7 +58,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Authorization for teams in Airflow: ask for decisions, check an installation, start a policy directory.",
+    help="Authorization for teams in Airflow: ask for decisions, check an installation, write a policy directory.",
 )
 
 

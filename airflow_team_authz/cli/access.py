@@ -42,10 +42,10 @@ NOBODY = 1
 _COLUMNS = ("who", "kind", "action", "type", "id", "team", "layer", "reason")
 SourcesOption = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="The policy directory of an OPA server: for the names of its directory."),
+    typer.Option(metavar="DIR", help="The sources of an OPA server's policy, to read the names of its directory."),
 ]
 TeamOption = Annotated[
-    str | None, typer.Option(metavar="ID", help="The team that owns it, if Airflow has no such thing yet.")
+    str | None, typer.Option(metavar="ID", help="The owner of the resource, if it does not exist yet.")
 ]
 
 
@@ -74,7 +74,7 @@ def can(
     Exit code 0: something is allowed. 1: nothing is. 2: there is no answer, or nobody of that name.
     """
     if (action is None) != (resource is None):
-        raise UserError("name both, ACTION and TYPE/ID, or neither")
+        raise UserError("name both ACTION and TYPE/ID, or neither")
     with _asking(policy, opa_url) as point:
         somebody = _somebody(who)
         questions = _about(action, resource, team, [somebody]) if action and resource else _all([somebody])
@@ -108,10 +108,11 @@ def who_can(
 
 def matrix(
     by: Annotated[
-        By, typer.Option(help="People, groups and so on with this Airflow's things; or each role of a policy.")
+        By,
+        typer.Option(help="Show the rights of people, groups and tasks in this Airflow, or of each role of a policy."),
     ] = By.SUBJECT,
-    type_: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Things of this type only.")] = None,
-    team: Annotated[str | None, typer.Option(metavar="ID", help="Things of this team only.")] = None,
+    type_: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only resources of this type.")] = None,
+    team: Annotated[str | None, typer.Option(metavar="ID", help="Only resources of this team.")] = None,
     policy: PolicyOption = None,
     opa_url: UrlOption = None,
     sources: SourcesOption = None,
@@ -169,7 +170,7 @@ def _somebody(word: str) -> Who:
         except LookupError as error:
             raise UserError(f"{error}: name a group, role or claim instead, such as group:NAME") from None
     if user is None:
-        raise UserError(f"{name_of(manager)} knows nobody called {word}")
+        raise UserError(f"{name_of(manager)} has no user {word}")
     return person(manager.subject(user))
 
 
@@ -231,7 +232,7 @@ def _of_roles(sources: Sources | None) -> Iterator[Asked]:
     from airflow_team_authz.review.kinds import Kinds
 
     if sources is None:
-        raise UserError("an OPA server does not tell its role table: name the policy directory by --sources")
+        raise UserError("an OPA server does not show its role table: name the policy directory by --sources")
     return Kinds(sources).of_roles()
 
 
@@ -323,7 +324,7 @@ def _print(found: Sequence[Allowed], output: Output, rows: list[list[str]], miss
     if rows:
         print_columns(rows)
     else:
-        print_line("Nobody may, or nothing is allowed.")
+        print_line("The policy allows nothing.")
     for told in missing:
         complain(f"not covered: {told}")
 

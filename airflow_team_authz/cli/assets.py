@@ -17,7 +17,7 @@ from airflow_team_authz.cli.support.console import (
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Asset events that wait because the engine could not decide: show them, and ask again.",
+    help="Show asset events that wait because the engine could not decide, and ask again.",
 )
 
 WAITING = 1

@@ -15,7 +15,7 @@ from airflow_team_authz.cli.support.console import (
     talking_to_stderr,
 )
 
-app = typer.Typer(no_args_is_help=True, help="Dags and the teams that they belong to: give a Dag to another team.")
+app = typer.Typer(no_args_is_help=True, help="Give Dags to another team.")
 
 
 @app.callback()
@@ -29,11 +29,12 @@ def move(
         list[str] | None, typer.Argument(metavar="[DAG_ID]...", help="The Dags to move.", show_default=False)
     ] = None,
     of_bundle: Annotated[
-        str | None, typer.Option("--from", metavar="BUNDLE", help="All Dags of this bundle, also one that is gone.")
+        str | None,
+        typer.Option("--from", metavar="BUNDLE", help="Move all Dags of this bundle, which may be gone."),
     ] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="BUNDLE", help="The bundle that gets the Dags.")] = None,
     to_team: Annotated[
-        str | None, typer.Option("--to-team", metavar="TEAM", help="The team that gets them, in its only bundle.")
+        str | None, typer.Option("--to-team", metavar="TEAM", help="The team that gets the Dags, if it has one bundle.")
     ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -45,9 +46,9 @@ def move(
     Exit code 0: the Dags are there. 2: nothing has been moved.
     """
     if (to is None) == (to_team is None):
-        raise UserError("say where the Dags go: either --to BUNDLE or --to-team TEAM")
+        raise UserError("name the new place of the Dags: either --to BUNDLE or --to-team TEAM")
     if bool(dag_ids) == (of_bundle is not None):
-        raise UserError("say which Dags: either their ids or --from BUNDLE")
+        raise UserError("name the Dags: either their ids or --from BUNDLE")
     with talking_to_stderr():
         from airflow_team_authz.doors import names
 

@@ -43,7 +43,8 @@ def decisions(
         str | None, typer.Argument(metavar="[ID]", help="Id of a decision, from a 403 or a 503.")
     ] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Not before: 90m, 2h, 7d, or 2026-11-27T08:00 (UTC).")
+        str | None,
+        typer.Option(metavar="TIME", help="Only newer records: 90m, 2h, 7d, or 2026-11-27T08:00 (UTC)."),
     ] = None,
     user: Annotated[str | None, typer.Option(metavar="NAME", help="Questions of this person or task.")] = None,
     team: Annotated[str | None, typer.Option(metavar="ID", help="Questions about resources of this team.")] = None,
@@ -52,7 +53,8 @@ def decisions(
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many of the newest records to show.")] = 100,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new records too, until interrupted.")] = False,
     file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A file of the decision log, whatever is configured.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Read this file of the decision log, not the configured sink."),
     ] = None,
     output: Annotated[Table, typer.Option("--output", "-o", help="The form; JSON is one record a line.")] = Table.TABLE,
 ) -> None:
@@ -67,7 +69,7 @@ def decisions(
     wanted = Wanted(_moment(since), user, team, type_, denied)
     if decision is not None:
         if follow or wanted != Wanted():
-            raise UserError("name a decision, or say which ones are wanted: not both")
+            raise UserError("name a decision, or select some by options: not both")
         _print([record_of(decision, file)], output, whole=True)
         return
     with _records(file) as records:
@@ -84,7 +86,7 @@ def decisions(
 def record_of(decision: str, file: Path | None = None) -> Record:
     """The record of a decision, of a file or as the settings say; ``UserError`` or ``typer.Exit`` if there is none."""
     if not re.fullmatch(_ID, decision):
-        raise UserError(f"{decision!r} is not the id of a decision: it is like 01a21b3a-846f-7e1e-b060-5da91a6773a4")
+        raise UserError(f"{decision!r} is not the id of a decision: such an id is 01a21b3a-846f-7e1e-b060-5da91a6773a4")
     with _records(file) as records:
         if (found := records.one(decision)) is None:
             complain(
@@ -222,7 +224,7 @@ def _print(records: list[Record], output: Table, whole: bool = False, with_head:
         shown = [_COLUMNS] if with_head else []
         print_columns([*shown, *([*_row(record).values()] for record in records)])
     elif with_head:
-        print_line("No decision of that kind is recorded.")
+        print_line("No record matches.")
 
 
 def _print_csv(records: list[Record], with_head: bool) -> None:

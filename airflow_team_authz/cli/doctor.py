@@ -45,7 +45,7 @@ def doctor(
     policy: PolicyOption = None,
     opa_url: UrlOption = None,
     role: Annotated[
-        str, typer.Option(help="The role of your platform's admins, if the role table has another name.")
+        str, typer.Option(help="The role of your platform's admins, if it has another name in the role table.")
     ] = "admin",
     rules: Annotated[
         bool, typer.Option("--rules", help="Check only the files of the policy, without an engine.")
@@ -75,7 +75,7 @@ def examine(policy: Path | None, opa_url: str | None, role: str) -> Iterator[Che
     named = named_engine(policy, opa_url)
     settings: EngineSettings | None = named
     if named is not None:
-        yield Check("settings", True, "the command line names the engine, Airflow's configuration is not read")
+        yield Check("settings", True, "Airflow's configuration is not necessary: the command line names the engine")
     else:
         try:
             settings = configured_engine()
@@ -101,13 +101,13 @@ def _airflow_checks(readable: bool) -> Iterator[Check]:
         "auth manager",
         airflow.auth_manager == MANAGER,
         another_manager() or f"[core] auth_manager is {MANAGER}; `airflow standalone` has SimpleAuthManager instead",
-        "" if airflow.auth_manager == MANAGER else f"set [core] auth_manager = {MANAGER}, or nothing here is asked",
+        "" if airflow.auth_manager == MANAGER else f"set [core] auth_manager = {MANAGER}, or Airflow does not ask us",
     )
     yield Check(
         "multi team",
         airflow.multi_team,
         f"[core] multi_team is {'on' if airflow.multi_team else 'off'}",
-        "" if airflow.multi_team else "set [core] multi_team = True, or Airflow knows no teams",
+        "" if airflow.multi_team else "set [core] multi_team = True, or Airflow has no teams",
     )
     hooked = any(point.value == _HOOKS for point in entry_points(group="airflow.policy"))
     yield Check(
@@ -116,7 +116,9 @@ def _airflow_checks(readable: bool) -> Iterator[Check]:
         "tasks, datasets and pools are guarded by the entry point airflow.policy"
         if hooked
         else "the entry point airflow.policy of this package is missing",
-        "" if hooked else "install the package with its metadata (pip install): tasks, datasets and pools go unasked",
+        ""
+        if hooked
+        else "install the package with its metadata (pip install), or nothing guards tasks, datasets and pools",
     )
     yield _routes_check()
 
@@ -127,9 +129,12 @@ def _routes_check() -> Check:
     unknown = unknown_routes()
     if not unknown:
         return Check("routes", True, "each route of users is in the table of this version")
-    told = f"routes that this version does not know, or where Airflow asks less than it should: {', '.join(unknown)}"
+    told = f"this version lacks these routes, or Airflow asks less about them than expected: {', '.join(unknown)}"
     return Check(
-        "routes", False, told, "look for a newer version of airflow-team-authz; until then they are for admins"
+        "routes",
+        False,
+        told,
+        "look for a newer version of airflow-team-authz; only platform admins may use them",
     )
 
 
@@ -181,7 +186,7 @@ def _rule_checks(settings: EngineSettings) -> Iterator[Check]:
     from airflow_team_authz.opa.compile import CompileError
 
     if not isinstance(settings.policy, Path):
-        yield Check("rules", True, "not looked at: they are not in files here")
+        yield Check("rules", True, "not checked: this host has no files with the rules")
         return
     try:
         if settings.policy.is_dir():
@@ -195,7 +200,11 @@ def _rule_checks(settings: EngineSettings) -> Iterator[Check]:
         told = "" if level == "error" else f"{level}: "
         yield Check("rules", level != "error", f"{file}:{line}: {told}{message}", help_)
     if not found:
-        yield Check("rules", True, "each reads what a question has, asks what is asked, and is where an engine looks")
+        yield Check(
+            "rules",
+            True,
+            "each rule can be true, and is in a file that an engine loads",
+        )
 
 
 def _where(settings: EngineSettings) -> str:
@@ -240,19 +249,19 @@ def _pool_checks(engine: Engine) -> Iterator[Check]:
     try:
         missing = missing_default_pools(DecisionPoint(engine))
     except SQLAlchemyError as error:
-        told = f"not looked at: Airflow's database does not answer here ({type(error).__name__})"
+        told = f"not checked: Airflow's database does not answer here ({type(error).__name__})"
         yield Check(name, True, told)
         return
     if not missing:
-        yield Check(name, True, "each default_pool that a team's policy names is a pool")
+        yield Check(name, True, "each default_pool that a team's policy names exists")
     for team_id, pool in missing.items():
         told = one_line(
-            f"the default_pool of team {team_id}, {pool}, does not exist: tasks that name no pool wait for ever"
+            f"the default_pool of team {team_id}, {pool}, does not exist: tasks without another pool wait for ever"
         )
         yield Check(name, False, told, f"create the pool, or correct default_pool in teams/{team_id}/data.json")
 
 
-_NAME_IT = "build the bundle with --revision, so that logs say which policy has decided"
+_NAME_IT = "build the bundle with --revision, so that logs name the policy that decided"
 
 
 def _decide(point: DecisionPoint, type_: str, question: Evaluations) -> Check:

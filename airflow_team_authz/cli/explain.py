@@ -45,7 +45,7 @@ def explain(
     opa_url: UrlOption = None,
     sources: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The policy directory that the bundle or the OPA server was made from."),
+        typer.Option(metavar="DIR", help="The policy directory with the sources of the bundle or the OPA server."),
     ] = None,
     output: Annotated[Report, typer.Option("--output", "-o", help="The form of the explanation.")] = Report.TEXT,
 ) -> None:
@@ -89,7 +89,7 @@ def _written(file: str) -> Evaluation:
     name, text = read_file(Path(file))
     questions = read_questions(name, text)
     if len(questions) != 1:
-        raise UserError(f"{name} holds {len(questions)} questions: one is explained at a time")
+        raise UserError(f"{name} has {len(questions)} questions: give explain a file with one question")
     return questions[0]
 
 
@@ -106,7 +106,7 @@ def _recorded(decision: str) -> Evaluation:
         return msgspec.convert(input_, Evaluation)
     except msgspec.ValidationError as error:
         raise UserError(
-            f"decision {decision} cannot be asked again ({error}): [team_authz] decision_log_masks leaves a part out"
+            f"decision {decision} cannot be asked again ({error}): [team_authz] decision_log_masks has removed a part"
         ) from None
 
 
@@ -125,7 +125,7 @@ def _named(user: str, action: str, resource: str, team: str | None) -> Evaluatio
         except LookupError as error:
             raise UserError(f"{error}: write the question into a file") from None
         if somebody is None:
-            raise UserError(f"{name_of(manager)} knows nobody called {user}")
+            raise UserError(f"{name_of(manager)} has no user {user}")
         return Evaluation(manager.subject(somebody), action, about)
 
 
@@ -145,13 +145,13 @@ def _files(settings: EngineSettings, sources: Path | None) -> tuple[Mapping[str,
             raise UserError(f"{sources} is not a directory: name the policy directory")
         files = read_policy(sources)
         if len(files) > _MOST_FILES:
-            raise UserError(f"{sources} holds more than {_MOST_FILES} files: is it a policy directory?")
+            raise UserError(f"{sources} has more than {_MOST_FILES} files: name the policy directory")
         return files, str(sources)
     if settings.opa_url is None and policy in {None, packaged_baseline()}:
         return {}, "the package"
     raise UserError(
-        "a bundle and an OPA server have no rules that can be read here: name the policy directory that they were "
-        "made from by --sources"
+        "this command cannot read rules from a bundle or an OPA server: name the directory of their sources by "
+        "--sources"
     )
 
 

@@ -35,12 +35,12 @@ class FailOn(StrEnum):
 
 def impact(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="The policy directory or the bundle that is in force.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="The policy that would replace it.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The directory or the bundle that would replace it.")],
     inventory: Annotated[
-        bool, typer.Option("--inventory", help="Ask about the people and things that this Airflow has.")
+        bool, typer.Option("--inventory", help="Ask about the people and resources of this Airflow.")
     ] = False,
     fail_on: Annotated[
-        FailOn | None, typer.Option(help="Exit code 1 if anything is gained, or lost, or either.")
+        FailOn | None, typer.Option(help="Exit with 1 if the change gives rights, takes rights, or does either.")
     ] = None,
     output: Annotated[Report, typer.Option("--output", "-o", help="The form of the report.")] = Report.TEXT,
 ) -> None:

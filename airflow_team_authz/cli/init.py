@@ -44,16 +44,16 @@ class Done(NamedTuple):
 
 
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory to write; it need not exist.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The directory to write, made if necessary.")],
     team: Annotated[
-        str | None, typer.Option(metavar="ID", help="Write a team's own rules instead, for the team of this id.")
+        str | None, typer.Option(metavar="ID", help="Write the rules of this team instead of the platform's.")
     ] = None,
     update: Annotated[
         bool,
         typer.Option(
             "--update",
-            help=f"Bring {OURS} up to date with the installed package, and those files for checks, CI and editors "
-            "that nobody has edited.",
+            help=f"Update {OURS} to the installed package, and also the files for checks, CI and editors that nobody "
+            "has edited.",
         ),
     ] = False,
     output: OutputOption = Output.TEXT,
@@ -70,7 +70,7 @@ def init(
     except OSError as error:
         place = error.filename or directory
         raise UserError(
-            f"{place} cannot be written ({error.strerror}): see its permissions and what is there"
+            f"{place} cannot be written ({error.strerror}): check its permissions and its present content"
         ) from None
     if output is Output.JSON:
         print_json([entry._asdict() for entry in done])

@@ -20,10 +20,10 @@ from airflow_team_authz.cli.support.console import (
 if TYPE_CHECKING:
     from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 
-app = typer.Typer(no_args_is_help=True, help="Make, replace and retire the keys that bundles are signed with.")
+app = typer.Typer(no_args_is_help=True, help="Make, replace and retire the keys that sign artifacts and bundles.")
 
 KeyArgument = Annotated[
-    Path, typer.Argument(metavar="FILE", help="The private key; FILE.pub beside it has the public ones.")
+    Path, typer.Argument(metavar="FILE", help="The private key. FILE.pub beside it has the public keys.")
 ]
 
 
@@ -39,7 +39,7 @@ def new(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     _write(file, key.pem())
     _public(file).write_bytes(key.public.pem())
-    _show(TrustedKeys.of([key.public]), output, f"Keep {file} secret. Give {_public(file)} to those who check.")
+    _show(TrustedKeys.of([key.public]), output, f"Keep {file} secret. Give {_public(file)} to each verifier.")
 
 
 @app.command()
@@ -56,18 +56,22 @@ def rotate(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
     # First those who check: a key that is lost before anybody has signed with it does no harm.
     _replace(_public(file), trusted.pem(), 0o644)
     _replace(file, key.pem(), 0o600)
-    _show(trusted, output, f"Give {_public(file)} to those who check, sign, then `team-authz keys retire {file}`.")
+    _show(
+        trusted,
+        output,
+        f"Give {_public(file)} to each verifier, sign, then run `team-authz keys retire {file}`.",
+    )
 
 
 @app.command()
 def retire(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
-    """Remove all public keys from FILE.pub except that of FILE. Signatures by the others are refused from then on."""
+    """Remove all public keys from FILE.pub except that of FILE. Verifying programs then refuse the other keys."""
     from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 
     key = SigningKey.load(_read(file), str(file))
     trusted = TrustedKeys.of([key.public])
     _replace(_public(file), trusted.pem(), 0o644)
-    _show(trusted, output, f"Give {_public(file)} to those who check.")
+    _show(trusted, output, f"Give {_public(file)} to each verifier.")
 
 
 @app.command()

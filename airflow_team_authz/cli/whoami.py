@@ -30,16 +30,16 @@ _MAX_TOKEN_BYTES = 64 * 1024
 def whoami(
     token: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|-", help="The owner of this token of Airflow's API (from POST /auth/token)."),
+        typer.Option(metavar="FILE|-", help="Show the owner of this token of Airflow's API (from POST /auth/token)."),
     ] = None,
     user: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The login manager's user of this name, if it supports that.")
+        str | None, typer.Option(metavar="NAME", help="Show the user of this name, if the login manager supports that.")
     ] = None,
-    role: Annotated[list[str] | None, typer.Option(help="A person with this role. May be repeated.")] = None,
-    group: Annotated[list[str] | None, typer.Option(help="A person in this group. May be repeated.")] = None,
-    team: Annotated[list[str] | None, typer.Option(help="A person whom the login puts into this team.")] = None,
+    role: Annotated[list[str] | None, typer.Option(help="Show a person with this role. You can repeat it.")] = None,
+    group: Annotated[list[str] | None, typer.Option(help="Show a person in this group. You can repeat it.")] = None,
+    team: Annotated[list[str] | None, typer.Option(help="Show a person whom the login puts into this team.")] = None,
     claim: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A person whose token has this claim.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Show a person whose token has this claim.")
     ] = None,
     policy: PolicyOption = None,
     opa_url: UrlOption = None,
@@ -73,8 +73,8 @@ def whoami(
 
 _SHOWN = 5
 FULL_PATHS = (
-    "the directory knows nothing of {}: a name that begins with / is a path, as Keycloak's mapper gives it with "
-    '"Full group path" on. Turn that off, or name the paths in the directory'
+    "the directory does not name {}: a name that begins with / is a path, which Keycloak's mapper writes with "
+    '"Full group path" on. Switch that off, or name the paths in the directory'
 )
 
 
@@ -89,7 +89,7 @@ def _described(
     for claim in claims or ():
         name, separator, value = claim.partition("=")
         if not separator:
-            raise UserError(f"--claim: {claim!r} has no value, write it as department=sales")
+            raise UserError(f"--claim: {claim!r} has no value: write it as department=sales")
         values.setdefault(name, []).append(value)
     held = {name: tuple(texts) for name, texts in values.items()}
     return Subject("user", "somebody", tuple(teams or ()), tuple(roles or ()), tuple(groups or ()), held or UNSET)
@@ -109,9 +109,10 @@ def _logged_in(token: Path | None, name: str | None) -> tuple[str, Subject]:
     except LookupError as error:
         raise UserError(f"{error}: use --token, or describe somebody by --group and --role") from None
     except Exception as error:  # of the login manager, its token library and its database
-        raise UserError(f"{login} does not take it ({type(error).__name__}: {error})") from None
+        what = f"the user {name}" if name else "this token"
+        raise UserError(f"{login} cannot read {what} ({type(error).__name__}: {error})") from None
     if somebody is None:
-        raise UserError(f"{login} knows nobody called {name}" if name else f"{login} knows nobody with this token")
+        raise UserError(f"{login} has no user {name}" if name else f"{login} has no user for this token")
     return login, manager.subject(somebody)
 
 
@@ -120,14 +121,16 @@ def _read(file: Path) -> str:
         text = sys.stdin.read(_MAX_TOKEN_BYTES) if str(file) == "-" else file.read_text()[:_MAX_TOKEN_BYTES]
     except (OSError, ValueError):
         # Not the name: who has put the token itself there must not find it on the screen.
-        raise UserError("--token: there is no such file, or it is no text; give a file, or - to read it") from None
+        raise UserError(
+            "--token: there is no such file, or it is not text: name another one, or - for standard input"
+        ) from None
     text = text.strip()
     # The whole answer of Airflow's token route will do as well.
     if text.startswith("{"):
         try:
             text = str(json.loads(text)["access_token"])
         except (ValueError, LookupError, TypeError):
-            raise UserError("--token: the file holds no token") from None
+            raise UserError("--token: the file has no token, such as the access_token of POST /auth/token") from None
     return text
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.models import DagModel
 from airflow.models.asset import (
     AssetWatcherModel,
+    DagScheduleAssetNameReference,
     DagScheduleAssetReference,
+    DagScheduleAssetUriReference,
     TaskInletAssetReference,
     TaskOutletAssetReference,
 )
+from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.team import dag_bundle_team_association_table
 from airflow.models.trigger import Trigger
-from msgspec import Struct
-from sqlalchemy import Select, String, cast, func, literal, select, union_all
+from msgspec import UNSET, Struct
+from sqlalchemy import Select, String, cast, func, literal, select, union, union_all
 
 from airflow_team_authz.doors.many_rows import Rows, many_rows
+from airflow_team_authz.model import Subject
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -40,17 +44,87 @@ class _Owner(Struct, array_like=True, frozen=True):
     team_id: str | None
 
 
-def producing_teams(session: Session, asset_ids: Collection[int] | None = None) -> dict[int, str | None]:
+def owning_teams(session: Session, asset_ids: Collection[int] | None = None) -> dict[int, str | None]:
     """The team that has produced or watched each asset for longest; ``None`` where that is a common Dag.
 
-    Assets that nobody produces or watches are not in it. Without ``asset_ids`` it is about all assets.
+    Of what nobody produces it is the team that has used it for longest: Airflow forgets who watches an asset while that
+    Dag is paused. Assets that no Dag names are not in it. Without ``asset_ids`` it is about all assets.
     """
-    return _owners(session, _producing(), asset_ids)
+    return _owners(session, _using(), asset_ids) | _owners(session, _producing(), asset_ids)
 
 
-def using_teams(session: Session) -> dict[int, str | None]:
-    """The team whose Dag has waited for, or read, each asset for longest."""
-    return _owners(session, _using(), None)
+class NamedAsset(NamedTuple):
+    """What identifies an asset: its number in the database, and both of its names."""
+
+    id: int
+    name: str
+    uri: str
+
+
+def owner_for(subject: Subject, asset: NamedAsset, session: Session) -> str | None:
+    """The team that a task has to ask for an asset; ``None`` for a common asset, and for one that it shares.
+
+    A subject shares what a Dag of its team names, what its own Dag refers to (``Asset.ref``), and what the author of
+    the owner's Dag lets its team consume.
+    """
+    owner, own = owning_teams(session, [asset.id]).get(asset.id), set(subject.team_ids or (None,))
+    if owner is None or owner in own or own & _naming_teams(asset, session):
+        return None
+    if own & _consumers(owner, asset, session) or _refers_to(asset, subject, session):
+        return None
+    return owner
+
+
+def _naming_teams(asset: NamedAsset, session: Session) -> set[str | None]:
+    """The teams of all Dags that produce the asset, read it or wait for it."""
+    naming = (
+        (DagScheduleAssetReference.dag_id, DagScheduleAssetReference.asset_id == asset.id),
+        (TaskInletAssetReference.dag_id, TaskInletAssetReference.asset_id == asset.id),
+        (TaskOutletAssetReference.dag_id, TaskOutletAssetReference.asset_id == asset.id),
+        (DagScheduleAssetNameReference.dag_id, DagScheduleAssetNameReference.name == asset.name),
+        (DagScheduleAssetUriReference.dag_id, DagScheduleAssetUriReference.uri == asset.uri),
+    )
+    return set(session.scalars(union(*(_teams(dag_id).where(names) for dag_id, names in naming))))
+
+
+def _teams(dag_id: Any) -> Select[Any]:
+    """The team of each Dag with an id in that column."""
+    team = dag_bundle_team_association_table.c
+    return (
+        select(team.team_name)
+        .select_from(dag_id.class_)
+        .join(DagModel, DagModel.dag_id == dag_id)
+        .outerjoin(dag_bundle_team_association_table, team.dag_bundle_name == DagModel.bundle_name)
+    )
+
+
+def _consumers(owner: str, asset: NamedAsset, session: Session) -> set[str]:
+    """The teams that the owner's Dags let consume the asset (``AssetAccessControl``)."""
+    # Airflow 3.2 knows no consent.
+    if (consumers := getattr(TaskOutletAssetReference, "allow_consumer_teams", None)) is None:
+        return set()
+    statement = _teams(TaskOutletAssetReference.dag_id).with_only_columns(consumers)
+    team = dag_bundle_team_association_table.c.team_name
+    found = session.scalars(statement.where(TaskOutletAssetReference.asset_id == asset.id, team == owner))
+    return {team_id for team_ids in found for team_id in team_ids or ()}
+
+
+def _refers_to(asset: NamedAsset, subject: Subject, session: Session) -> bool:
+    """Whether the subject's own Dag refers to the asset: Airflow keeps references of tasks in the whole Dag only."""
+    if subject.dag_id is UNSET:
+        return False
+    whole = SerializedDagModel.get(subject.dag_id, session=session)
+    waiting: list[Any] = [whole.data if whole is not None else None]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            # Those of tasks have their names one level below.
+            names = part.get("__var", part) if part.get("__type") == "asset_ref" else {}
+            if names.get("name") == asset.name or names.get("uri") == asset.uri:
+                return True
+            part = list(part.values())
+        waiting += part if isinstance(part, list) else ()
+    return False
 
 
 def references(session: Session) -> Rows[Reference]:

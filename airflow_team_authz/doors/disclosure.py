@@ -73,10 +73,15 @@ def _may_know(policy: DecisionPoint, question: Evaluations, resource: Resource) 
     )
 
 
+def conceals() -> bool:
+    """Whether what is another team's is answered as if it did not exist. Raises ``SettingsError``."""
+    return settings().refusals == "conceal"
+
+
 def _signs(resource: Resource) -> Iterator[tuple[str, list[Resource]]]:
     """Questions of which one allowed resource is enough for knowing about this one."""
     itself = [resource, replace(resource, entity=UNSET)]
-    if settings().refusals == "conceal":
+    if conceals():
         yield "read", itself
     else:
         yield "read", [*itself, replace(resource, team_id=None)]

@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy import ColumnElement, and_, exists, false, func, inspect, or_, select
 from sqlalchemy.orm import aliased
 
-from airflow_team_authz.doors.asset_owners import producing_teams
+from airflow_team_authz.doors.asset_owners import owning_teams
 from airflow_team_authz.identities.machines import teams_of_dags
 from airflow_team_authz.model import Resource
 
@@ -167,7 +167,7 @@ class AssetRow(NamedTuple):
 
     def resources(self, row: Any, session: Session) -> set[Resource]:
         asset_id = getattr(row, self.column)
-        return {Resource("asset", producing_teams(session, [asset_id]).get(asset_id), str(asset_id), self.entity)}
+        return {Resource("asset", owning_teams(session, [asset_id]).get(asset_id), str(asset_id), self.entity)}
 
 
 class AliasRow(NamedTuple):

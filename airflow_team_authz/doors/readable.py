@@ -21,7 +21,7 @@ from msgspec import UNSET, Struct, UnsetType
 from sqlalchemy import select
 
 from airflow_team_authz.doors import disclosure
-from airflow_team_authz.doors.asset_owners import Reference, producing_teams, references, uses, using_teams
+from airflow_team_authz.doors.asset_owners import Reference, owning_teams, references, uses
 from airflow_team_authz.doors.decision_point import decision_point
 from airflow_team_authz.doors.many_rows import Row, Rows, many_rows
 from airflow_team_authz.identities import requests
@@ -235,7 +235,7 @@ class Readable:
 
     def _listed_assets(self, entity: str | UnsetType, writes: bool) -> Scope:
         assets = self.kept("all assets", lambda: self._all(_ASSETS, _Asset))
-        owners = self._asset_owners(entity)
+        owners = self._asset_owners()
         resources = assets.once(
             ("asset", entity),
             (owners,),
@@ -301,19 +301,14 @@ class Readable:
         used = found.once("uses", (), lambda: uses(found))
         return set().union(*(used[dag_id] for dag_id in dag_ids if dag_id in used))
 
-    def _asset_owners(self, entity: str | UnsetType) -> dict[int, str | None]:
-        """Who produces an asset; whose the asset itself is that nobody produces, is said by who uses it.
+    def _asset_owners(self) -> dict[int, str | None]:
+        """The database finds them anew when a reference, or the team of a Dag, is another one."""
+        return self._references().once("owners", (self._dags(),), self._find_asset_owners)
 
-        The database finds out anew when a reference, or the team of a Dag, is another one.
-        """
-        itself = entity is UNSET
-        return self._references().once(("owners", itself), (self._dags(),), lambda: self._find_asset_owners(itself))
-
-    def _find_asset_owners(self, itself: bool) -> dict[int, str | None]:
+    def _find_asset_owners(self) -> dict[int, str | None]:
         assert self._session is not None  # noqa: S101
         with requests.unfiltered(), self._session.no_autoflush:
-            producing = producing_teams(self._session)
-            return using_teams(self._session) | producing if itself else producing
+            return owning_teams(self._session)
 
     def _used_aliases(self) -> set[str]:
         """Names of aliases that readable Dags wait for or produce; no table but that of whole Dags has the latter."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
@@ -14,11 +14,12 @@ from airflow.models.asset import AssetAliasModel, AssetModel
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.team import Team
 from airflow.secrets.metastore import MetastoreBackend
+from airflow.utils.session import create_session
 from msgspec import UNSET
 from msgspec.structs import replace
 from sqlalchemy import select
 
-from airflow_team_authz.doors.asset_owners import producing_teams
+from airflow_team_authz.doors.asset_owners import NamedAsset, owner_for, owning_teams
 from airflow_team_authz.identities import requests
 from airflow_team_authz.identities.machines import teams_of_dags
 from airflow_team_authz.model import Resource, Subject
@@ -82,10 +83,6 @@ def _hidden(_: Request, __: Resource) -> bool:
 
 def _no_dag(_: Request, resource: Resource) -> bool:
     raise Missing(f"Dag with dag_id: '{resource.id}' not found")
-
-
-def _no_state(request: Request, _: Resource) -> bool:
-    raise Missing(f"Asset state store key {request.query.get('key')!r} not found")
 
 
 class Unanswered(Exception):
@@ -195,14 +192,57 @@ def _asset(*parameters: str, entity: str | None = None) -> Callable[[Request], R
         row = request.session.execute(select(*columns).where(*wanted).limit(1)).one_or_none() if wanted else None
         part = UNSET if entity is None else entity
         if row is not None:
-            # What is kept with an asset belongs to the team that produces it; the asset itself is everybody's.
-            team_id = producing_teams(request.session, [row.id]).get(row.id) if entity == "state" else None
+            if entity == "state":
+                # What is kept with an asset belongs to one team, whoever else uses it.
+                team_id = owning_teams(request.session, [row.id]).get(row.id)
+            else:
+                team_id = owner_for(request.subject, NamedAsset(row.id, row.name, row.uri), request.session)
             return Resource("asset", team_id, str(row.id), part, row.name, row.uri, row.group)
         if entity == "state":
-            raise Missing(f"Asset with {' and '.join(f'{name}={value!r}' for name, value in named.items())} not found")
+            raise _no_asset(named)
+        return _unknown_asset(parameters, entity)(request)
+
+    return resource
+
+
+def _unknown_asset(parameters: Collection[str], entity: str | None) -> Callable[..., Resource]:
+    """What is asked about an asset that is not there."""
+
+    def resource(request: Request, *_: Resource) -> Resource:
+        named = {name: value for name in parameters if (value := request.query.get(name))}
+        part = UNSET if entity is None else entity
         return Resource("asset", None, UNSET, part, named.get("name", UNSET), named.get("uri", UNSET))
 
     return resource
+
+
+def _asset_route(*parameters: str, entity: str | None = None) -> Route:
+    return Route("read", _asset(*parameters, entity=entity), _hidden, _unknown_asset(parameters, entity))
+
+
+def _no_asset(named: Mapping[str, str]) -> Missing:
+    return Missing(f"Asset with {' and '.join(f'{name}={value!r}' for name, value in named.items())} not found")
+
+
+def _state_route(action: str, parameter: str) -> Route:
+    """What is kept with an asset. Who may find the asset all the same is only told that nothing is kept with it."""
+
+    def shared(request: Request, resource: Resource) -> bool:
+        asset = NamedAsset(int(str(resource.id)), str(resource.name), str(resource.uri))
+        with requests.unfiltered(), create_session(scoped=False) as session:
+            return owner_for(request.subject, asset, session) is None
+
+    def finds_nothing(request: Request, resource: Resource) -> bool:
+        if not shared(request, resource):
+            raise _no_asset({parameter: request.query[parameter]})
+        if action == "read":
+            raise Missing(f"Asset state store key {request.query.get('key')!r} not found")
+        return False
+
+    def missing(request: Request, resource: Resource) -> Resource | None:
+        return _common(request, resource) if shared(request, resource) else None
+
+    return Route(action, _asset(parameter, entity="state"), finds_nothing, missing)
 
 
 def _asset_alias(parameter: str, entity: str | None = None) -> Callable[[Request], Resource]:
@@ -242,10 +282,10 @@ _STATE = "/store/asset/by-{}/{}"
 _XCOM = "/xcoms/{dag_id}/{run_id}/{task_id}/{key:path}"
 
 ROUTES: dict[tuple[str, str], Route | None] = {
-    ("GET", "/assets/by-name"): Route("read", _asset("name")),
-    ("GET", "/assets/by-uri"): Route("read", _asset("uri")),
+    ("GET", "/assets/by-name"): _asset_route("name"),
+    ("GET", "/assets/by-uri"): _asset_route("uri"),
     ("GET", "/assets/by-alias"): Route("read", _asset_alias("alias_name")),
-    ("GET", "/asset-events/by-asset"): Route("read", _asset("name", "uri", entity="event")),
+    ("GET", "/asset-events/by-asset"): _asset_route("name", "uri", entity="event"),
     ("GET", "/asset-events/by-asset-alias"): Route("read", _asset_alias("name", "event")),
     ("GET", "/connection-tests/{connection_test_id}/connection"): OWN,
     ("PATCH", "/connection-tests/{connection_test_id}"): OWN,
@@ -290,14 +330,16 @@ ROUTES: dict[tuple[str, str], Route | None] = {
     ("PUT", "/store/ti/{task_instance_id}/{key:path}"): OWN,
     ("DELETE", "/store/ti/{task_instance_id}/{key:path}"): OWN,
     ("DELETE", "/store/ti/{task_instance_id}"): OWN,
-    ("GET", _STATE.format("name", "value")): Route("read", _asset("name", entity="state"), _no_state),
-    ("PUT", _STATE.format("name", "value")): Route("update", _asset("name", entity="state")),
-    ("DELETE", _STATE.format("name", "value")): Route("delete", _asset("name", entity="state")),
-    ("DELETE", _STATE.format("name", "clear")): Route("delete", _asset("name", entity="state")),
-    ("GET", _STATE.format("uri", "value")): Route("read", _asset("uri", entity="state"), _no_state),
-    ("PUT", _STATE.format("uri", "value")): Route("update", _asset("uri", entity="state")),
-    ("DELETE", _STATE.format("uri", "value")): Route("delete", _asset("uri", entity="state")),
-    ("DELETE", _STATE.format("uri", "clear")): Route("delete", _asset("uri", entity="state")),
+    **{
+        (method, _STATE.format(parameter, what)): _state_route(action, parameter)
+        for parameter in ("name", "uri")
+        for method, what, action in (
+            ("GET", "value", "read"),
+            ("PUT", "value", "update"),
+            ("DELETE", "value", "delete"),
+            ("DELETE", "clear", "delete"),
+        )
+    },
 }
 # The only ones that need no token.
 PUBLIC = {"/health", "/health/ping"}

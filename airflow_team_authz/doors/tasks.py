@@ -124,10 +124,15 @@ def _refuse_others_task(task_instance_id: UUID, subject: Subject, about: tuple[s
     """What acts in process reports of tasks of its own team; one that runs a single task, of that one."""
     task = machines.task(task_instance_id, session)
     if task is None:
-        raise _not_found(f"Task Instance {task_instance_id} not found")
+        raise _no_task_instance(task_instance_id)
     if task != subject if subject.type == "task" else task.team_ids != subject.team_ids:
         whose = ", ".join(f"team {team_id}" for team_id in task.team_ids or ()) or "no team"
-        raise _refused(subject, about, f"{subject.type} {subject.id} may not act for task {task.id} of {whose}")
+        refused = _refused(subject, about, f"{subject.type} {subject.id} may not act for task {task.id} of {whose}")
+        raise _no_task_instance(task_instance_id) if disclosure.conceals() else refused
+
+
+def _no_task_instance(id_: UUID) -> HTTPException:
+    return _not_found(f"Task Instance {id_} not found")
 
 
 def _create_or_update(asked: routes.Request) -> str:

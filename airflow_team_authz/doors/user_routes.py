@@ -15,7 +15,7 @@ from airflow.models.asset import AssetDagRunQueue, AssetModel
 from fastapi.routing import APIRoute
 from sqlalchemy import select
 
-from airflow_team_authz.doors.asset_owners import producing_teams
+from airflow_team_authz.doors.asset_owners import owning_teams
 from airflow_team_authz.identities.machines import teams_of_dags
 from airflow_team_authz.model import Resource
 
@@ -62,7 +62,7 @@ def _state(action: str) -> Callable[[Request], Iterator[Question]]:
         columns = (AssetModel.id, AssetModel.name, AssetModel.uri, AssetModel.group)
         row = request.session.execute(select(*columns).where(AssetModel.id == request.path["asset_id"])).one_or_none()
         if row is not None:
-            team_id = producing_teams(request.session, [row.id]).get(row.id)
+            team_id = owning_teams(request.session, [row.id]).get(row.id)
             yield action, Resource("asset", team_id, str(row.id), "state", row.name, row.uri, row.group)
 
     return also

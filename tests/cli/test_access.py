@@ -138,13 +138,13 @@ def test_people_who_are_not_known_are_told(run, policy, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("who-can", "reed", "connection/x"), "nobody is asked whether to reed a connection: did you mean read?"),
-        (("who-can", "use", "connection/x"), "nobody is asked whether to use a connection"),
+        (("who-can", "reed", "connection/x"), "no door asks about reed of a connection: did you mean read?"),
+        (("who-can", "use", "connection/x"), "no door asks about use of a connection"),
         (("who-can", "read", "conection/x"), "'conection' is not a type of resource: did you mean connection?"),
         (("who-can", "read", "connection/gone"), "there is no connection gone: name its owner by --team"),
-        (("who-can", "list", "connection/x"), "write connection to list things"),
-        (("can", "ann", "read"), "name both, ACTION and TYPE/ID, or neither"),
-        (("can", "eve"), "knows nobody called eve"),
+        (("who-can", "list", "connection/x"), "write connection to list resources"),
+        (("can", "ann", "read"), "name both ACTION and TYPE/ID, or neither"),
+        (("can", "eve"), "has no user eve"),
         (("can", "claim:unit"), "claim:unit has no value"),
         (("matrix", "--type", "spaceship"), "'spaceship' is not a type of resource"),
     ],

@@ -113,7 +113,7 @@ def test_questions_from_standard_input(run, platform):
         ("", "truncated"),
         ("{'a'", "malformed"),
         ("3", "Expected `object | array`"),
-        ("[]", "holds no question"),
+        ("[]", "has no question"),
         ("[" * 100_000, "Expected"),
         ([question(), 3], "`$[1]`"),
         ({"subject": ANN, "action": "read"}, "missing required field `resource`"),
@@ -158,7 +158,7 @@ def test_a_directory_is_no_question(run, platform, tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--policy", "nowhere"], "--policy: there is no nowhere"),
+        (["--policy", "nowhere"], "--policy: nowhere does not exist"),
         (["--opa-url", "ftp://there"], "--opa-url: opa_url is unix:///path"),
         (["--opa-url", "http://there:port"], "--opa-url: "),
         (["--opa-url", "http://there/?token=hush"], "--opa-url: opa_url is unix:///path"),

@@ -90,7 +90,7 @@ def test_what_is_wanted_is_found_in_both_places(run: Run, options: list[str], fo
 @pytest.mark.usefixtures("place")
 def test_what_is_not_there_is_1(run: Run) -> None:
     done = run("decisions", "--since", "2100-01-01")
-    assert (done.exit_code, done.stdout) == (1, "No decision of that kind is recorded.\n")
+    assert (done.exit_code, done.stdout) == (1, "No record matches.\n")
     done = run("decisions", new_id())
     assert done.exit_code == 1
     assert "the decision log has no record" in done.stderr
@@ -176,7 +176,7 @@ def test_what_is_committed_late_is_followed_too(tmp_path: Path) -> None:
     [
         (["--since", "yesterday"], "--since: 'yesterday' is not a time"),
         (["x"], "'x' is not the id of a decision"),
-        ([new_id(), "--user", "bob"], "name a decision, or say which ones are wanted"),
+        ([new_id(), "--user", "bob"], "name a decision, or select some by options"),
         (["--file", "/no/such/file"], "/no/such/file: No such file or directory"),
     ],
 )

@@ -300,7 +300,7 @@ def test_a_configured_installation(program, opa_server, tmp_path):
     assert found["settings"]["detail"] == "[team_authz] sets opa_token_file (env var), opa_url (env var)"
     assert found["auth manager"]["ok"]
     assert found["multi team"]["ok"]
-    assert "not looked at: Airflow's database does not answer here" in found["default pools"]["detail"]
+    assert "not checked: Airflow's database does not answer here" in found["default pools"]["detail"]
     assert "hush-hush" not in done.stdout + done.stderr
 
 
@@ -329,7 +329,7 @@ def test_a_default_pool_that_does_not_exist(program, tmp_path):
     (check,) = wrong(done)
     assert (check["check"], check["detail"]) == (
         "default pools",
-        "the default_pool of team alpha, alpha_pool, does not exist: tasks that name no pool wait for ever",
+        "the default_pool of team alpha, alpha_pool, does not exist: tasks without another pool wait for ever",
     )
     assert "teams/alpha/data.json" in check["help"]
 
@@ -348,7 +348,7 @@ def test_an_installation_that_asks_nobody(program, tmp_path):
 def test_what_cannot_be_checked_is_exit_code_2(run):
     result = run("doctor", "--policy", "nowhere")
     assert result.exit_code == 2
-    assert result.stderr == "team-authz: --policy: there is no nowhere\n"
+    assert result.stderr == "team-authz: --policy: nowhere does not exist: name a bundle file or a policy directory\n"
 
 
 def copied(platform, tmp_path):

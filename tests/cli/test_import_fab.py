@@ -589,7 +589,7 @@ def test_all_is_translated_and_written_and_told(site: tuple[Path, str]) -> None:
     assert all(f"wrote     {name}" in result.stdout for name in NEW)
     assert all(f"replaced  {name}" in result.stdout for name in REPLACED)
     assert "Not translated" not in result.stdout
-    assert "put its id for the null in airflow/directory/data.json" in result.stdout
+    assert "replace the null by its id in airflow/directory/data.json" in result.stdout
     again = invoke("import", "fab", directory, "--database", url, "-o", "json")
     assert {entry["did"] for entry in json.loads(again.stdout)["files"]} == {"kept"}
     assert contents(directory) == after
@@ -619,7 +619,7 @@ def test_what_somebody_changed_is_replaced_by_force_only(site: tuple[Path, str],
     before = contents(directory)
     refused = invoke("import", "fab", directory, "--database", url)
     assert refused.exit_code == 2
-    assert refused.stderr == f"team-authz: already there, and not replaced without --force: {name}\n"
+    assert refused.stderr == f"team-authz: these files exist, and only --force replaces them: {name}\n"
     assert contents(directory) == before
     forced = invoke("import", "fab", directory, "--database", url, "--force", "-o", "json")
     assert forced.exit_code == 0

@@ -88,7 +88,7 @@ def test_a_user_of_the_login_manager(program, platform):
 def test_a_user_whom_nobody_knows(program, platform):
     done = program("whoami", "--user", "eve", "--policy", platform, **SIMPLE)
     assert done.returncode == 2
-    assert "SimpleAuthManager knows nobody called eve" in done.stderr
+    assert "SimpleAuthManager has no user eve" in done.stderr
 
 
 def test_keycloak_does_not_tell_of_others(program, platform):
@@ -103,7 +103,7 @@ def test_a_token_that_is_none(program, platform, tmp_path):
     file.write_text("not.a.token")
     done = program("whoami", "--token", file, "--policy", platform, **SIMPLE)
     assert done.returncode == 2
-    assert "SimpleAuthManager does not take it" in done.stderr
+    assert "SimpleAuthManager cannot read this token" in done.stderr
     assert "not.a.token" not in done.stderr
 
 
@@ -120,7 +120,7 @@ def test_a_login_manager_that_cannot_be_had(program, platform):
         "whoami", "--user", "ann", "--policy", platform, AIRFLOW__TEAM_AUTHZ__AUTHN_MANAGER="no.such.Manager"
     )
     assert done.returncode == 2
-    assert "the login manager cannot be had: [team_authz] authn_manager: no.such.Manager cannot be imported" in (
+    assert "the login manager cannot be loaded: [team_authz] authn_manager: no.such.Manager cannot be imported" in (
         done.stderr
     )
 
@@ -129,7 +129,7 @@ def test_groups_that_are_paths_are_told(run, platform):
     """As Keycloak names them with "Full group path" on."""
     found = shown(run("whoami", "--group", "/engineers", "--group", "engineers", "--policy", platform, "-o", "json"))
     (note,) = found["notes"]
-    assert note.startswith("the directory knows nothing of /engineers: ")
+    assert note.startswith("the directory does not name /engineers: ")
     assert '"Full group path"' in run("whoami", "--group", "/engineers", "--policy", platform).stdout
     assert shown(run("whoami", "--group", "engineers", "--policy", platform, "-o", "json"))["notes"] == []
 

@@ -30,7 +30,7 @@ from typer.testing import CliRunner, Result
 
 from airflow_team_authz.cli import app
 from airflow_team_authz.doors import decision_point, names
-from airflow_team_authz.doors.asset_owners import producing_teams
+from airflow_team_authz.doors.asset_owners import owning_teams
 from airflow_team_authz.identities import requests
 from tests.doors.test_pools import made, runs, write
 
@@ -277,7 +277,7 @@ def producing(dag_id: str, asset: str) -> LazyDeserializedDAG:
 def state_owner(asset: str) -> str | None:
     with _session() as session:
         asset_id = session.scalars(select(AssetModel.id).where(AssetModel.name == asset)).one()
-        return producing_teams(session, [asset_id]).get(asset_id)
+        return owning_teams(session, [asset_id]).get(asset_id)
 
 
 @pytest.mark.skipif(not WITH_STATE, reason="this Airflow keeps no state with assets")

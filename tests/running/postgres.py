@@ -33,7 +33,7 @@ class Postgres:
             owner = pwd.getpwnam("postgres")
             self._as = ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
         self.url = f"postgresql+psycopg2://airflow:{_PASSWORD}@127.0.0.1:{self._port}/postgres"
-        home.mkdir(parents=True)
+        home.mkdir(parents=True, exist_ok=True)
         if self._as:
             os.chown(home, owner.pw_uid, owner.pw_gid)
             # pytest's directories are the user's own, and this is another user.

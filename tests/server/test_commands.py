@@ -39,7 +39,7 @@ def test_history_diff_rollback_and_promotion(own_server: Server) -> None:
     assert "either --team or --platform" in run(own_server, "bundle", "history", code=2)
     assert "is not a team id" in run(own_server, "bundle", "history", "--team", "../x", code=2)
     page = ("--server", f"{own_server.url}/?", *alpha)
-    assert "not as a bundle server does" in run(own_server, "bundle", "history", *page, code=2)
+    assert "but not as a bundle server" in run(own_server, "bundle", "history", *page, code=2)
     assert own_server.publish(of_platform()).status_code == 200
     assert "publish" in run(own_server, "bundle", "history", "--platform", who="platform")
 

@@ -12,7 +12,7 @@ from tests.worlds.attempts import Outcome, losses, lost_writes, reads, write_by_
 from tests.worlds.compare import by_route
 from tests.worlds.databases import PostgresDatabases
 from tests.worlds.rows import Changed
-from tests.worlds.site import PEOPLE, STRANGERS, TASKS, Worlds
+from tests.worlds.site import MACHINES, PEOPLE, STRANGERS, TASKS, Worlds
 
 
 def main() -> int:
@@ -22,7 +22,8 @@ def main() -> int:
         "what", nargs="?", choices=("reads", "writes", "each-write", "losses", "lost-writes"), default="reads"
     )
     parser.add_argument("--home", type=Path, required=True, help="where the worlds are kept between calls")
-    parser.add_argument("--person", action="append", choices=(*PEOPLE, *TASKS), help="one or several; else everybody")
+    everybody = (*PEOPLE, *TASKS, *MACHINES)
+    parser.add_argument("--person", action="append", choices=everybody, help="one or several; else all strangers")
     parser.add_argument("--only", default="", help="writes of routes that hold this text, such as `POST /api`")
     parser.add_argument("--brief", action="store_true", help="each route with each kind of id, without parameters")
     parser.add_argument("--alone", action="store_true", help="Airflow without this package")

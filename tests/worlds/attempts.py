@@ -14,20 +14,26 @@ from tests.worlds.site import PEOPLE, TASKS, WITH, WITHOUT, Worlds
 
 
 class Outcome(NamedTuple):
-    """How many requests there were, what tells the worlds apart, and what has become of alpha's rows."""
+    """How much was asked, what tells the worlds apart, and what has become of alpha's rows."""
 
     person: str
+    routes: int
     requests: int
+    done: int
     differences: list[Difference]
     rows: list[Changed]
 
 
 def routes_for(person: str, every_version: bool) -> tuple[Route, ...]:
-    """Tasks ask the Execution API, by default its newest version, everybody else the rest."""
-    if person not in TASKS:
+    """People ask the REST API and the UI's, everybody else the Execution API.
+
+    Tasks may ask each of its versions, by default the newest; what is part of Airflow speaks no other.
+    """
+    if person in PEOPLE:
         return users_routes()
     newest = max(str(route.version) for route in tasks_routes())
-    return tuple(route for route in tasks_routes() if every_version or route.version == newest)
+    whole = every_version and person in TASKS
+    return tuple(route for route in tasks_routes() if whole or route.version == newest)
 
 
 def reads(worlds: Worlds, person: str, brief: bool, values: Sequence[str] = (OWN, ALPHA)) -> Outcome:
@@ -38,7 +44,8 @@ def reads(worlds: Worlds, person: str, brief: bool, values: Sequence[str] = (OWN
     rest = [call for call in calls if call.route.method != "GET"]
     try:
         with Comparison(worlds, person) as comparison:
-            return Outcome(person, len(calls), comparison.read(plain) + comparison.read(rest), [])
+            differences = comparison.read(plain) + comparison.read(rest)
+            return Outcome(person, _routes(calls), len(calls), comparison.done(), differences, [])
     finally:
         worlds.restore()
 
@@ -54,7 +61,14 @@ def writes(worlds: Worlds, person: str, only: str = "") -> Outcome:
         now = worlds.rows(WITH)
     finally:
         worlds.restore()
-    return Outcome(person, len(calls), differences, [*changed(of_alpha, now), *_planted(before, now)])
+    return Outcome(
+        person,
+        _routes(calls),
+        len(calls),
+        comparison.done(),
+        differences,
+        [*changed(of_alpha, now), *_planted(before, now)],
+    )
 
 
 def losses(worlds: Worlds, person: str) -> Outcome:
@@ -74,7 +88,8 @@ def losses(worlds: Worlds, person: str) -> Outcome:
         for row in zip(calls, expected, seen, strict=True)
         if row[1].status < 300 and not (of_alpha and row[2].status < 300)
     ]
-    return Outcome(person, sum(answer.status < 300 for answer in expected), [one for one in found if one], [])
+    told = [call for call, answer in zip(calls, expected, strict=True) if answer.status < 300]
+    return Outcome(person, _routes(told), len(told), len(told), [one for one in found if one], [])
 
 
 def lost_writes(worlds: Worlds, person: str) -> Outcome:
@@ -94,7 +109,9 @@ def lost_writes(worlds: Worlds, person: str) -> Outcome:
         worlds.restore()
     done = [row for row in zip(calls, expected, seen, strict=True) if row[1].status < 300]
     found = [difference(person, call, one, two) for call, one, two in done if two.status >= 300]
-    return Outcome(person, len(done), [one for one in found if one], [])
+    return Outcome(
+        person, _routes([call for call, *_ in done]), len(done), len(done), [one for one in found if one], []
+    )
 
 
 def write_by_write(worlds: Worlds, person: str, only: str) -> Iterator[tuple[Call, list[Changed]]]:
@@ -115,6 +132,10 @@ def write_by_write(worlds: Worlds, person: str, only: str) -> Iterator[tuple[Cal
                 before = now
     finally:
         worlds.restore()
+
+
+def _routes(calls: Sequence[Call]) -> int:
+    return len({str(call.route) for call in calls})
 
 
 def _planted(before: Rows, now: Rows) -> list[Changed]:

@@ -16,6 +16,8 @@ OWN, COMMON, ALPHA, NOBODY = "beta", "common", "alpha", "nobody"
 OWNERS = (OWN, COMMON, ALPHA, NOBODY)
 _DAGS = ("daily", "sched", "producer", "consumer", "watching", "aliased", "common", "waits")
 _TIME = BEGIN.isoformat().replace("+00:00", "Z")
+# Whose assets are named where an asset is found by its name or address.
+_BY_NAME = (OWN, ALPHA, NOBODY)
 # A number that no row has.
 _NO_NUMBER = 999_999
 
@@ -236,8 +238,8 @@ class Catalogue:
         """What is found by a name or address in the query: both of somebody's, one of them, one of nobody's."""
         if not route.template.startswith(("/execution/store", "/execution/asset")):
             return
-        for one, two in itertools.product((OWN, ALPHA, NOBODY), repeat=2):
-            named = {"name": self.value("name", one), "uri": self.value("uri", two)}
+        for part, (one, two) in itertools.product(("asset", "watched"), itertools.product(_BY_NAME, repeat=2)):
+            named = {"name": f"{one}_{part}", "uri": f"s3://{two}/{part}"}
             rest = {name: self.value(name, one) for name in ("key", "alias_name") if name in route.query}
             for names in (("name", "uri"), ("name",), ("uri",)):
                 query = [(name, str(named[name])) for name in names]

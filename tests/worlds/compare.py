@@ -64,15 +64,17 @@ class Comparison:
 
     def __init__(self, worlds: Worlds, person: str, keep_alive: bool = True) -> None:
         self._worlds, self.person = worlds, person
+        # What was done, by world.
+        self._done: list[str] = []
         # After an error in the middle the server ends the connection: what is not to be sent twice gets a new one.
         kept = _THREADS if keep_alive else 0
         limits = httpx.Limits(max_connections=_THREADS, max_keepalive_connections=kept, keepalive_expiry=2)
         self._clients = {
             world: httpx.Client(
-                base_url=airflow.url, headers={"Authorization": f"Bearer {worlds.tokens[person]}"}, trust_env=False,
-                timeout=_SECONDS, limits=limits,
+                base_url=worlds.url(world, person), headers={"Authorization": f"Bearer {worlds.tokens[person]}"},
+                trust_env=False, timeout=_SECONDS, limits=limits,
             )
-            for world, airflow in worlds.airflows.items()
+            for world in worlds.airflows
         }  # fmt: skip
 
     def __enter__(self) -> Comparison:
@@ -93,6 +95,10 @@ class Comparison:
         answers = self._worlds.both(lambda world, _: [self._send(world, call) for call in calls])
         found = map(self._compared, calls, answers[WITHOUT], answers[WITH])
         return [one for one in found if one]
+
+    def done(self) -> int:
+        """How many requests succeeded in the world with alpha's things."""
+        return self._done.count(WITH)
 
     def answers(self, world: str, calls: Iterable[Call]) -> list[Answer]:
         """What one of the worlds answers; many are asked at a time."""
@@ -120,6 +126,8 @@ class Comparison:
                     return Answer(0, {}, type(error).__name__)
             else:
                 break
+        if answer.is_success:
+            self._done.append(world)
         text = answer.text
         if answer.status_code == 200 and _UNSORTED.search(text):
             text = _sorted_lists(text, _ANY_ORDER if call.route.reads else _ANY_ORDER | {"dags"})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +15,16 @@ from tests.worlds.site import Worlds
 
 
 @pytest.fixture(scope="package")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worlds]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Where worlds are: in ``WORLDS``, a directory of the environment, they are kept for the next run."""
+    kept = os.environ.get("WORLDS")
+    return lambda name: Path(kept) / name if kept else tmp_path_factory.mktemp("worlds")
+
+
+@pytest.fixture(scope="package")
+def worlds(home: Callable[[str], Path]) -> Iterator[Worlds]:
     """On SQLite, with the policy in process and SimpleAuthManager's people."""
-    yield from _running(Worlds(tmp_path_factory.mktemp("worlds")))
+    yield from _running(Worlds(home("sqlite-simple")))
 
 
 @pytest.fixture(scope="package")
@@ -25,16 +33,23 @@ def concealing(worlds: Worlds) -> Iterator[Worlds]:
     yield from _running(Worlds(worlds.home, refusals="conceal"))
 
 
-@pytest.fixture(scope="package", params=["simple", "fab"])
-def large_worlds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worlds]:
-    """On PostgreSQL, with an OPA server, and each login manager's people."""
+@pytest.fixture(scope="package", params=["sqlite-simple", "sqlite-fab", "postgres-simple", "postgres-fab"])
+def each_worlds(request: pytest.FixtureRequest, home: Callable[[str], Path]) -> Iterator[Worlds]:
+    """On SQLite with the policy in process, on PostgreSQL with an OPA server; each with each login manager's people."""
+    database, login = request.param.split("-")
+    if request.param == "sqlite-simple":
+        yield request.getfixturevalue("worlds")
+        return
+    if database == "sqlite":
+        yield from _running(Worlds(home(request.param), login))
+        return
     if programs() is None:
         missing = "PostgreSQL is not on this machine: apt-get install postgresql"
         if os.environ.get("REQUIRE_ALL"):
             pytest.fail(missing, pytrace=False)
         pytest.skip(missing)
-    home = tmp_path_factory.mktemp("worlds")
-    yield from _running(Worlds(home, request.param, opa_server=True, databases=PostgresDatabases(home)))
+    where = home(request.param)
+    yield from _running(Worlds(where, login, opa_server=True, databases=PostgresDatabases(where)))
 
 
 @pytest.fixture(scope="module")

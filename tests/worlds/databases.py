@@ -69,7 +69,12 @@ class PostgresDatabases(Databases):
 
     def start(self) -> None:
         self._server.start()
-        self._do("CREATE DATABASE without_alpha")
+        engine = create_engine(self._server.url)
+        with engine.connect() as connection:
+            made = connection.scalar(text("SELECT 1 FROM pg_database WHERE datname = 'without_alpha'"))
+        engine.dispose()
+        if not made:
+            self._do("CREATE DATABASE without_alpha")
 
     def stop(self) -> None:
         self._server.stop()

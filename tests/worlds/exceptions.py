@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tests.worlds.catalogue import ALPHA
 from tests.worlds.compare import Difference
-from tests.worlds.site import PEOPLE, TASKS
+from tests.worlds.site import PEOPLE
 
 # Who may see what of a type: of these, `explain` tells whose a thing is.
 _VIEWER = {"dag", "pool", "asset", "asset_alias", "backfill"}
@@ -41,11 +41,6 @@ READS = (
     Exemption(
         ".*", "With `refusals = explain` a refusal names the owner to those who may see something of that type.",
         names_the_owner, explain_only=True,
-    ),
-    Exemption(
-        r"GET /execution/assets/by-(name|uri)",
-        "A task finds an asset whose name or address it knows: it may produce it or wait for it.",
-        lambda difference: difference.person in TASKS,
     ),
 )  # fmt: skip
 WRITES = (

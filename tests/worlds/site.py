@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -18,9 +19,9 @@ from airflow.api_fastapi.auth.tokens import JWTGenerator
 from itsdangerous import URLSafeSerializer
 
 from airflow_team_authz.opa.compile import shipped_policies
-from demo.airflow import Airflow, Settings, merged
+from demo.airflow import Airflow, Settings, free_port, merged
 from demo.opa import Opa
-from demo.process import StartError
+from demo.process import Process, StartError
 from tests.integration.fab_site import CREATE_PEOPLE
 from tests.worlds.build import FIRST_NUMBERS, NUMBERS_APART, TEAMS, instance_id
 from tests.worlds.catalogue import NUMBERED, Catalogue
@@ -33,7 +34,9 @@ _MANAGERS = {
 }
 WITH, WITHOUT = "with_alpha", "without_alpha"
 _AUDIENCE = "urn:airflow.apache.org:task"
-_TOKEN_SECONDS = 7200
+# Longer than the longest run.
+_TOKEN_SECONDS = 86_400
+_START_SECONDS = 300
 
 
 class Person(NamedTuple):
@@ -55,7 +58,9 @@ PEOPLE = {
 }
 # Who is a task: the owner of its Dag.
 TASKS = {"a task of beta": "beta", "a common task": "common"}
-STRANGERS = (*(name for name, person in PEOPLE.items() if person.stranger), *TASKS)
+# Who asks the Execution API in a process of its own; see ``in_process``.
+MACHINES = {"a Dag processor of beta": "dag_processor", "a triggerer of beta": "triggerer"}
+STRANGERS = (*(name for name, person in PEOPLE.items() if person.stranger), *TASKS, *MACHINES)
 
 
 class Worlds:
@@ -87,6 +92,7 @@ class Worlds:
             world: Airflow(home / world, self._settings(world), variables={"PYTHONHASHSEED": "0"})
             for world in (WITHOUT, WITH)
         }
+        self._in_process: dict[str, tuple[int, Process]] = {}
         self.tokens: dict[str, str] = {}
         self.begun = datetime.now(UTC)
 
@@ -169,8 +175,23 @@ class Worlds:
         generator = JWTGenerator(
             secret_key=self._secrets["jwt"], audience=_AUDIENCE, valid_for=_TOKEN_SECONDS, algorithm="HS512"
         )
+        self.tokens |= dict.fromkeys(MACHINES, "none")
         for name, owner in TASKS.items():
             self.tokens[name] = generator.generate({"sub": str(instance_id(owner)), "scope": "execution"})
+
+    def url(self, world: str, person: str) -> str:
+        """Where somebody sends requests to."""
+        if person not in MACHINES:
+            return self.airflows[world].url
+        if not self._in_process:
+            self._in_process = dict(self.both(_start_in_process))
+        port, _ = self._in_process[world]
+        return f"http://127.0.0.1:{port}/{MACHINES[person]}"
+
+    def log(self, world: str) -> str:
+        """What the world's servers have printed so far."""
+        in_process = [self._in_process[world][1]] if self._in_process else []
+        return "".join((self.airflows[world].log(), *(one.log.read_text(errors="replace") for one in in_process)))
 
     def _build(self) -> None:
         """Both databases: the one with alpha's is a copy of the other to which alpha's things are added."""
@@ -234,6 +255,8 @@ class Worlds:
 
     def stop(self) -> None:
         """Stop everything."""
+        for _, process in self._in_process.values():
+            process.stop()
         for airflow in self.airflows.values():
             airflow.stop()
         if self._opa:
@@ -245,6 +268,19 @@ class Worlds:
         with ThreadPoolExecutor(len(self.airflows)) as threads:
             futures = {world: threads.submit(act, world, airflow) for world, airflow in self.airflows.items()}
             return {world: future.result() for world, future in futures.items()}
+
+
+def _start_in_process(_: str, airflow: Airflow) -> tuple[int, Process]:
+    """The Dag processor and the triggerer of a world, and their port."""
+    port = free_port()
+    process = airflow.program("in process", "-m", "tests.worlds.in_process", str(port))
+    process.start(lambda: _listens(port), _START_SECONDS)
+    return port, process
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _entry(person: Person) -> dict[str, Any]:

@@ -16,7 +16,7 @@ KeyOption = Annotated[
     Path | None,
     typer.Option("--key", metavar="FILE", help="The private key. Default: TEAM_AUTHZ_SIGNING_KEY in the environment."),
 ]
-TeamOption = Annotated[str | None, typer.Option("--team", metavar="ID", help="The team, if the directory has several.")]
+TeamOption = Annotated[str | None, typer.Option("--team", metavar="ID", help="The team, if there are several.")]
 VersionOption = Annotated[
     int | None,
     typer.Option(
@@ -30,7 +30,7 @@ def build(
     directory: Directory,
     out: OutOption,
     team: TeamOption = None,
-    platform: Annotated[bool, typer.Option("--platform", help="The platform's own part, not a team's.")] = False,
+    platform: Annotated[bool, typer.Option("--platform", help="Build the platform's part, not a team's.")] = False,
     key: KeyOption = None,
     version: VersionOption = None,
     output: OutputOption = Output.TEXT,
@@ -105,9 +105,10 @@ def aggregate(
     key: KeyOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Make the bundles that engines load, of the platform's policy and all teams' artifacts.
+    """Make the bundles that engines load, from the platform's policy and all teams' artifacts.
 
-    A team's artifact that is refused holds nobody up: the team's last good one stays. Exit code 1: some were refused.
+    If the command refuses a team's artifact, the team keeps its last good one, and the other teams are not delayed.
+    Exit code 1: it refused some.
     """
     from airflow_team_authz.bundles.offline import Refused, Site
     from airflow_team_authz.cli.keys import signing_key
@@ -119,7 +120,7 @@ def aggregate(
     try:
         outcomes = Site(artifacts, trusted, out).aggregate(environment, read_platform(platform), signing_key(key))
     except Refused as error:
-        raise UserError(f"{platform} is not fit to be published: {error}") from None
+        raise UserError(f"the policy in {platform} cannot be published: {error}") from None
     if output is Output.JSON:
         print_json([outcome._asdict() for outcome in outcomes])
     elif outcomes:

@@ -39,7 +39,7 @@ def check(
 ) -> None:
     """List every finding that keeps a team's package from publication, and warn of rules that hardly have an effect.
 
-    Exit code 0: it may be published, 1: it is refused, 2: it could not be checked.
+    Exit code 0: the gate accepts the package, 1: it refuses it, 2: it could not check it.
     """
     from airflow_team_authz.gate.check import check_package, read_package
     from airflow_team_authz.gate.findings import sarif

@@ -42,7 +42,7 @@ def history(
 
 def diff(
     old: Annotated[int, typer.Argument(metavar="FROM", min=1, help="A version.")],
-    new: Annotated[int, typer.Argument(metavar="TO", min=1, help="Another one.")],
+    new: Annotated[int, typer.Argument(metavar="TO", min=1, help="Another version.")],
     server: ServerOption,
     team: TeamOption = None,
     platform: PlatformOption = False,
@@ -77,7 +77,7 @@ def rollback(
 
 def promote(
     source: Annotated[str, typer.Argument(metavar="FROM", help="An environment, such as staging.")],
-    target: Annotated[str, typer.Argument(metavar="TO", help="Another one, such as production.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="Another environment, such as production.")],
     server: ServerOption,
     team: TeamOption = None,
     platform: PlatformOption = False,

@@ -9,7 +9,7 @@ from airflow_team_authz.cli.imports import fab, keycloak
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Write what another auth manager decides as roles, directory and rules of a policy directory.",
+    help="Translate the rights of another auth manager into roles, directory and rules of a policy directory.",
 )
 app.command("fab")(fab.import_fab)
 app.command("keycloak")(keycloak.import_keycloak)

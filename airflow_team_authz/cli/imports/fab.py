@@ -102,8 +102,8 @@ def import_fab(
         str | None,
         typer.Option(
             metavar="URL",
-            help="SQLAlchemy URL of the Airflow database. A password in it is better kept off the command line: "
-            "without this option it is the configured Airflow's, AIRFLOW__DATABASE__SQL_ALCHEMY_CONN for one.",
+            help="SQLAlchemy URL of the Airflow database. Default: that of Airflow's configuration. To keep a password "
+            "off the command line, set AIRFLOW__DATABASE__SQL_ALCHEMY_CONN instead.",
         ),
     ] = None,
     force: ForceOption = False,
@@ -132,7 +132,7 @@ def translate(database: FabDatabase) -> Translation:
     }
     for team in sorted(fab.teams):
         files |= team_files("fab", team, {"dags": fab.dags(team)})
-    advice = f"Every role counts for all teams. For one team only, put its id for the null in {DIRECTORY}."
+    advice = f"Every role applies to all teams. For one team only, replace the null by its id in {DIRECTORY}."
     return Translation(files, [*fab.untranslated()], advice)
 
 
@@ -144,7 +144,7 @@ def _configured() -> tuple[str, str | None]:
         return read_database()
     except Exception as error:  # of the configuration, a command or a secrets back end, which may show what it read
         raise UserError(
-            f"Airflow's configuration does not tell its database ({type(error).__name__}): name it by --database"
+            f"Airflow's configuration does not name its database ({type(error).__name__}): name it by --database"
         ) from None
 
 
@@ -259,7 +259,7 @@ class _Fab:
             if len(roles) > 1:
                 yield Untranslated(
                     f"roles {_quoted(roles)}",
-                    "they differ in case only, which makes no difference here, so they allow nothing",
+                    "they differ in case only, and are the same role here, so they allow nothing",
                     "rename all but one of them in FAB, and import again",
                 )
             elif not name:
@@ -271,8 +271,8 @@ class _Fab:
         for group, roles in sorted(self._database.groups.items()):
             yield Untranslated(
                 f'group "{group}"',
-                f"here its roles {_quoted(roles)} count for its members; FAB's decisions know people's own roles only",
-                "take the roles from the group in FAB, unless its members shall have them",
+                f"here its roles {_quoted(roles)} apply to its members; FAB's decisions use people's own roles only",
+                "take the roles from the group in FAB, unless its members are to have them",
             )
 
     def _verbs_that_are_methods(self) -> Iterator[Untranslated]:
@@ -281,7 +281,7 @@ class _Fab:
                 if verb in _METHODS:
                     yield Untranslated(
                         f'permission {verb} on "{about}" of role "{role}"',
-                        f"here {verb} is what a request does and takes {_fab_verb(verb)}, so it allows nothing",
+                        f"here {verb} is the action of a request and needs {_fab_verb(verb)}, so it allows nothing",
                         "write an allow in airflow/site/site.rego if a plugin asks for it",
                     )
 
@@ -310,8 +310,8 @@ class _Fab:
             if changes:
                 yield Untranslated(
                     f'menu item "{item}"',
-                    f"here it is shown to whoever may list what it leads to: {', '.join(changes)}",
-                    "nothing, unless you miss it: what the page shows is decided as in FAB",
+                    f"here people see it who may list its target: {', '.join(changes)}",
+                    "nothing, unless you miss the item: the policy decides about the page as FAB does",
                 )
 
     def _takes(self, target: str) -> list[set[str]]:

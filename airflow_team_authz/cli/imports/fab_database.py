@@ -21,8 +21,8 @@ _NEEDED = ("ab_permission", "ab_permission_view", "ab_permission_view_role", "ab
 _GROUPS = ("ab_group", "ab_group_role")
 _TEAMS = ("dag", "dag_bundle_team")
 _ADDRESS = (
-    "the database's address cannot be read: it is like postgresql+psycopg2://user:password@host/name, "
-    "and in a password %40 stands for @, %3A for : and %2F for /"
+    "the database's address cannot be read: write it like postgresql+psycopg2://user:password@host/name, "
+    "with %40 for @, %3A for : and %2F for / in a password"
 )
 
 
@@ -61,7 +61,7 @@ def read_fab(address: str, schema: str | None = None) -> FabDatabase:
             return FabDatabase(_roles(connection, tables), _groups(connection, tables), _owners(connection, tables))
     except SQLAlchemyError as error:
         why = _hidden(str(getattr(error, "orig", None) or type(error).__name__), secrets)
-        raise UserError(f"{name} cannot be read ({why}): see that it is there and lets you in") from None
+        raise UserError(f"{name} cannot be read ({why}): check its address, and that this user may read it") from None
     finally:
         engine.dispose()
 

@@ -70,7 +70,8 @@ _ADVICE = (
     "The platform's admins have the role superadmin here: where airflow/site names admin, it is a team's.\n"
     "Groups have to be in the access token, or nobody is in a team: in Keycloak, Clients, your client, Client scopes, "
     "the mapper for groups, switch on Add to access token. The mapper of the manager's own commands has it off.\n"
-    "No group inside of another may be called as a team is: the token gives its name alone, so it counts as the team's."
+    "Do not give a group inside of another one the name of a team: the token has its name without the path, so it is "
+    "the same as the team's group."
 )
 
 
@@ -79,11 +80,11 @@ def import_keycloak(
         Path,
         typer.Argument(
             metavar="SETTINGS.json",
-            help="The client's authorization settings: in Keycloak's admin console Clients, Authorization, Export.",
+            help="The client's exported authorization settings: Clients, Authorization, Export in the admin console.",
         ),
     ],
     directory: DirectoryArgument,
-    client_id: Annotated[str, typer.Option(help="Airflow's client: its own roles apply like the realm's.")] = "airflow",
+    client_id: Annotated[str, typer.Option(help="Airflow's client. Its roles apply like the realm's.")] = "airflow",
     force: ForceOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -221,14 +222,14 @@ class _Import:
 
     def _why(self, holder: Holder) -> str:
         if len(holder.roles) > 1:
-            return "it takes several roles at once"
+            return "it needs several roles at once"
         if not holder.roles:
-            return "it takes a group without a role"
+            return "it needs a group without a role"
         if len(holder.groups) > 1:
-            return "it takes several groups at once"
+            return "it needs several groups at once"
         if holder.roles <= self._platform:
             return f"{SUPER_ADMIN} is the platform's role here, and not one team's"
-        return "its group is not the team's: that is called as the team is"
+        return "its group is not the team's group, which has the name of the team"
 
     def _left(self, common: Table, members: Members) -> Iterator[Untranslated]:
         """Where the policy decides differently."""
@@ -260,9 +261,9 @@ class _Import:
         entry = f'"{name}": [{{"team_id": null, "role": "{self._names[role]}"}}]'
         return Untranslated(
             f"role {role}",
-            f"whoever has it reaches every team's resources without being in the team{by}, {what}; not so here",
-            f"if that is meant, write {entry} into roles of {DIRECTORY}: it then has in every team what {ROLES} "
-            "lets it do in one, and what is missing there has to be added",
+            f"in Keycloak it reaches every team's resources without being in the team{by}, {what}; here it does not",
+            f"if you want that, write {entry} into roles of {DIRECTORY}: then the role has its rights of {ROLES} in "
+            "every team; add the missing ones there",
         )
 
     def _never_asked(self) -> Iterator[Untranslated]:
@@ -275,7 +276,7 @@ class _Import:
         if others:
             yield Untranslated(
                 f"resources {', '.join(sorted(others))}",
-                "nothing that this version of Airflow asks is about them, so what is granted there is left out",
+                "this version of Airflow asks nothing about them, so the import leaves their permissions out",
                 "nothing, unless a program of yours asks Keycloak about them",
             )
 
@@ -304,8 +305,8 @@ class _Import:
         for changed, names in items.items():
             yield Untranslated(
                 f"menu items {', '.join(names)}",
-                f"an item is shown to whoever may list what it leads to: {changed}",
-                "nothing, unless you miss it: what the page shows is decided by itself",
+                f"people see an item who may list its target: {changed}",
+                "nothing, unless you miss the item: the policy decides about the page by itself",
             )
 
 
@@ -322,7 +323,7 @@ def _teams_changed(tables: Iterable[Table], includes: dict[str, list[str]]) -> I
     if changing:
         yield Untranslated(
             f"POST, PUT, DELETE of Team for {', '.join(sorted(changing))}",
-            "here the platform's admins alone change teams",
+            "here only the platform's admins change teams",
             "nothing: Airflow never asks about that",
         )
 

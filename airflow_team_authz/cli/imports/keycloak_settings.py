@@ -210,15 +210,15 @@ def read_settings_file(file: Path, client_id: str) -> KeycloakSettings:
         with file.open("rb") as opened:
             content = opened.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror})") from None
+        raise UserError(f"{file} cannot be read ({error.strerror}): name the exported file") from None
     if len(content) > _MAX_BYTES:
-        raise UserError(f"{file} is larger than {_MAX_BYTES >> 20} MiB")
+        raise UserError(f"{file} is larger than {_MAX_BYTES >> 20} MiB: name the export of one client")
     try:
         export = msgspec.json.decode(content, type=_Export)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
             f"{file} is not an export of a client's authorization settings ({error}): "
-            "in Keycloak's admin console, Clients, your client, Authorization, Export"
+            "export them in Keycloak's admin console: Clients, your client, Authorization, Export"
         ) from None
     return KeycloakSettings(export, client_id)
 

@@ -91,7 +91,7 @@ def finish(directory: Path, translation: Translation, force: bool, output: Outpu
     except OSError as error:
         place = error.filename or directory
         raise UserError(
-            f"{place} cannot be written ({error.strerror}): see its permissions and what is there"
+            f"{place} cannot be written ({error.strerror}): check its permissions and its present content"
         ) from None
     if output is Output.JSON:
         left_out = [asdict(entry) for entry in translation.untranslated]
@@ -108,7 +108,7 @@ def _write(directory: Path, files: Files, force: bool) -> Iterator[Done]:
     plan = {name: _what_to_do(directory / name, name, content) for name, content in files.items()}
     in_the_way = sorted(map(str, [*left, *(name for name, what in plan.items() if what == "in the way")]))
     if in_the_way and not force:
-        raise UserError(f"already there, and not replaced without --force: {', '.join(in_the_way)}")
+        raise UserError(f"these files exist, and only --force replaces them: {', '.join(in_the_way)}")
     for name in left:
         (directory / name).unlink()
         yield Done("removed", str(name))

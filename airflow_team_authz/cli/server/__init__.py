@@ -22,7 +22,9 @@ from airflow_team_authz.escaping import logger
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-app = typer.Typer(no_args_is_help=True, help="Run the bundle server, make tokens for it, freeze it, see its clients.")
+app = typer.Typer(
+    no_args_is_help=True, help="Run the bundle server, make its tokens, freeze changes, show its clients."
+)
 app.command("freeze")(calls.freeze)
 app.command("thaw")(calls.thaw)
 app.command("status")(calls.status)
@@ -53,28 +55,44 @@ def run(
     ] = None,
     environment: Annotated[
         list[str] | None,
-        typer.Option(envvar="TEAM_AUTHZ_SERVER_ENVIRONMENT", help="May be repeated; teams publish to the first."),
+        typer.Option(
+            envvar="TEAM_AUTHZ_SERVER_ENVIRONMENT",
+            help="The name of an environment. You can repeat it; teams publish to the first.",
+        ),
     ] = None,
-    oidc_issuer: Annotated[str | None, typer.Option(envvar="TEAM_AUTHZ_SERVER_OIDC_ISSUER", metavar="URL")] = None,
-    oidc_audience: Annotated[str | None, typer.Option(envvar="TEAM_AUTHZ_SERVER_OIDC_AUDIENCE")] = None,
+    oidc_issuer: Annotated[
+        str | None,
+        typer.Option(envvar="TEAM_AUTHZ_SERVER_OIDC_ISSUER", metavar="URL", help="Also accept tokens of this issuer."),
+    ] = None,
+    oidc_audience: Annotated[
+        str | None, typer.Option(envvar="TEAM_AUTHZ_SERVER_OIDC_AUDIENCE", help="The audience of the issuer's tokens.")
+    ] = None,
     oidc_team_claim: Annotated[str, typer.Option(help="The claim that names the caller's teams.")] = "team_id",
     oidc_platform_claim: Annotated[
         str | None, typer.Option(metavar="NAME=VALUE", help="The claim that identifies the platform team.")
     ] = None,
     decision_days: Annotated[
-        int, typer.Option(envvar="TEAM_AUTHZ_SERVER_DECISION_DAYS", min=1, max=36_500, help="Days to keep a decision.")
+        int,
+        typer.Option(
+            envvar="TEAM_AUTHZ_SERVER_DECISION_DAYS",
+            min=1,
+            max=36_500,
+            help="Days until the server deletes a decision.",
+        ),
     ] = 90,
     decision_masks: Annotated[
         str,
         typer.Option(
             envvar="TEAM_AUTHZ_SERVER_DECISION_MASKS",
             metavar="POINTERS",
-            help="What no decision holds: JSON pointers into input, result and custom, with commas; or none.",
+            help="Fields that the server removes from decisions: JSON pointers into input, result and custom, or none.",
         ),
     ] = "/input/subject/claims",
-    opa: Annotated[str | None, typer.Option(metavar="FILE", help="The `opa` program.")] = None,
+    opa: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The `opa` program. Default: beside Python, then on PATH.")
+    ] = None,
 ) -> None:
-    """Serve until stopped. Packages come in by PUT, bundles go out by GET; /openapi.json describes it all."""
+    """Serve until stopped: receive packages, and serve bundles. /openapi.json describes every route."""
     import logging
     import resource
 
@@ -93,7 +111,7 @@ def run(
         if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
             raise UserError(f"--environment: {name!r} is not a name of letters, digits, - and _")
     if (oidc_issuer is None) != (oidc_audience is None):
-        raise UserError("--oidc-issuer and --oidc-audience go together: whose tokens, and made for whom")
+        raise UserError("--oidc-issuer and --oidc-audience go together: name both, or neither")
     oidc = None
     if oidc_issuer is not None and oidc_audience is not None:
         name, equals, value = (oidc_platform_claim or "").partition("=")
@@ -128,8 +146,8 @@ def migrate(database: Database = _DEFAULT_DATABASE) -> None:
 @app.command()
 def trust(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Public keys, as in FILE.pub of `team-authz keys new`.")],
-    team: Annotated[str | None, typer.Option(metavar="ID", help="They sign the artifacts of this team.")] = None,
-    platform: Annotated[bool, typer.Option("--platform", help="They sign the platform's artifacts.")] = False,
+    team: Annotated[str | None, typer.Option(metavar="ID", help="The team whose artifacts they sign.")] = None,
+    platform: Annotated[bool, typer.Option("--platform", help="Register keys for the platform's artifacts.")] = False,
     database: Database = _DEFAULT_DATABASE,
 ) -> None:
     """Register the keys that sign a team's artifacts, or the platform's: one, or two during a replacement."""
@@ -147,7 +165,7 @@ def trust(
     require_team_id("--team", team)
     keys = TrustedKeys.read(file)
     if len(keys) > 2:
-        raise UserError(f"{file} has {len(keys)} keys, and two can be valid at a time: `team-authz keys retire`")
+        raise UserError(f"{file} has {len(keys)} keys, and two can be valid at a time: run `team-authz keys retire`")
     with Session(_opened(database)) as session:
         pem = keys.pem().decode()
         session.merge(OwnerKeys(owner=team or PLATFORM, pem=pem, actor="the command line", at=datetime.now(UTC)))
@@ -158,14 +176,18 @@ def trust(
 @token_app.command()
 def create(
     database: Database = _DEFAULT_DATABASE,
-    team: Annotated[str | None, typer.Option(metavar="ID", help="May publish this team's package.")] = None,
-    platform: Annotated[bool, typer.Option("--platform", help="May do everything.")] = False,
-    reader: Annotated[bool, typer.Option("--reader", help="May fetch bundles, and report status.")] = False,
+    team: Annotated[
+        str | None, typer.Option(metavar="ID", help="Make a token that may publish this team's package.")
+    ] = None,
+    platform: Annotated[bool, typer.Option("--platform", help="Make a token that may do everything.")] = False,
+    reader: Annotated[
+        bool, typer.Option("--reader", help="Make a token that may fetch bundles, and report status and decisions.")
+    ] = False,
     bundle: Annotated[str | None, typer.Option(metavar="NAME", help="The only bundle that a reader may fetch.")] = None,
     days: Annotated[int, typer.Option(min=1, max=3650, help="Days until it expires.")] = 90,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Make a token, and print its secret: there is no other time to read it."""
+    """Make a token, and print its secret. The server stores only its hash, so nobody can read the secret later."""
     from sqlalchemy.orm import Session
 
     from airflow_team_authz.cli.support.vocabulary import require_team_id
@@ -241,6 +263,6 @@ def _opened(url: str) -> Engine:
         raise UserError(str(error)) from None
     except SQLAlchemyError as error:
         raise UserError(
-            f"the database cannot be used ({type(error).__name__}): see --database and whether it runs"
+            f"the database cannot be used ({type(error).__name__}): check --database, and that the database runs"
         ) from None
     return engine

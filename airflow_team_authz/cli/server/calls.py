@@ -16,7 +16,7 @@ ScopeArgument = Annotated[
 
 def freeze(
     scope: ScopeArgument,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Reason that a refused publisher reads.")],
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason, for people who try to publish.")],
     server: ServerOption,
     token_file: TokenOption = None,
     output: OutputOption = Output.TEXT,
@@ -29,13 +29,13 @@ def freeze(
 def thaw(
     scope: ScopeArgument, server: ServerOption, token_file: TokenOption = None, output: OutputOption = Output.TEXT
 ) -> None:
-    """Let changes happen again."""
+    """End a freeze."""
     told = ask("DELETE", server, "freeze", token_file, output, params={"scope": scope})
     print_json(told) if output is Output.JSON else print_columns([["ok", f"{scope} is not frozen any more"]])
 
 
 def status(server: ServerOption, token_file: TokenOption = None, output: OutputOption = Output.TEXT) -> None:
-    """Show who runs which revision, and what is wrong. Exit code 1: something is."""
+    """Show the revision of each client, alarms, and packages that no longer compile. Exit code 1: there are some."""
     told = page = ask("GET", server, "status", token_file, output)
     while (after := page.get("next")) is not None:
         page = ask("GET", server, "status", token_file, output, params={"after": after})

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 PolicyOption = Annotated[
     Path | None,
-    typer.Option("--policy", metavar="PATH", help="Ask this bundle file or policy directory, whatever is configured."),
+    typer.Option(
+        "--policy", metavar="PATH", help="Ask this bundle file or policy directory instead of the configured engine."
+    ),
 ]
 UrlOption = Annotated[
     str | None,
     typer.Option(
         "--opa-url",
         metavar="URL",
-        help="Ask the OPA server at this address (unix:///path, http://host:port), whatever is configured.",
+        help="Ask the OPA server at this address (unix:///path, http://host:port) instead of the configured engine.",
     ),
 ]
 
@@ -58,7 +60,7 @@ def named_engine(policy: Path | None, opa_url: str | None) -> Named | None:
         raise UserError("--policy and --opa-url exclude each other: an OPA server has its own policy")
     if policy is not None:
         if not policy.exists():
-            raise UserError(f"--policy: there is no {policy}")
+            raise UserError(f"--policy: {policy} does not exist: name a bundle file or a policy directory")
         return Named(policy=policy)
     if opa_url is not None:
         from airflow_team_authz.engines.opa_server import parse_url
@@ -108,7 +110,7 @@ def opened(settings: EngineSettings) -> Iterator[Engine]:
     except OSError as error:
         raise UserError(
             f"the certificates for {settings.opa_url} cannot be loaded ({error}): "
-            "see [team_authz] opa_ca_file, opa_client_cert_file and opa_client_key_file"
+            "check [team_authz] opa_ca_file, opa_client_cert_file and opa_client_key_file"
         ) from None
     try:
         yield engine

@@ -19,7 +19,7 @@ def login_manager() -> TeamAuthorization:
 
         return build_manager()()
     except (SettingsError, ImportError, TypeError) as error:
-        raise UserError(f"the login manager cannot be had: {error}") from None
+        raise UserError(f"the login manager cannot be loaded: {error}") from None
 
 
 def name_of(manager: Any) -> str:

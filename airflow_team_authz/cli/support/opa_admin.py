@@ -44,7 +44,7 @@ def version_check(version: str) -> Check:
     minimum = ".".join(map(str, MINIMUM_OPA))
     match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
     if match is None:
-        return Check("opa version", False, "the server does not tell its version", "is it Open Policy Agent?")
+        return Check("opa version", False, "the server does not report its version", "check that it is an OPA")
     if tuple(map(int, match.groups())) < MINIMUM_OPA:
         return Check("opa version", False, f"OPA {version}: {_WHY_NEWER}", f"install OPA {minimum} or newer")
     return Check("opa version", True, f"OPA {version}")
@@ -52,15 +52,15 @@ def version_check(version: str) -> Check:
 
 def _health(healthy: bool | None) -> Check:
     if healthy is None:
-        missing = "not asked, because opa-python-client is not installed"
+        missing = "not checked, because opa-python-client is not installed"
         return Check("opa health", True, missing, "pip install 'airflow-team-authz[opa]'")
     if healthy:
         return Check("opa health", True, "running, its bundles are in force")
     return Check(
         "opa health",
         False,
-        "GET /health?bundles is not answered by 200",
-        "see the server's log: it does not run, a bundle has not been loaded yet, or it does not let us in",
+        "GET /health?bundles does not answer 200",
+        "see the server's log: it does not run, has not loaded a bundle yet, or refuses this client",
     )
 
 

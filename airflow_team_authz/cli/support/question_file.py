@@ -31,7 +31,7 @@ def read_questions(name: str, text: bytes) -> Sequence[Evaluation]:
     except (msgspec.DecodeError, RecursionError) as error:
         raise UserError(f"{name}: {error}") from None
     if not decoded:
-        raise UserError(f"{name}: the list holds no question")
+        raise UserError(f"{name}: the list has no question")
     asked = decoded if isinstance(decoded, list) else [decoded]
     for i, question in enumerate(asked):
         for problem in _unknown_words(f"$[{i}]" if isinstance(decoded, list) else "$", question):

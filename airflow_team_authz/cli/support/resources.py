@@ -42,9 +42,9 @@ def resource_named(action: str, word: str, team: str | None) -> Resource:
     _check_action(action, kind)
     if (action == "list") == bool(separator):
         raise UserError(
-            f"write {name} to list things of that type, and {name}/ID to {action} one"
+            f"write {name} to list resources of that type, and {name}/ID to {action} one"
             if separator
-            else f"{name}/ID: say which one"
+            else f"write {name}/ID: the id is missing"
         )
     part = kind.entity or UNSET
     if not separator:
@@ -57,7 +57,7 @@ def _check_action(word: str, kind: Kind) -> None:
 
     known = ACTIONS[".".join(filter(None, kind))]
     if word not in known and kind.type not in FREE_VERBS:
-        raise UserError(f"nobody is asked whether to {word} a {'.'.join(filter(None, kind))}: {nearest(word, known)}")
+        raise UserError(f"no door asks about {word} of a {'.'.join(filter(None, kind))}: {nearest(word, known)}")
 
 
 def _owner(type_: str, id_: str) -> str | None:

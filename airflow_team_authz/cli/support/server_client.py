@@ -12,11 +12,19 @@ from airflow_team_authz.cli.support.console import Output, UserError, print_colu
 from airflow_team_authz.files import TokenUnfit, check_token, read_token
 
 ServerOption = Annotated[
-    str, typer.Option("--server", envvar="TEAM_AUTHZ_SERVER", metavar="URL", help="Such as https://bundles.example.")
+    str,
+    typer.Option(
+        "--server",
+        envvar="TEAM_AUTHZ_SERVER",
+        metavar="URL",
+        help="The address of the bundle server, such as https://bundles.example.",
+    ),
 ]
 TokenOption = Annotated[
     Path | None,
-    typer.Option("--token-file", metavar="FILE", help="The token. Default: TEAM_AUTHZ_TOKEN in the environment."),
+    typer.Option(
+        "--token-file", metavar="FILE", help="File with the token. Default: the environment's TEAM_AUTHZ_TOKEN."
+    ),
 ]
 
 
@@ -36,7 +44,7 @@ def ask(method: str, server: str, path: str, token_file: Path | None, output: Ou
         is_text = answer.headers.get("Content-Type", "").startswith("text/x-diff")
         told = answer.text if is_text else answer.json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UserError(f"{url} cannot be asked: {error}") from None
+        raise UserError(f"the server at {url} does not answer: {error}") from None
     except ValueError:
         raise _odd(url, answer.status_code) from None
     if answer.status_code == httpx.codes.OK:
@@ -71,7 +79,7 @@ def released(answer: Any, server: str, owner: str, version: int | None = None) -
 
 
 def _odd(url: str, status: int) -> UserError:
-    return UserError(f"{url} answers {status}, and not as a bundle server does: see --server")
+    return UserError(f"{url} answers {status}, but not as a bundle server: check --server")
 
 
 def _token(file: Path | None) -> str:
