@@ -159,7 +159,8 @@ class Decisions:
     def _write(self, reporter: str, rows: Mapping[str, dict[str, Any]]) -> int:
         """How many were not there yet."""
         for last in (False, True):
-            new = [row for id_, row in rows.items() if id_ not in self._there(reporter, list(rows))] if rows else []
+            there = self._there(reporter, list(rows))
+            new = [row for id_, row in rows.items() if id_ not in there]
             if not new:
                 return 0
             try:

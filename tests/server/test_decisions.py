@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy.event import listen
 
 from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.decision_log import DecisionLog
@@ -113,6 +114,13 @@ def test_the_same_once_more_is_one_record_and_nobody_replaces_anothers(table: De
     assert [(one.reporter, one.record["custom"]["outcome"]) for one in found] == [
         ("token 2", "allow"), ("token 1", "deny"),
     ]  # fmt: skip
+
+
+def test_many_records_take_few_statements(table: Decisions) -> None:
+    asked: list[str] = []
+    listen(table._engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
+    assert taken(table, *(event(connection("alpha")) for _ in range(400))).written == 400
+    assert len(asked) < 10
 
 
 @pytest.mark.parametrize(
