@@ -36,7 +36,7 @@ _MOST_TRIED = 200
 
 
 class Condition(NamedTuple):
-    """One line of a rule's body, as it is written."""
+    """A line of a rule's body, as it is written."""
 
     line: int
     text: str
@@ -58,7 +58,7 @@ class Rule(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One of the five steps in which a decision is made; it ``allows`` or denies. ``speaks``: it does so here.
+    """A step of a decision, of five; it ``allows`` or denies. ``speaks``: it does so here.
 
     ``decides``: it is the first that does. ``notes`` say what roles have to do with it.
     """
@@ -145,7 +145,7 @@ def _many(question: Evaluation, resources: Sequence[Resource]) -> Evaluations:
 
 
 class _Found(NamedTuple):
-    """What OPA says: the decision, what each rule says, and the roles that are enough and held.
+    """OPA's answer: the decision, the result of each rule, the roles that are enough, and the roles that are held.
 
     ``rules`` are by number and hold the reasons, and how many conditions of the body hold in a row.
     """

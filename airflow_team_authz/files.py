@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 
-class TokenUnfit(Exception):
+class UnfitTokenError(Exception):
     """A file or a variable does not hold the token that it should; the message names it, and never shows the token."""
 
 
@@ -16,14 +16,14 @@ def read_token(file: Path) -> str:
     try:
         return check_token(file.read_bytes(), str(file))
     except OSError as error:
-        raise TokenUnfit(f"{file} cannot be read: {error.strerror}") from None
+        raise UnfitTokenError(f"{file} cannot be read: {error.strerror}") from None
 
 
 def check_token(content: bytes, name: str) -> str:
     """The token, if there is nothing else: a header would carry the rest as well, or be shown in an error."""
     token = content.strip()
     if re.fullmatch(rb"[!-~]+", token) is None:
-        raise TokenUnfit(f"{name} holds no token: one word of plain ASCII")
+        raise UnfitTokenError(f"{name} holds no token: one word of plain ASCII")
     return token.decode()
 
 

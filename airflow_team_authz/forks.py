@@ -25,7 +25,7 @@ class _UnderWay:
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Nothing is under way: so it is in a child, too."""
+        """Forget everything under way, as in a child process."""
         self._changed = threading.Condition()
         self._threads: Counter[int] = Counter()
 
@@ -59,7 +59,7 @@ _under_way = _UnderWay()
 
 @contextmanager
 def whole() -> Iterator[None]:
-    """Nobody forks meanwhile, as long as it takes no more than ``LONGEST_SECONDS``. For what is rare: a policy that is
+    """Delay forks meanwhile, up to ``LONGEST_SECONDS``. For what is rare: a policy that is
     loaded, an instance of it that is made.
     """
     with _under_way.one():

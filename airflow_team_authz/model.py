@@ -72,7 +72,7 @@ class Delivery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Resource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is asked about. ``team_id`` is the owning team, ``None`` what is common to all teams.
+    """The resource of a question. ``team_id`` is the owning team; ``None`` is common to all teams.
 
     An absent ``id`` means no resource in particular (list, create); ``entity`` is a part of a Dag or of an asset;
     ``name``, ``uri`` and ``group`` are an asset's. Absent is not null: a null ``id`` would make a rule such as
@@ -135,7 +135,7 @@ class Evaluations(msgspec.Struct, frozen=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One question, as people write it and as ``data.airflow.authz.decision`` reads it."""
+    """A question, as people write it and as ``data.airflow.authz.decision`` reads it."""
 
     subject: Subject
     action: str
@@ -198,38 +198,43 @@ class EngineError(Exception):
 
     decision_id: str = ""
 
+    @property
+    def code(self) -> str:
+        """The kind of error in records and metrics: the class's name without ``Error``."""
+        return type(self).__name__.removesuffix("Error")
 
-class Unreachable(EngineError):
-    """Nobody answers at the engine's address."""
+
+class UnreachableError(EngineError):
+    """No server answers at the engine's address."""
 
 
-class DeadlineExceeded(EngineError):
+class DeadlineExceededError(EngineError):
     """The answer did not come within ``[team_authz] deadline_ms``."""
 
 
-class Undefined(EngineError):
+class UndefinedError(EngineError):
     """The engine runs, but the platform's policy is not loaded in it."""
 
 
-class Malformed(EngineError):
+class MalformedError(EngineError):
     """The engine's answer is not of the agreed form."""
 
 
-class PolicyBroken(EngineError):
+class PolicyBrokenError(EngineError):
     """The policy cannot be loaded, or fails while it is evaluated: a conflict, a trap, out of fuel or memory."""
 
 
-class TooLong(PolicyBroken):
+class TooLongError(PolicyBrokenError):
     """The policy has used up what a question may take."""
 
 
-class PlatformTooLong(TooLong):
+class PlatformTooLongError(TooLongError):
     """It has done so without a team's package having been asked."""
 
 
-class KeysUnknown(EngineError):
+class KeysUnknownError(EngineError):
     """The keys of whoever issued a login's token cannot be had, so nobody can say whether it is genuine."""
 
 
-class KeyUnfit(Exception):
+class UnfitKeyError(Exception):
     """A file or a variable does not hold the key that it should; the message names what is wrong, never the key."""

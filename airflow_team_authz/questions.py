@@ -16,7 +16,7 @@ from msgspec import UNSET
 from airflow_team_authz.model import Resource
 
 
-class UnknownQuestion(Exception):
+class UnknownQuestionError(Exception):
     """Airflow asks about something that this version does not know: denied."""
 
 
@@ -91,7 +91,7 @@ def action(method: Any, about: Resource) -> str:
     """The action that a method means: reading no resource in particular is listing, adding a run is triggering."""
     name = _ACTIONS.get(str(method))
     if name is None:
-        raise UnknownQuestion(f"the method {str(method)!r} is unknown")
+        raise UnknownQuestionError(f"the method {str(method)!r} is unknown")
     if name == "read" and about.id is UNSET:
         return "list"
     if name == "create" and about.entity == "run":
@@ -130,5 +130,5 @@ def menu_item(item: MenuItem) -> Resource | None:
 
 def _name(member: Any, known: set[str]) -> str:
     if getattr(member, "name", None) not in known:
-        raise UnknownQuestion(f"{type(member).__name__} {getattr(member, 'name', member)!r} is unknown")
+        raise UnknownQuestionError(f"{type(member).__name__} {getattr(member, 'name', member)!r} is unknown")
     return str(member.name).lower()

@@ -310,7 +310,7 @@ def is_enabled() -> bool:
 
 
 def another_manager() -> str:
-    """What it means that another auth manager is in force than this package's; nothing if it is this one."""
+    """The message that another auth manager than this package is in force; empty if it is this one."""
     from airflow.configuration import conf
 
     name = str(conf.get("core", "auth_manager", fallback=""))
@@ -337,7 +337,7 @@ def read_settings() -> Settings:
 
 
 class Installation(NamedTuple):
-    """What of Airflow's own configuration makes ours count, and where each of our settings that is set comes from."""
+    """Airflow's own settings that this package depends on, and the source of each of its settings."""
 
     auth_manager: str
     multi_team: bool

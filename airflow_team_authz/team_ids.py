@@ -1,4 +1,4 @@
-"""What a team's id looks like: Airflow's own rule for team names, its pattern and its sentence in one place."""
+"""The form of a team's id: Airflow's own rule for team names, as a pattern and as a sentence."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.harness import Rows, compare, compiled, manager_with, op_of_team1, write_policies
 from demo.airflow import Airflow
-from tests.keycloak.server import CLIENT, PASSWORD, Keycloak, Realm, what_is_missing
+from tests.support.keycloak import CLIENT, PASSWORD, Keycloak, Realm, what_is_missing
 
 OURS = "a Keycloak user, in process"
 MANAGER = "airflow.providers.keycloak.auth_manager.keycloak_auth_manager.KeycloakAuthManager"

@@ -157,7 +157,7 @@ class Server:
 def comparisons(home: Path, options: Namespace) -> Iterator[dict[str, Any]]:
     """Every list and page for each of the people, asked of both servers in turn, or only those that hold a text."""
     if options.postgres:
-        from tests.running.postgres import Postgres
+        from tests.support.postgres import Postgres
 
         database = Postgres(home / "postgres")
         try:

@@ -24,7 +24,7 @@ _EDIT_SECONDS = 10
 _POLL_SECONDS = 0.05
 
 
-class Outcome(NamedTuple):
+class SceneResult(NamedTuple):
     """What a step came to. ``seconds`` is how long an edit took to show, 0 without one."""
 
     scene: int
@@ -44,26 +44,26 @@ class Outcome(NamedTuple):
         )
 
 
-def play(site: Site) -> Iterator[Outcome]:
+def play(site: Site) -> Iterator[SceneResult]:
     """The outcomes of all scenes, in order, as they come."""
     for number in range(1, len(SCENES) + 1):
         yield from play_scene(site, number)
 
 
-def play_scene(site: Site, number: int) -> Iterator[Outcome]:
+def play_scene(site: Site, number: int) -> Iterator[SceneResult]:
     """The outcomes of one scene's steps."""
     for step in SCENES[number - 1].steps:
         yield _play(site, number, step)
 
 
-def _play(site: Site, number: int, step: Step) -> Outcome:
+def _play(site: Site, number: int, step: Step) -> SceneResult:
     start = time.monotonic()
     if step.edit is not None:
         site.edit_policy(*step.edit)
     while True:
         answer = _ask(site, step)
         seconds = time.monotonic() - start if step.edit else 0.0
-        outcome = Outcome(number, step, answer.status_code, _shown(answer), _reason(answer), seconds)
+        outcome = SceneResult(number, step, answer.status_code, _shown(answer), _reason(answer), seconds)
         if outcome.ok or step.edit is None or seconds > _EDIT_SECONDS:
             return outcome
         time.sleep(_POLL_SECONDS)

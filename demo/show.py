@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from demo.play import Outcome
+from demo.play import SceneResult
 from demo.play_running import Seen
 from demo.scenes import SCENES
 from demo.site import USERS, Site
@@ -53,9 +53,9 @@ class Show:
                 self._out.print(f"  {key} = {escape(value)}", highlight=False, soft_wrap=True)
         self._out.print("\nRequests are under /api/v2 unless they begin with a slash.\n")
 
-    def scenes(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    def scenes(self, outcomes: Iterable[SceneResult]) -> list[SceneResult]:
         """Print the outcomes scene by scene as they come, in one layout; returns them."""
-        shown: list[Outcome] = []
+        shown: list[SceneResult] = []
         self._out.print(_steps(header=True))
         for number, group in groupby(outcomes, key=lambda outcome: outcome.scene):
             self._out.print(f"\n[bold]{number:>2}  {escape(SCENES[number - 1].words)}[/]", highlight=False)
@@ -84,7 +84,7 @@ class Show:
             self._out.print(f"  {bundle}/{file}: {escape(told)}", highlight=False, soft_wrap=True)
         return shown
 
-    def verdict(self, outcomes: list[Outcome], seen: list[Seen], seconds: float) -> bool:
+    def verdict(self, outcomes: list[SceneResult], seen: list[Seen], seconds: float) -> bool:
         """The last line; whether all is as expected."""
         failed = sum(not outcome.ok for outcome in (*outcomes, *seen))
         summary = f"\n{len(SCENES) + len(seen)} scenes, {len(outcomes)} requests: "
@@ -113,7 +113,7 @@ def _steps(header: bool) -> Table:
     return table
 
 
-def _add(table: Table, outcome: Outcome) -> None:
+def _add(table: Table, outcome: SceneResult) -> None:
     step = outcome.step
     verdict = "[green]OK[/]" if outcome.ok else "[bold red]FAIL[/]"
     request = f"{step.method} {escape(step.path)}"
@@ -125,7 +125,7 @@ def _answer(status: int, shows: frozenset[str] | None) -> str:
     return str(status) if shows is None else f"{status}: {escape(', '.join(sorted(shows)))}"
 
 
-def _actual(outcome: Outcome) -> str:
+def _actual(outcome: SceneResult) -> str:
     step = outcome.step
     if step.edit is not None:
         return f"{outcome.status} in {outcome.seconds:.1f} s"

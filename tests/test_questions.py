@@ -30,7 +30,7 @@ from msgspec import UNSET
 
 from airflow_team_authz import questions
 from airflow_team_authz.model import Context, Evaluation, Resource, Subject
-from airflow_team_authz.questions import UnknownQuestion
+from airflow_team_authz.questions import UnknownQuestionError
 from tests.conftest import REPOSITORY
 
 SCHEMA = json.loads((REPOSITORY / "policies/schemas/input.json").read_text())
@@ -163,7 +163,7 @@ def test_airflows_own_enums_of_methods_mean_the_same_as_their_text() -> None:
 
 @pytest.mark.parametrize("method", ["PATCH", "HEAD", "OPTIONS", "get", "", "read", None, Later.read])
 def test_an_unknown_method_is_an_unknown_question(method: Any) -> None:
-    with pytest.raises(UnknownQuestion, match=r"the method .* is unknown"):
+    with pytest.raises(UnknownQuestionError, match=r"the method .* is unknown"):
         questions.action(method, Resource("dag", id="x"))
 
 
@@ -195,9 +195,9 @@ def test_every_view_of_airflow_is_known(access_view: AccessView) -> None:
 
 @pytest.mark.parametrize("member", [Later.SECRETS, Later.RUNS, Later.read, "RUN", "DOCS", "", 0], ids=repr)
 def test_what_no_airflow_knows_yet_is_an_unknown_question(member: Any) -> None:
-    with pytest.raises(UnknownQuestion, match="is unknown"):
+    with pytest.raises(UnknownQuestionError, match="is unknown"):
         questions.resource("dag", DagDetails("daily"), member)
-    with pytest.raises(UnknownQuestion, match="is unknown"):
+    with pytest.raises(UnknownQuestionError, match="is unknown"):
         questions.view(member)
 
 

@@ -3,3 +3,7 @@
 What travels is a set of files: their paths from the root of the policy directory, with slashes, and their content.
 Knows neither doors nor Airflow.
 """
+
+
+class BundlesError(Exception):
+    """Bundles cannot be built or published."""

@@ -89,7 +89,7 @@ def build(
 
 
 def sign_again(name: str, content: bytes, key: SigningKey) -> bytes:
-    """The same bundle with a signature of now; ``BundleRefused`` unless this key has signed it before."""
+    """The same bundle with a signature of now; ``BundleRefusedError`` unless this key has signed it before."""
     files = unpack(content)
     TrustedKeys.of([key.public]).verify(files, scope(name))
     return pack(key.sign(files, scope(name), int(time.time())))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey, TrustedKeys
-from airflow_team_authz.opa.archive import MANIFEST, BundleRefused, canonical, digest, pack, read_manifest, unpack
+from airflow_team_authz.opa.archive import MANIFEST, BundleRefusedError, canonical, digest, pack, read_manifest, unpack
 
 MAX_ARTIFACT_BYTES = 4 * 1024 * 1024
 # Whose the platform's own part is: no team can be called so.
@@ -46,23 +46,23 @@ def build_artifact(artifact: Artifact, key: SigningKey) -> bytes:
 def read_artifact(content: bytes, owner: str, keys: TrustedKeys, newer_than: int = 0) -> Artifact:
     """The artifact that an owner has published.
 
-    ``BundleRefused`` if it is broken or too large, if none of the keys has signed it for this owner, if it
+    ``BundleRefusedError`` if it is broken or too large, if none of the keys has signed it for this owner, if it
     holds files of others, or if its version is not above ``newer_than``.
     """
     if len(content) > MAX_ARTIFACT_BYTES:
-        raise BundleRefused(f"it is larger than {MAX_ARTIFACT_BYTES >> 20} MiB")
+        raise BundleRefusedError(f"it is larger than {MAX_ARTIFACT_BYTES >> 20} MiB")
     files = unpack(content, MAX_ARTIFACT_BYTES * 2)
     keys.verify(files, owner)
     metadata = read_manifest(files)["metadata"]
     version = metadata.get("version")
     if type(version) is not int or not 0 < version < 2**53:
-        raise BundleRefused("its version is not a positive integer")
+        raise BundleRefusedError("its version is not a positive integer")
     if version <= newer_than:
-        raise BundleRefused(f"its version {version} is not above {newer_than}, which is published already")
+        raise BundleRefusedError(f"its version {version} is not above {newer_than}, which is published already")
     own = {name: text for name, text in files.items() if name not in {MANIFEST, SIGNATURES}}
     for name in sorted(own):
         if not name.startswith(f"{root(owner)}/") or name.startswith("airflow/authz/"):
-            raise BundleRefused(f"{name} is not a file of {owner}")
+            raise BundleRefusedError(f"{name} is not a file of {owner}")
     return Artifact(owner, version, own)
 
 

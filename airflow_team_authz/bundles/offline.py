@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from airflow_team_authz.bundles import BundlesError
 from airflow_team_authz.bundles.aggregate import (
     SIGN_AGAIN_HOURS,
     build,
@@ -21,14 +22,14 @@ from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 from airflow_team_authz.files import replace_file
 from airflow_team_authz.gate.check import check_package
 from airflow_team_authz.gate.platform_part import check_platform
-from airflow_team_authz.model import KeyUnfit
-from airflow_team_authz.opa.archive import BundleRefused, digest, read_manifest, unpack
+from airflow_team_authz.model import UnfitKeyError
+from airflow_team_authz.opa.archive import BundleRefusedError, digest, read_manifest, unpack
 from airflow_team_authz.opa.compile import CompileError
 
 _SUFFIX = ".tar.gz"
 
 
-class Outcome(NamedTuple):
+class AggregationResult(NamedTuple):
     """The result for a team's artifact: ``published``, ``unchanged``, or ``refused``, and then why."""
 
     did: str
@@ -37,7 +38,7 @@ class Outcome(NamedTuple):
     detail: str = ""
 
 
-class Refused(Exception):
+class OfflineError(BundlesError):
     """The platform's own part is not fit to be published."""
 
 
@@ -53,14 +54,14 @@ class Site(NamedTuple):
 
     def aggregate(
         self, environment: str, platform: Mapping[str, bytes], key: SigningKey, opa: str | None = None
-    ) -> list[Outcome]:
+    ) -> list[AggregationResult]:
         """Build the bundles from the platform's files and each team's newest artifact that is good.
 
-        One team's bad artifact holds nobody up: its last good one stays. Raises ``Refused`` if the platform's
+        One team's bad artifact holds nobody up: its last good one stays. Raises ``OfflineError`` if the platform's
         part is not fit, ``CompileError`` if nothing can be compiled at all.
         """
         if findings := check_platform(platform, opa):
-            raise Refused("; ".join(f"{found.file}:{found.line}: {found.message}" for found in findings))
+            raise OfflineError("; ".join(f"{found.file}:{found.line}: {found.message}" for found in findings))
         good, damaged = self._good()
         outcomes = []
         fresh: dict[str, bytes] = {}
@@ -73,7 +74,7 @@ class Site(NamedTuple):
         for team_id in damaged.keys() - fresh.keys():
             # Only now: the platform's tests, which a package has to leave unharmed, need not allow for a denial.
             good[team_id] = denying_artifact(team_id, "the package of this team is damaged")
-            outcomes.append(Outcome("refused", team_id, 0, damaged[team_id]))
+            outcomes.append(AggregationResult("refused", team_id, 0, damaged[team_id]))
         self._build(environment, platform, good, fresh.keys() | damaged.keys(), key, opa)
         for team_id, content in fresh.items():
             replace_file(self._kept(team_id), content)
@@ -90,7 +91,7 @@ class Site(NamedTuple):
             try:
                 files = unpack(file.read_bytes())
                 version = int(read_manifest(files)["metadata"]["version"])
-            except (OSError, BundleRefused, LookupError, ValueError, TypeError) as error:
+            except (OSError, BundleRefusedError, LookupError, ValueError, TypeError) as error:
                 damaged[team_id] = f"its last good artifact {file} is damaged, so all is denied: {error}"
             else:
                 own = {name: text for name, text in files.items() if name.startswith(f"{root(team_id)}/")}
@@ -105,8 +106,8 @@ class Site(NamedTuple):
         platform: Mapping[str, bytes],
         good: Mapping[str, Artifact],
         opa: str | None,
-    ) -> tuple[Outcome, tuple[Artifact, bytes] | None]:
-        """What becomes of an artifact, and if it is new and good, the artifact with the very bytes that were checked.
+    ) -> tuple[AggregationResult, tuple[Artifact, bytes] | None]:
+        """The result for an artifact, and the artifact with the bytes that were checked, if it is new and good.
 
         The file is read once: somebody may replace it meanwhile.
         """
@@ -114,19 +115,19 @@ class Site(NamedTuple):
         try:
             content = file.read_bytes()
             if before and self._kept(team_id).read_bytes() == content:
-                return Outcome("unchanged", team_id, version), None
+                return AggregationResult("unchanged", team_id, version), None
             artifact = read_artifact(content, team_id, TrustedKeys.read(self.trusted / f"{team_id}.pub"), version)
-        except (OSError, BundleRefused, KeyUnfit) as error:
-            return Outcome("refused", team_id, version, f"{file.name}: {error}"), None
+        except (OSError, BundleRefusedError, UnfitKeyError) as error:
+            return AggregationResult("refused", team_id, version, f"{file.name}: {error}"), None
         others = {name: text for other in good.values() if other.owner != team_id for name, text in other.files.items()}
         try:
             findings = check_package(artifact.files, team_id, {**platform, **others}, opa)
         except CompileError as error:
-            return Outcome("refused", team_id, version, f"it could not be checked: {error}"), None
+            return AggregationResult("refused", team_id, version, f"it could not be checked: {error}"), None
         if findings:
             told = "; ".join(f"{found.file}:{found.line}: {found.message} ({found.rule})" for found in findings)
-            return Outcome("refused", team_id, version, told), None
-        return Outcome("published", team_id, artifact.version), (artifact, content)
+            return AggregationResult("refused", team_id, version, told), None
+        return AggregationResult("published", team_id, artifact.version), (artifact, content)
 
     def _build(
         self,
@@ -144,7 +145,7 @@ class Site(NamedTuple):
         if not everything and not changed:
             try:
                 return self._sign_again(environment, before, key)
-            except BundleRefused:
+            except BundleRefusedError:
                 # Somebody has written there: it is built anew.
                 everything = True
         # By the clock, so that it also rises where the directory is lost.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from airflow_team_authz.bundles import BundlesError
 
-class PushFailed(Exception):
+
+class PushError(BundlesError):
     """The store did not take a bundle; the message says which, and what the store said."""
 
 
@@ -28,5 +30,5 @@ def push(files: list[Path], url: str) -> list[str]:
             written.append(store.unstrip_protocol(target))
     except Exception as error:  # every store has its own
         done = f" ({len(written)} of {len(files)} are there)" if written else ""
-        raise PushFailed(f"{url} does not take the bundles{done}: {' '.join(str(error).split())[:300]}") from error
+        raise PushError(f"{url} does not take the bundles{done}: {' '.join(str(error).split())[:300]}") from error
     return written

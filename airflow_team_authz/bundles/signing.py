@@ -22,8 +22,8 @@ from jwt.algorithms import ECAlgorithm
 from jwt.exceptions import PyJWTError
 from jwt.utils import der_to_raw_signature
 
-from airflow_team_authz.model import KeyUnfit
-from airflow_team_authz.opa.archive import BundleRefused, canonical
+from airflow_team_authz.model import UnfitKeyError
+from airflow_team_authz.opa.archive import BundleRefusedError, canonical
 
 SIGNATURES = ".signatures.json"
 ALGORITHM = "ES256"
@@ -51,15 +51,15 @@ class SigningKey:
 
     @classmethod
     def load(cls, pem: bytes, name: str) -> SigningKey:
-        """From PEM without a password; ``name`` is what a ``KeyUnfit`` calls it."""
+        """From PEM without a password; ``name`` is what a ``UnfitKeyError`` calls it."""
         try:
             key = serialization.load_pem_private_key(pem, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise KeyUnfit(
+            raise UnfitKeyError(
                 f"{name} holds no private key in PEM without a password: `team-authz keys new` makes one"
             ) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-            raise KeyUnfit(f"{name} holds another kind of key than ES256 takes: `team-authz keys new` makes one")
+            raise UnfitKeyError(f"{name} holds another kind of key than ES256 takes: `team-authz keys new` makes one")
         return cls(key)
 
     def pem(self) -> bytes:
@@ -106,18 +106,20 @@ class TrustedKeys(dict[str, PublicKey]):
 
     @classmethod
     def load(cls, pem: bytes, name: str) -> TrustedKeys:
-        """From one or several public keys in PEM; ``name`` is what a ``KeyUnfit`` calls it."""
+        """From one or several public keys in PEM; ``name`` is what a ``UnfitKeyError`` calls it."""
         found = []
         for block in _PEM.findall(pem):
             try:
                 key = serialization.load_pem_public_key(block)
             except (ValueError, UnsupportedAlgorithm):
-                raise KeyUnfit(f"a public key in {name} cannot be read") from None
+                raise UnfitKeyError(f"a public key in {name} cannot be read") from None
             if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-                raise KeyUnfit(f"{name} holds another kind of key than ES256 takes")
+                raise UnfitKeyError(f"{name} holds another kind of key than ES256 takes")
             found.append(PublicKey(key))
         if not found:
-            raise KeyUnfit(f"{name} holds no public key in PEM: it is the .pub file that `team-authz keys new` writes")
+            raise UnfitKeyError(
+                f"{name} holds no public key in PEM: it is the .pub file that `team-authz keys new` writes"
+            )
         return cls.of(found)
 
     @classmethod
@@ -126,37 +128,37 @@ class TrustedKeys(dict[str, PublicKey]):
         try:
             return cls.load(path.read_bytes(), str(path))
         except OSError as error:
-            raise KeyUnfit(f"{path} cannot be read: {error.strerror}") from None
+            raise UnfitKeyError(f"{path} cannot be read: {error.strerror}") from None
 
     def pem(self) -> bytes:
         """All of them in PEM."""
         return b"".join(key.pem() for key in self.values())
 
     def verify(self, files: Mapping[str, bytes], scope: str) -> Signature:
-        """The signature of the files for this scope; ``BundleRefused`` if none of these keys has made one."""
+        """The signature of the files for this scope; ``BundleRefusedError`` if none of these keys has made one."""
         try:
             (token,) = json.loads(files[SIGNATURES])["signatures"]
             key_id = _jws.get_unverified_header(token).get("kid")
         except KeyError:
-            raise BundleRefused("it is not signed") from None
+            raise BundleRefusedError("it is not signed") from None
         except (ValueError, TypeError, AttributeError, RecursionError, PyJWTError) as error:
-            raise BundleRefused(f"its signature cannot be read: {error}") from None
+            raise BundleRefusedError(f"its signature cannot be read: {error}") from None
         if not isinstance(key_id, str) or (key := self.get(key_id)) is None:
-            raise BundleRefused(f"it is signed by the key {key_id!r:.40}, which is not trusted here (any more)")
+            raise BundleRefusedError(f"it is signed by the key {key_id!r:.40}, which is not trusted here (any more)")
         try:
             payload = json.loads(_jws.decode(token, key.key, algorithms=[ALGORITHM]))
             said = {file["name"]: file["hash"] for file in payload["files"] if file["algorithm"] == "SHA-256"}
             signed_for, issued_at = payload.get("scope"), payload.get("iat")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, PyJWTError) as error:
-            raise BundleRefused(f"its signature is wrong: {error}") from None
+            raise BundleRefusedError(f"its signature is wrong: {error}") from None
         if signed_for != scope:
-            raise BundleRefused(f"it is signed for {signed_for!r:.60}, not for {scope!r}")
+            raise BundleRefusedError(f"it is signed for {signed_for!r:.60}, not for {scope!r}")
         present = {name: content for name, content in files.items() if name != SIGNATURES}
         for name in sorted(said.keys() ^ present.keys()):
-            raise BundleRefused(f"{name} is {'missing' if name in said else 'not covered by its signature'}")
+            raise BundleRefusedError(f"{name} is {'missing' if name in said else 'not covered by its signature'}")
         for name, content in present.items():
             if not hmac.compare_digest(hashlib.sha256(content).hexdigest().encode(), str(said[name]).encode()):
-                raise BundleRefused(f"{name} is not what was signed")
+                raise BundleRefusedError(f"{name} is not what was signed")
         return Signature(key_id, issued_at if type(issued_at) is int else None)
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from airflow_team_authz.bundles.aggregate import scope
 from airflow_team_authz.bundles.signing import TrustedKeys
-from airflow_team_authz.model import KeyUnfit
-from airflow_team_authz.opa.archive import BundleRefused, read_manifest, unpack
+from airflow_team_authz.model import UnfitKeyError
+from airflow_team_authz.opa.archive import BundleRefusedError, read_manifest, unpack
 
 
 class Opened(NamedTuple):
@@ -34,22 +34,24 @@ class Trust(NamedTuple):
     max_age_hours: int | None = None
 
     def open(self, content: bytes, any_age: bool = False) -> Opened:
-        """The bundle; ``BundleRefused`` if it is not to be trusted, is broken, too old, or changes another one (a
+        """The bundle; ``BundleRefusedError`` if it is not to be trusted, is broken, too old, or changes another one (a
         delta).
         """
         files = unpack(content)
         try:
             keys = TrustedKeys.read(self.keys_file)
-        except KeyUnfit as error:
-            raise BundleRefused(f"nobody can be trusted: {error}") from None
+        except UnfitKeyError as error:
+            raise BundleRefusedError(f"nobody can be trusted: {error}") from None
         key_id, issued_at = keys.verify(files, scope(self.name))
         if not any_age and (outdated := self.outdated(issued_at)):
-            raise BundleRefused(f"{outdated}: see whether the bundle server, or what runs `bundle aggregate`, works")
+            raise BundleRefusedError(
+                f"{outdated}: see whether the bundle server, or what runs `bundle aggregate`, works"
+            )
         if "patch.json" in files:
-            raise BundleRefused("it is a delta bundle, which are not used here")
+            raise BundleRefusedError("it is a delta bundle, which are not used here")
         serial = read_manifest(files)["metadata"].get("serial")
         if type(serial) is not int:
-            raise BundleRefused("its manifest has no serial")
+            raise BundleRefusedError("its manifest has no serial")
         return Opened(files, serial, key_id, issued_at)
 
     def outdated(self, issued_at: int | None) -> str:
@@ -69,5 +71,5 @@ class Trust(NamedTuple):
         """Whether what this key has signed is still to be trusted."""
         try:
             return key_id in TrustedKeys.read(self.keys_file)
-        except KeyUnfit:
+        except UnfitKeyError:
             return False

@@ -37,7 +37,7 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """See the base class."""
-        from airflow_team_authz.model import EngineError, KeyUnfit
+        from airflow_team_authz.model import EngineError, UnfitKeyError
         from airflow_team_authz.opa.compile import CompileError
 
         try:
@@ -47,7 +47,7 @@ class _Group(TyperGroup):
                 raise
             complain(f"{error.name} is not installed: pip install 'airflow-team-authz[bundles,server]'")
             raise typer.Exit(CANNOT) from None
-        except (UserError, EngineError, CompileError, KeyUnfit) as error:
+        except (UserError, EngineError, CompileError, UnfitKeyError) as error:
             complain(str(error))
             raise typer.Exit(CANNOT) from None
 

@@ -50,7 +50,7 @@ TeamOption = Annotated[
 
 
 class By(StrEnum):
-    """Whose permissions: those of people and names, or of roles."""
+    """The subjects of a matrix: people and names, or roles."""
 
     SUBJECT = "subject"
     ROLE = "role"
@@ -247,7 +247,7 @@ def _only(questions: Iterator[Asked], type_: str | None, team: str | None) -> It
 
 
 def _sources(policy: Path | None, opa_url: str | None, sources: Path | None) -> Sources | None:
-    """What the policy's directory and role table say, where they can be read."""
+    """The policy's directory and role table, if they can be read."""
     from airflow_team_authz.review.names import Sources as Read
     from airflow_team_authz.review.names import read_sources
 
@@ -267,12 +267,12 @@ def _settings(policy: Path | None, opa_url: str | None) -> EngineSettings:
 @contextmanager
 def _asking(policy: Path | None, opa_url: str | None) -> Iterator[DecisionPoint]:
     from airflow_team_authz.engines import DecisionPoint
-    from airflow_team_authz.review import NotDecided
+    from airflow_team_authz.review import NotDecidedError
 
     with opened(_settings(policy, opa_url)) as engine:
         try:
             yield DecisionPoint(engine)
-        except NotDecided as error:
+        except NotDecidedError as error:
             raise UserError(str(error)) from None
 
 

@@ -54,7 +54,7 @@ def move(
 
         try:
             moved = names.move(dag_ids or names.dags_of(str(of_bundle)), to, to_team)
-        except names.NotMoved as error:
+        except names.NotMovedError as error:
             raise UserError(str(error)) from None
     if output is Output.JSON:
         print_json(

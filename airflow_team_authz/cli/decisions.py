@@ -112,7 +112,7 @@ def _records(file: Path | None) -> Iterator[Records]:
     """Where the records are; ``UserError`` if they cannot be read there."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from airflow_team_authz.decision_log.database import NoTable
+    from airflow_team_authz.decision_log.database import NoTableError
     from airflow_team_authz.decision_log.reading import InDatabase, InFile
 
     try:
@@ -124,7 +124,7 @@ def _records(file: Path | None) -> Iterator[Records]:
         if isinstance(found, InDatabase):
             found.require()
         yield found
-    except NoTable as error:
+    except NoTableError as error:
         raise UserError(str(error)) from None
     except OSError as error:
         raise UserError(f"the decision log cannot be read: {error.filename}: {error.strerror}") from None

@@ -182,7 +182,7 @@ def _engine_checks(settings: EngineSettings, role: str, in_airflow: bool) -> Ite
 def _rule_checks(settings: EngineSettings) -> Iterator[Check]:
     """Each rule reads what a question has, and is where an engine looks."""
     from airflow_team_authz.gate.policy_files import directory_findings, rule_findings
-    from airflow_team_authz.opa.archive import BundleRefused, unpack
+    from airflow_team_authz.opa.archive import BundleRefusedError, unpack
     from airflow_team_authz.opa.compile import CompileError
 
     if not isinstance(settings.policy, Path):
@@ -193,7 +193,7 @@ def _rule_checks(settings: EngineSettings) -> Iterator[Check]:
             found = directory_findings(settings.policy, settings.opa)
         else:
             found = rule_findings(unpack(settings.policy.read_bytes()), settings.opa)
-    except (BundleRefused, CompileError, OSError) as error:
+    except (BundleRefusedError, CompileError, OSError) as error:
         yield Check("rules", False, f"{settings.policy} cannot be checked: {error}")
         return
     for _, file, line, message, help_, level in found:

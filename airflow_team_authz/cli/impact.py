@@ -51,7 +51,7 @@ def impact(
 
     Exit code 0: shown. 1: there is what --fail-on names. 2: there is no answer.
     """
-    from airflow_team_authz.review import NotDecided
+    from airflow_team_authz.review import NotDecidedError
     from airflow_team_authz.review.kinds import Kinds
     from airflow_team_authz.review.names import read_sources
 
@@ -63,7 +63,7 @@ def impact(
     questions, unseen = of_inventory(*sources) if inventory else (kinds.questions(), kinds.unseen)
     try:
         found = _compared(old, new, questions, kinds.roles)
-    except NotDecided as error:
+    except NotDecidedError as error:
         raise UserError(str(error)) from None
     places = _places(found, *sources)
     if output is Report.JSON:

@@ -183,7 +183,7 @@ def template(kind: str) -> Files:
 
 
 def platform_files() -> Files:
-    """What is written for a platform besides what platforms and teams share."""
+    """Files of a platform's directory, without those that platforms and teams share."""
     from airflow_team_authz.opa.compile import shipped_policies
 
     roles = _ROLES / "data.json"

@@ -165,7 +165,7 @@ def _print(said_by: str, subject: Subject, standing: Standing, revision: str) ->
 
 
 def _notes(subject: Subject, standing: Standing) -> list[str]:
-    """What is probably not meant."""
+    """Hints about entries that are probably not intended."""
     known = {source.name for source in standing.entries}
     paths = [name for name in subject.groups or () if name.startswith("/") and name not in known]
     return [FULL_PATHS.format(", ".join(paths[:_SHOWN]))] if paths else []

@@ -203,7 +203,7 @@ def _entry(
     error: EngineError | None = None,
     engines_ids: Sequence[str] = (),
 ) -> Entry:
-    """What is to be recorded; of many resources a part, which is chosen here unless it is given."""
+    """The entry of a decision. Of many resources it keeps a part, which is chosen here unless it is given."""
     asked = len(question.resources)
     if resources is None and asked == 1:
         resources = question.resources
@@ -221,7 +221,7 @@ def _entry(
 
 
 def _about(question: Evaluations) -> tuple[Hashable, ...]:
-    """What makes two refusals the same. Not whose a resource is: an id in an answer would tell that it has changed."""
+    """The key of equal refusals. It lacks the owner: otherwise the id in an answer would reveal a new owner."""
     subject, resources = question.subject, question.resources
     if len(resources) == 1:
         one = resources[0]

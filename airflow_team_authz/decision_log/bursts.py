@@ -80,7 +80,7 @@ class Bursts:
             self._ended.append(burst)
 
     def over(self, at_once: bool = False) -> list[tuple[Any, Repeated]]:
-        """Those that have ended, or all ``at_once``, with their repetitions, if they had any."""
+        """Bursts that have ended, or all ``at_once``, with their repetitions, if there were any."""
         now = time.monotonic()
         with self._lock:
             for key in [key for key, burst in self._running.items() if at_once or burst.ends <= now]:

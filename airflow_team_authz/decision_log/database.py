@@ -26,7 +26,7 @@ _CLEANED_AT_ONCE = 1_000
 _STATEMENT_SECONDS = 15
 
 
-class NoTable(Exception):
+class NoTableError(Exception):
     """The database has no table of decisions."""
 
 

@@ -62,7 +62,7 @@ class Levels:
             self._levels[type_, action] = _level(name.strip())
 
     def of(self, type_: str, action: str) -> Recorded:
-        """What is recorded of questions about this type and action."""
+        """The level of questions about this type and action."""
         known = self._known.get((type_, action))
         if known is None:
             if len(self._known) >= _MOST_KNOWN:

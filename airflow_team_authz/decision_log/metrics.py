@@ -100,7 +100,7 @@ class Metrics:
 
     def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str:
         """See ``engines.Observer``."""
-        self._count(("errors", origin.door(), type(error).__name__))
+        self._count(("errors", origin.door(), error.code))
         self._begin()
         return self._log.failed(question, error, nanoseconds)
 

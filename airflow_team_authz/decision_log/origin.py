@@ -61,7 +61,7 @@ def come_in(door: str, scope: Mapping[str, Any]) -> None:
 
 @contextmanager
 def at(door: str, scope: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """What is asked in here is asked at this door, of the request that ``scope`` is about, or of the one before."""
+    """Mark questions of this block as asked at a door, for the request of ``scope``, or for the one before."""
     token = _door.set(_Door(door, _door.get().scope if scope is None else scope))
     try:
         yield

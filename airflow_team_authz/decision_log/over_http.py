@@ -23,7 +23,7 @@ _TIMEOUT_SECONDS = 10.0
 _FOR_GOOD = (400, 413, 422)
 
 
-class Refused(Exception):
+class RecordsRefusedError(Exception):
     """The server does not take the records; the message says what it answers."""
 
 
@@ -40,7 +40,10 @@ class _Post:
         self._client: httpx.Client | None = None
 
     def send(self, content: str) -> httpx.Response | None:
-        """The answer; nothing if the server will never take it. ``Refused``, or what httpx raises, if it may later."""
+        """The answer; ``None`` if the server will never take the content.
+
+        Raises ``RecordsRefusedError``, or an error of httpx, if it may take it later.
+        """
         import httpx
 
         if self._client is None:
@@ -51,7 +54,7 @@ class _Post:
             return None
         if not answer.is_success:
             hint = f" (see {self._hint})" if answer.status_code in {401, 403} else ""
-            raise Refused(f"it answers {answer.status_code} {answer.reason_phrase}{hint}")
+            raise RecordsRefusedError(f"it answers {answer.status_code} {answer.reason_phrase}{hint}")
         return answer
 
 

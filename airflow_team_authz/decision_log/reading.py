@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple, Protocol
 
 from sqlalchemy import Engine, Table, select
 
-from airflow_team_authz.decision_log.database import NO_TABLE, NoTable, column, has_table
+from airflow_team_authz.decision_log.database import NO_TABLE, NoTableError, column, has_table
 from airflow_team_authz.decision_log.sinks import KEPT
 from airflow_team_authz.decision_log.tables import decisions
 
@@ -56,7 +56,7 @@ class Records(Protocol):
         """``new`` begins after what is there now."""
 
     def new(self, wanted: Wanted) -> list[Record]:
-        """Those that have been written since ``begin``, or since the last call."""
+        """Records that were written since ``begin``, or since the last call."""
 
     def one(self, decision_id: str) -> Record | None:
         """The record of this id."""
@@ -84,9 +84,9 @@ class InDatabase:
         self._seen: deque[int] = deque(maxlen=_SEEN)
 
     def require(self) -> None:
-        """``NoTable`` if there is none."""
+        """``NoTableError`` if there is none."""
         if not has_table(self._engine, self.table):
-            raise NoTable(NO_TABLE)
+            raise NoTableError(NO_TABLE)
 
     def newest(self, wanted: Wanted, limit: int) -> list[Record]:
         """See ``Records``."""

@@ -1,4 +1,4 @@
-"""One record: the fields of OPA's decision log events, and what is ours under ``custom``. See ``record.schema.json``.
+"""One record: the fields of OPA's decision log events, and our own under ``custom``. See ``record.schema.json``.
 
 What a record holds is decided here, and so is what it must not hold: masked values, and what looks like a secret.
 """
@@ -192,7 +192,7 @@ class Form:
             decisions = [_plain(decision) for decision in entry.decisions]
             record["result"] = decisions[0] if one and decisions else decisions
         if entry.error is not None:
-            record["error"] = {"code": type(entry.error).__name__, "message": str(entry.error)}
+            record["error"] = {"code": entry.error.code, "message": str(entry.error)}
         if entry.revision:
             record["bundles"] = {"authz": {"revision": entry.revision}}
         trace_id, span_id = origin.trace()

@@ -45,14 +45,14 @@ REPLAYED = "asset event replayed"
 
 
 class _Change(NamedTuple):
-    """What `register_asset_change` was called with, as far as it says who is the source."""
+    """Arguments of `register_asset_change` that name the source."""
 
     source_is_api: bool
     api_user_teams: Collection[str]
 
 
 class _Consent(NamedTuple):
-    """What Airflow knows of the authors' consent, and what it would do alone."""
+    """Airflow's knowledge of the authors' consent, and its own decision."""
 
     airflow_allows: Collection[str]
     consumer_teams: list[str] | None
@@ -231,7 +231,7 @@ def _without_decision(
         if own_start and run.team_id in own and run.delivery and run.delivery.airflow_allows:
             started.add(dags[dag_id])
             continue
-        held = Held(
+        held = HeldDelivery(
             event.id, event.asset_id, question.subject, (run, sent), partition_date, fitting(error, _ERROR_BYTES)
         )
         _hold_back(held, dag_id, session)
@@ -250,7 +250,7 @@ def _own_dags_start() -> bool:
         return False
 
 
-class Held(msgspec.Struct, frozen=True):
+class HeldDelivery(msgspec.Struct, frozen=True):
     """A delivery that waits for a decision, as the audit log keeps it."""
 
     event_id: int
@@ -278,10 +278,10 @@ class Waiting(NamedTuple):
 
     dag_id: str
     since: str
-    held: Held
+    held: HeldDelivery
 
 
-class Outcome(NamedTuple):
+class ReplayResult(NamedTuple):
     """The result for a delivery that waited; ``state`` is one of the audit log's events."""
 
     dag_id: str
@@ -301,7 +301,7 @@ def held_back() -> list[Waiting]:
         ]
 
 
-def replay() -> Iterator[Outcome]:
+def replay() -> Iterator[ReplayResult]:
     """Ask again for each delivery that waits, and start the Dag if it is allowed now.
 
     The first ``EngineError`` ends it. Each is committed by itself: whoever is interrupted goes on where it ended.
@@ -315,12 +315,12 @@ def replay() -> Iterator[Outcome]:
             yield outcome
 
 
-def _held_back(session: Session) -> list[tuple[Log, Held]]:
+def _held_back(session: Session) -> list[tuple[Log, HeldDelivery]]:
     rows = session.scalars(select(Log).where(Log.event == HELD_BACK).order_by(Log.id))
-    return [(row, msgspec.json.decode(_held_text(row, session), type=Held)) for row in rows]
+    return [(row, msgspec.json.decode(_held_text(row, session), type=HeldDelivery)) for row in rows]
 
 
-def _replay(row: Log, held: Held, session: Session) -> Outcome:
+def _replay(row: Log, held: HeldDelivery, session: Session) -> ReplayResult:
     from airflow.models import DagModel
 
     dag_id = str(row.dag_id)
@@ -339,11 +339,11 @@ def _replay(row: Log, held: Held, session: Session) -> Outcome:
     row.event = REFUSED if against else REPLAYED
     session.execute(delete(Log).where(Log.id.in_(_parts(row))))
     row.extra = _told(held.event_id, tuple(against))
-    return Outcome(dag_id, held.event_id, row.event, tuple(against))
+    return ReplayResult(dag_id, held.event_id, row.event, tuple(against))
 
 
-def _question_now(held: Held, dag: DagModel, session: Session) -> Evaluations:
-    """What would be asked of such an event now: Dags move to other teams, and authors change their minds."""
+def _question_now(held: HeldDelivery, dag: DagModel, session: Session) -> Evaluations:
+    """The question about such an event at present: Dags move to other teams, and authors change their minds."""
     source = _source_now(held, session)
     with _set(_consent, None):
         # Airflow 3.2 has none, and knows no consent.
@@ -357,7 +357,7 @@ def _question_now(held: Held, dag: DagModel, session: Session) -> Evaluations:
         return _question(source, held.asset_id, [dag], session)
 
 
-def _source_now(held: Held, session: Session) -> _Source:
+def _source_now(held: HeldDelivery, session: Session) -> _Source:
     """The author of the event, and that author's present teams."""
     subject = held.subject
     if subject.type == "user":
@@ -372,7 +372,7 @@ def _source_now(held: Held, session: Session) -> _Source:
     return _Source(subject, _teams(held.resources[1].team_id))
 
 
-def _consumers_now(held: Held, session: Session) -> dict[str, Any]:
+def _consumers_now(held: HeldDelivery, session: Session) -> dict[str, Any]:
     """Which teams get the event: a task's author may have changed it, what a person said of the event stays."""
     from airflow.models.asset import TaskOutletAssetReference as Outlet
 
@@ -389,7 +389,7 @@ def _consumers_now(held: Held, session: Session) -> dict[str, Any]:
 
 
 def _of_this_airflow(**named: Any) -> dict[str, Any]:
-    """Those of the arguments that `_queue_dagruns` takes here: Airflow 3.2 knows no partition date."""
+    """The arguments that this Airflow's `_queue_dagruns` takes: Airflow 3.2 has no partition date."""
     known = AssetManager._queue_dagruns.__kwdefaults__ or {}
     names = {*AssetManager._queue_dagruns.__code__.co_varnames, *known}
     return {name: value for name, value in named.items() if name in names}
@@ -404,7 +404,7 @@ def _row(event: str, dag_id: str, subject: Subject, extra: str) -> Log:
     return Log(event, dag_id=dag_id, owner=fitting(subject.id, Log.owner.type.length), extra=extra)
 
 
-def _hold_back(held: Held, dag_id: str, session: Session) -> None:
+def _hold_back(held: HeldDelivery, dag_id: str, session: Session) -> None:
     """Keep a delivery; what does not fit into one row goes on in others, which the first one names."""
     text = _encode(held)
     row = _row(HELD_BACK, dag_id, held.subject, text)

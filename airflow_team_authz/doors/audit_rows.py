@@ -67,14 +67,14 @@ class _Kept:
         self.add = self.rows.append
 
     def commit(self) -> None:
-        """Nothing is to be written yet."""
+        """Write nothing yet."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
 
 def _decided() -> set[Resource]:
-    """What the request is about: what it may write, or read if it writes nothing; nothing if nothing was decided."""
+    """Resources that the request may write; if it writes nothing, those that it may read; empty without a decision."""
     running = requests.current()
     allowed = running.allowed if running else set()
     about = {resource for action, resource in allowed if action not in _READING} or {
@@ -87,7 +87,7 @@ def _decided() -> set[Resource]:
 
 
 def _rows(written: Any, about: set[Resource], request: Any, route: APIRoute) -> Iterator[Any]:
-    """One row for each team that the request is about. A row about several teams would tell each about the others."""
+    """A row for each team of the request. A row about several teams would reveal each to the others."""
     teams = sorted({resource.team_id for resource in about}, key=str)
     said = json.loads(written.extra) if written.extra else {}
     for team_id in teams:

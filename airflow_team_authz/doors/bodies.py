@@ -1,4 +1,4 @@
-"""What a request's body says of teams, as far as Airflow 3.3 does not tell its auth manager.
+"""Reads teams from a request's body, where Airflow 3.3 does not give them to its auth manager.
 
 Airflow asks about the team that a changed connection, variable or pool would go to, with three gaps:
 

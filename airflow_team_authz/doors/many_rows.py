@@ -52,7 +52,7 @@ _newest: dict[tuple[str, Any, type], _Newest] = {}
 
 
 def many_rows(session: Session, statement: Any, row: type[Row]) -> Rows[Row]:
-    """What ``statement`` selects, in any order, as instances of ``row``: a ``msgspec.Struct`` with ``array_like``.
+    """Rows of ``statement``, in any order, as instances of ``row``: a ``msgspec.Struct`` with ``array_like``.
 
     Columns are texts and whole numbers. Make the statement once, since what is made of it is kept.
     """

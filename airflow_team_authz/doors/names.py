@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import exists, insert, or_, select, update
 
+from airflow_team_authz.doors import DoorError
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import requests
 from airflow_team_authz.settings import SettingsError
@@ -31,11 +32,11 @@ log = logger(__name__)
 MOVED = "dag moved"
 
 
-class NotMoved(Exception):
+class NotMovedError(DoorError):
     """Dags cannot be moved as it was asked; none of them has been. The message says why, and what to do."""
 
 
-class TakenMeanwhile(Exception):
+class TakenMeanwhileError(DoorError):
     """Another team's bundle has declared a Dag id while a file with it was written: nothing of that file is written."""
 
 
@@ -70,7 +71,7 @@ def guard(module: ModuleType) -> None:
 
 
 def _guard_parsing(module: Any) -> None:
-    """What writes parsed Dags into the database leaves out those that are another team's."""
+    """Make Airflow leave out Dags of other teams when it writes parsed Dags into the database."""
     write = module.update_dag_parsing_results_in_db
 
     def write_own(
@@ -108,7 +109,7 @@ def _guard_parsing(module: Any) -> None:
     def add_own(self: Any, *, session: Session) -> dict[str, DagModel]:
         found: dict[str, DagModel] = add(self, session=session)
         if others := _others(self.bundle_name, self.dags, session, locked=True):
-            raise TakenMeanwhile("; ".join(_refusal(*other, self.bundle_name) for other in others.items()))
+            raise TakenMeanwhileError("; ".join(_refusal(*other, self.bundle_name) for other in others.items()))
         return found
 
     module.DagModelOperation.add_dags = add_own
@@ -116,7 +117,7 @@ def _guard_parsing(module: Any) -> None:
 
 
 def _guard_watchers(module: Any) -> None:
-    """Whoever describes an asset sets its watchers, so those of another team's are left alone."""
+    """Keep another team's watchers of an asset: each description of the asset would replace them."""
     # Airflow 3.2 knows no teams of triggers.
     if not hasattr(module.Trigger, "team_name"):
         return
@@ -189,7 +190,7 @@ def _conceals() -> bool:
 
 
 def _others(bundle_name: str, dag_ids: Iterable[str], session: Session, locked: bool = False) -> dict[str, Home]:
-    """Those of the Dags that belong to another team than the bundle does."""
+    """Dags that belong to another team than the bundle."""
     if not (homes := _homes(dag_ids, session, locked)):
         return {}
     team_id = _team_of_bundle(bundle_name, session)
@@ -269,8 +270,8 @@ def _whoever_asks(find: Callable[..., Any]) -> Callable[..., Any]:
 def move(dag_ids: Collection[str], bundle_name: str | None, team_id: str | None) -> list[Moved]:
     """Give Dags to a bundle, or to the only bundle of a team: all of them, or none.
 
-    They stay as they are until a file of that bundle declares them, and start no runs before. ``NotMoved`` if a Dag,
-    the bundle or the team does not exist, or the team has several bundles.
+    They stay as they are until a file of that bundle declares them, and start no runs before. Raises ``NotMovedError``
+    if a Dag, the bundle or the team does not exist, or if the team has several bundles.
     """
     from airflow.models import DagModel
     from airflow.models.log import Log
@@ -281,7 +282,9 @@ def move(dag_ids: Collection[str], bundle_name: str | None, team_id: str | None)
         new = _bundle(bundle_name, session) if bundle_name is not None else _only_bundle(str(team_id), session)
         homes = _homes(dag_ids, session, locked=True)
         if unknown := sorted(set(dag_ids) - homes.keys()):
-            raise NotMoved(f"Airflow's database has no Dag {', '.join(unknown)}: check the ids. Nothing has been moved")
+            raise NotMovedError(
+                f"Airflow's database has no Dag {', '.join(unknown)}: check the ids. Nothing has been moved"
+            )
         moved = [Moved(dag_id, homes[dag_id], new) for dag_id in dict.fromkeys(dag_ids)]
         for one in moved:
             if one.old == new:
@@ -293,7 +296,7 @@ def move(dag_ids: Collection[str], bundle_name: str | None, team_id: str | None)
 
 
 def dags_of(bundle_name: str) -> list[str]:
-    """All Dags of a bundle, which need not be configured any more. ``NotMoved`` if it has none."""
+    """All Dags of a bundle, which need not be configured any more. ``NotMovedError`` if it has none."""
     from airflow.models import DagModel
     from airflow.utils.session import create_session
 
@@ -301,22 +304,22 @@ def dags_of(bundle_name: str) -> list[str]:
         of_bundle = select(DagModel.dag_id).where(DagModel.bundle_name == bundle_name).order_by(DagModel.dag_id)
         dag_ids = list(session.scalars(of_bundle))
     if not dag_ids:
-        raise NotMoved(f"Bundle {bundle_name} has no Dags: check its name. Nothing has been moved")
+        raise NotMovedError(f"Bundle {bundle_name} has no Dags: check its name. Nothing has been moved")
     return dag_ids
 
 
 def _bundle(name: str, session: Session) -> Home:
     if name not in (configured := _bundles(session)):
-        raise NotMoved(f"No bundle {name} is configured. These are: {', '.join(configured) or 'none'}")
+        raise NotMovedError(f"No bundle {name} is configured. These are: {', '.join(configured) or 'none'}")
     return Home(name, _team_of_bundle(name, session))
 
 
 def _only_bundle(team_id: str, session: Session) -> Home:
     of_team = [name for name in _bundles(session) if _team_of_bundle(name, session) == team_id]
     if not of_team:
-        raise NotMoved(f"Team {team_id} has no bundle: configure one in [dag_processor] dag_bundle_config_list")
+        raise NotMovedError(f"Team {team_id} has no bundle: configure one in [dag_processor] dag_bundle_config_list")
     if len(of_team) > 1:
-        raise NotMoved(f"Team {team_id} has several bundles: say which by --to. They are: {', '.join(of_team)}")
+        raise NotMovedError(f"Team {team_id} has several bundles: say which by --to. They are: {', '.join(of_team)}")
     return Home(of_team[0], team_id)
 
 

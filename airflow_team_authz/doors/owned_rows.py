@@ -35,7 +35,7 @@ class Owner(Protocol):
         """Which rows may be read, or with ``writes`` changed in bulk; ``None`` for all of them."""
 
     def resources(self, row: Any, session: Session) -> set[Resource]:
-        """What questions about writing this row are about; all of them have to be allowed."""
+        """Resources of the questions about writing this row. The policy has to allow all of them."""
 
 
 class OfDag(NamedTuple):

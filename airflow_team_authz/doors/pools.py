@@ -53,7 +53,7 @@ class _Known(msgspec.Struct):
 
 
 class _Answers(NamedTuple):
-    """What is decided about each pool, ``None`` where nobody can say; why not; and the team's default pool."""
+    """Decisions about pools (``None``: no decision), the reason for a missing one, and the team's default pool."""
 
     decisions: dict[str, Decision | None]
     error: str
@@ -115,7 +115,7 @@ def missing_default_pools(point: DecisionPoint) -> dict[str, str]:
 
 
 def _ask(bundle_name: str, dags: Iterable[Any], session: Session) -> _Answers:
-    """One question about all the pools that the Dags use; where there is no answer, the last one."""
+    """Ask one question about all pools of the Dags. Without an answer, the last one stays valid."""
     subject = dag_processor(bundle_name, session)
     known = _read(bundle_name)
     try:
@@ -182,7 +182,7 @@ def _where(dag: Any, pool: str, tasks: list[str]) -> str:
 
 
 def _warnings(dags: Iterable[Any], default_pool: str | None, session: Session) -> Iterator[DagWarning]:
-    """One for each Dag with a pool that does not exist: the scheduler lets its tasks wait for ever."""
+    """Warnings about Dags with a pool that does not exist: the scheduler lets such tasks wait for ever."""
     used = [(dag, _pools(dag)) for dag in dags]
     names = {name for _, pools in used for name in pools}
     missing = names - set(session.scalars(select(Pool.pool).where(Pool.pool.in_(names))))

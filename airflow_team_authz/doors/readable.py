@@ -250,7 +250,7 @@ class Readable:
         return Scope(not writes and len(ids) == len(assets), ids)
 
     def _assets_of_task(self, entity: str | UnsetType, writes: bool) -> Scope:
-        """Those that it was allowed by name, and those that its own Dag uses."""
+        """Assets that the policy allowed by name, and assets of the task's own Dag."""
         ids = {
             int(resource.id)
             for action, resource in self._request.allowed
@@ -270,7 +270,7 @@ class Readable:
         return len(self._request.allowed), len(self._request.concealed)
 
     def kept(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What ``make`` has made for this key in this request."""
+        """The value that ``make`` returned for this key in this request."""
         if key not in self._memo:
             self._memo[key] = make()
         return self._memo[key]
@@ -353,5 +353,5 @@ def existing() -> list[Resource]:
 
 
 def _dependencies(compressed: bytes | None) -> Sequence[dict[str, Any]]:
-    """Those of a whole Dag that is kept compressed (``[core] compress_serialized_dags``)."""
+    """Dependencies of a Dag that is stored compressed (``[core] compress_serialized_dags``)."""
     return json.loads(zlib.decompress(compressed))["dag"]["dag_dependencies"] if compressed else ()

@@ -1,4 +1,4 @@
-"""What Airflow does only where ``[core] auth_manager`` has "FabAuthManager" in its text, and so not with this package.
+"""Features that Airflow has only if the text of ``[core] auth_manager`` contains "FabAuthManager".
 
 FAB may log people in all the same. Its sessions are cleaned then, and a Dag's ``access_control``, which only FAB's own
 decisions read, is an import error instead of nothing.

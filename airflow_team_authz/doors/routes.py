@@ -19,6 +19,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 from sqlalchemy import select
 
+from airflow_team_authz.doors import DoorError
 from airflow_team_authz.doors.asset_owners import NamedAsset, owner_for, owning_teams
 from airflow_team_authz.identities import requests
 from airflow_team_authz.identities.machines import teams_of_dags
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Request(NamedTuple):
-    """What of a request names a resource: parameters of path and query, who asks, and a database session."""
+    """Parts of a request that name a resource: parameters of path and query, the subject, and a database session."""
 
     path: Mapping[str, Any]
     query: Mapping[str, str]
@@ -37,8 +38,8 @@ class Request(NamedTuple):
     session: Session
 
 
-class Missing(Exception):
-    """What is to be changed does not exist, or is to be answered like that."""
+class MissingError(DoorError):
+    """The resource to change does not exist, or the answer has to be the same."""
 
 
 def _common(_: Request, resource: Resource) -> Resource:
@@ -58,7 +59,7 @@ class Route(NamedTuple):
 
     Without an action it depends on whether the resource is there: update, or else create. The others are for
     ``[team_authz] refusals``: whether Airflow's route will find nothing of a resource that is to be answered as if it
-    were not there (or it raises ``Missing``), and what would be asked about if it were not: ``None`` for nothing.
+    were not there (or it raises ``MissingError``), and what would be asked about if it were not: ``None`` for nothing.
     """
 
     action: str | None
@@ -82,15 +83,15 @@ def _hidden(_: Request, __: Resource) -> bool:
 
 
 def _no_dag(_: Request, resource: Resource) -> bool:
-    raise Missing(f"Dag with dag_id: '{resource.id}' not found")
+    raise MissingError(f"Dag with dag_id: '{resource.id}' not found")
 
 
-class Unanswered(Exception):
-    """Nobody can say what a request is about, because something that Airflow would ask does not answer."""
+class UnansweredError(DoorError):
+    """The resource of a request is unknown, because a secrets backend does not answer."""
 
 
-class Ambiguous(Exception):
-    """What is asked about may be one team's or another's, so it is nobody's."""
+class AmbiguousError(DoorError):
+    """The resource may belong to one team or another one, so no team gets it."""
 
 
 def _connection(request: Request) -> Resource:
@@ -116,7 +117,7 @@ def _readable_owner(request: Request, team: Any, key: Any, id_: str) -> str | No
 
 
 def _refuse_shared_name(team_id: str, kind: str, id_: str, session: Session) -> None:
-    """``Ambiguous`` if a team's variable of the environment may be meant for another team: capitals hide which."""
+    """``AmbiguousError`` if a team's variable of the environment may be meant for another team: capitals hide which."""
     name = f"AIRFLOW_{kind}__{team_id}___{id_}".upper()
     if name not in os.environ:
         return
@@ -124,7 +125,7 @@ def _refuse_shared_name(team_id: str, kind: str, id_: str, session: Session) -> 
         other for other in session.scalars(select(Team.name)) if name.startswith(f"AIRFLOW_{kind}__{other}___".upper())
     ]
     if len(meant) > 1:
-        raise Ambiguous(
+        raise AmbiguousError(
             f"the environment variable {name} may be meant for team {' or '.join(sorted(meant))}, so no task gets it: "
             "these teams' names are the same in capitals, or but for underscores at the end"
         )
@@ -142,7 +143,9 @@ def _in_a_backend(subject: Subject, key: Any, id_: str) -> bool:
             # That backend's answer, which the subject gets too.
             return True
         except Exception as error:
-            raise Unanswered(f"The secrets backend {type(backend).__name__} fails: {type(error).__name__}") from error
+            raise UnansweredError(
+                f"The secrets backend {type(backend).__name__} fails: {type(error).__name__}"
+            ) from error
         if found is not None:
             return True
     return False
@@ -220,8 +223,8 @@ def _asset_route(*parameters: str, entity: str | None = None) -> Route:
     return Route("read", _asset(*parameters, entity=entity), _hidden, _unknown_asset(parameters, entity))
 
 
-def _no_asset(named: Mapping[str, str]) -> Missing:
-    return Missing(f"Asset with {' and '.join(f'{name}={value!r}' for name, value in named.items())} not found")
+def _no_asset(named: Mapping[str, str]) -> MissingError:
+    return MissingError(f"Asset with {' and '.join(f'{name}={value!r}' for name, value in named.items())} not found")
 
 
 def _state_route(action: str, parameter: str) -> Route:
@@ -236,7 +239,7 @@ def _state_route(action: str, parameter: str) -> Route:
         if not shared(request, resource):
             raise _no_asset({parameter: request.query[parameter]})
         if action == "read":
-            raise Missing(f"Asset state store key {request.query.get('key')!r} not found")
+            raise MissingError(f"Asset state store key {request.query.get('key')!r} not found")
         return False
 
     def missing(request: Request, resource: Resource) -> Resource | None:
@@ -265,7 +268,7 @@ def _pool_of_task(request: Request) -> Resource | None:
         # Airflow itself refuses, whether there is such a task or not (`ti:self`).
         return None
     if row is None:
-        raise Missing(f"Task Instance {id_} not found")
+        raise MissingError(f"Task Instance {id_} not found")
     return Resource("pool", _owner(request.session, Pool.team_name, Pool.pool, row.pool), row.pool)
 
 

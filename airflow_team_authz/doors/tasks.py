@@ -21,7 +21,7 @@ from sqlalchemy import select
 
 from airflow_team_authz import questions
 from airflow_team_authz.decision_log import origin
-from airflow_team_authz.doors import disclosure, routes, wall
+from airflow_team_authz.doors import DoorError, disclosure, routes, wall
 from airflow_team_authz.doors.decision_point import decision_point
 from airflow_team_authz.doors.disclosure import told_id
 from airflow_team_authz.identities import machines, requests
@@ -37,11 +37,11 @@ _KEYS = ("GET", "/variables/keys")
 _airflows = SimpleNamespace()
 
 
-class NotGuarded(Exception):
+class NotGuardedError(DoorError):
     """The Execution API cannot be guarded: it must not serve."""
 
 
-class _Answered(Exception):
+class _Answered(Exception):  # noqa: N818 - an answer, no error
     """A request that is answered here, in place of Airflow's route."""
 
     def __init__(self, response: Response) -> None:
@@ -70,7 +70,7 @@ async def team_of_resource(request: Request, _: Annotated[TIToken, Depends(decid
 
 
 class _Allowed(NamedTuple):
-    """What a request may do: its queries find what belongs to that, and to the task's own Dag."""
+    """Permissions of a request. Its queries find the rows that they cover, and those of the task's own Dag."""
 
     subject: Subject
     allowed: set[tuple[str, Resource]]
@@ -103,11 +103,11 @@ def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[s
         asked = routes.Request(request.path_params, request.query_params, subject, session)
         try:
             resource = route.resource(asked)
-        except routes.Missing as missing:
+        except routes.MissingError as missing:
             raise _not_found(missing) from None
-        except routes.Ambiguous as error:
+        except routes.AmbiguousError as error:
             raise _refused(subject, about, str(error)) from None
-        except routes.Unanswered as error:
+        except routes.UnansweredError as error:
             raise _no_decision(error) from None
         if resource is None:
             return None, None
@@ -121,7 +121,7 @@ def _decide(about: tuple[str, str], request: Request, token: TIToken) -> tuple[s
 
 
 def _refuse_others_task(task_instance_id: UUID, subject: Subject, about: tuple[str, str], session: Any) -> None:
-    """What acts in process reports of tasks of its own team; one that runs a single task, of that one."""
+    """Let a component in process report only tasks of its own team, or the single task that it runs."""
     task = machines.task(task_instance_id, session)
     if task is None:
         raise _no_task_instance(task_instance_id)
@@ -152,7 +152,7 @@ def _ask(subject: Subject, action: str, resource: Resource, route: routes.Route,
     try:
         if told.as_missing and route.finds_nothing(asked, resource):
             return False
-    except routes.Missing as missing:
+    except routes.MissingError as missing:
         raise _not_found(missing) from None
     raise _denied(told.reason, decision_id)
 
@@ -239,7 +239,7 @@ def _guard_xcoms(module: Any) -> None:
     if names == _decided_already.__code__.co_varnames:
         check.__code__ = _decided_already.__code__
     elif "session" in names:
-        raise NotGuarded("this version of Airflow checks XComs in a way that airflow-team-authz does not know")
+        raise NotGuardedError("this version of Airflow checks XComs in a way that airflow-team-authz does not know")
 
 
 def _decided_already(dag_id, run_id, task_id, xcom_key, request, session, token):  # type: ignore[no-untyped-def]  # noqa: ARG001
@@ -262,15 +262,17 @@ def _guard_app(module: Any) -> None:
 
 
 def refuse_unguarded_routes() -> None:
-    """``NotGuarded`` if a route of Airflow's Execution API does not pass ``decide``: it must not be served."""
+    """``NotGuardedError`` if a route of Airflow's Execution API does not pass ``decide``: it must not be served."""
     from airflow.api_fastapi.execution_api.routes import execution_api_router
 
     found = [route for route in execution_api_router.routes if isinstance(route, APIRoute)]
     if not found:
-        raise NotGuarded("the Execution API has no routes that airflow-team-authz could guard: is Airflow too new?")
+        raise NotGuardedError(
+            "the Execution API has no routes that airflow-team-authz could guard: is Airflow too new?"
+        )
     unguarded = sorted({route.path for route in found if not _passes(route.dependant)} - routes.PUBLIC)
     if unguarded:
-        raise NotGuarded(
+        raise NotGuardedError(
             f"routes of the Execution API do not pass airflow-team-authz: {', '.join(unguarded)}. Either this version "
             "of Airflow is not supported, or the entry point airflow.policy was loaded too late"
         )

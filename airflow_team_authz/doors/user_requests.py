@@ -18,7 +18,7 @@ from fastapi.dependencies.utils import get_dependant, get_flat_dependant
 from fastapi.routing import APIRoute
 
 from airflow_team_authz import questions
-from airflow_team_authz.doors import audit_rows, user_routes
+from airflow_team_authz.doors import DoorError, audit_rows, user_routes
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import requests
 from airflow_team_authz.settings import another_manager
@@ -26,7 +26,7 @@ from airflow_team_authz.settings import another_manager
 log = logger(__name__)
 
 
-class NotGuarded(Exception):
+class NotGuardedError(DoorError):
     """Users' routes cannot be guarded: they must not be served."""
 
 
@@ -48,11 +48,11 @@ def guard(module: ModuleType) -> None:
 
 
 def put_into(app: Any) -> None:
-    """Put our questions into the routes of Airflow's app; ``NotGuarded`` if there is one that takes none."""
+    """Put our questions into the routes of Airflow's app; ``NotGuardedError`` if there is one that takes none."""
     unknown = []
     for route in filter(user_routes.is_users, app.routes):
         if not isinstance(route, APIRoute):
-            raise NotGuarded(
+            raise NotGuardedError(
                 f"airflow-team-authz cannot ask about {route.path}, which is a {type(route).__name__}: this version of "
                 "Airflow is not supported"
             )
@@ -159,7 +159,7 @@ async def _json(request: Request) -> dict[str, Any]:
 
 
 def _misread(route: APIRoute) -> Callable[[Request], Awaitable[None]] | None:
-    """What refuses requests to this route for which Airflow would ask about something else than the handler takes."""
+    """A dependency that refuses requests for which Airflow asks about another resource than the handler uses."""
     flat = get_flat_dependant(route.dependant)
     declared = {field.alias for field in flat.query_params}
     read = set(user_routes.names_read(route))

@@ -38,7 +38,7 @@ class Request(NamedTuple):
 
 
 class Route(NamedTuple):
-    """What Airflow asks before it answers, what the answer or the effect holds beyond that, and what we ask as well.
+    """Airflow's questions at a route, the content of its answer or effect beyond these, and our own questions.
 
     ``asks`` lists, each by Airflow's method: ``GET dag.run`` (a resource, by its kind and entity, see ``NAMED_BY``),
     ``GET dag rows`` (rows of those alone that may be read), ``dag_run_bulk`` (each entity of the body), ``view.jobs``,
@@ -56,7 +56,7 @@ class Route(NamedTuple):
 
 
 def _state(action: str) -> Callable[[Request], Iterator[Question]]:
-    """What is kept with an asset is its producer's, while the asset itself is everybody's."""
+    """The state of an asset belongs to its producer, while the asset itself is common."""
 
     def also(request: Request) -> Iterator[Question]:
         columns = (AssetModel.id, AssetModel.name, AssetModel.uri, AssetModel.group)

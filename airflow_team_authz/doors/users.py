@@ -66,7 +66,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         log.info("decisions are made by %s", self._policy)
 
     def get_fastapi_middlewares(self) -> list[Any]:
-        """Those of the login manager; one that tells people why they were refused, one that sees where resources go."""
+        """The login manager's, one that adds the reasons of refusals, and one that sees changes of teams."""
         return [*getattr(super(), "get_fastapi_middlewares", list)(), (RefusalReasons, {}), (TeamChanges, {})]
 
     async def get_user_from_token(self, token: str, *arguments: Any, **named: Any) -> Any:
@@ -110,7 +110,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     def is_authorized_view(self, *, access_view: Any, user: Any, **_: Any) -> bool:
         try:
             return self._decide(user, "read", [questions.view(access_view)])
-        except questions.UnknownQuestion as unknown:
+        except questions.UnknownQuestionError as unknown:
             return self._refuse(str(unknown), user)
 
     def is_authorized_custom_view(self, *, method: Any, resource_name: str, user: Any, **_: Any) -> bool:
@@ -256,7 +256,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         try:
             resource = questions.resource(type_, details, entity)
             action = questions.action(method, resource)
-        except questions.UnknownQuestion as unknown:
+        except questions.UnknownQuestionError as unknown:
             return self._refuse(str(unknown), user)
         return self._decide(user, action, _with_destinations(action, [resource]))
 
@@ -267,7 +267,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
             for request in requests:
                 resource = questions.resource(type_, request.get("details"), request.get("access_entity"))
                 by_action.setdefault(questions.action(request["method"], resource), []).append(resource)
-        except questions.UnknownQuestion as unknown:
+        except questions.UnknownQuestionError as unknown:
             return self._refuse(str(unknown), user)
         return all(
             self._decide(user, action, _with_destinations(action, resources)) for action, resources in by_action.items()
@@ -310,7 +310,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
             return set()
         try:
             action = questions.action(method, resources[0])
-        except questions.UnknownQuestion as unknown:
+        except questions.UnknownQuestionError as unknown:
             self._refuse(str(unknown), user)
             return set()
         return {str(resource.id) for resource in self._allowed(user, action, resources)}

@@ -39,7 +39,7 @@ _WRITTEN_TABLE = re.compile(r"\b(?:INTO|UPDATE|DELETE\s+FROM)" + _NAME, re.IGNOR
 _LOADED_AT_ONCE = {"joined", "selectin", "subquery", "immediate", False}
 
 
-class NotNarrowed(RuntimeError):
+class NotNarrowedError(RuntimeError):
     """A statement reads or writes rows that teams own, in a way that cannot be narrowed to what the subject may."""
 
 
@@ -152,7 +152,7 @@ def _class_of(table: str) -> Any:
 
 
 def _check_statement(_: Any, __: Any, statement: str, ___: Any, context: Any, ____: bool) -> None:
-    """``before_cursor_execute``: ``NotNarrowed`` for owned rows if nothing here has seen the statement before."""
+    """``before_cursor_execute``: ``NotNarrowedError`` for owned rows if nothing here has seen the statement before."""
     request = requests.current()
     if request is None or not request.is_narrowed or requests.is_unfiltered():
         return
@@ -160,7 +160,7 @@ def _check_statement(_: Any, __: Any, statement: str, ___: Any, context: Any, __
         return
     touched = _touched(statement)
     if touched.read:
-        raise NotNarrowed(
+        raise NotNarrowedError(
             f"a query reads {', '.join(sorted(touched.read))} and cannot be narrowed to what {_who()} may read, so it "
             f"is not sent: {statement}"
         )
@@ -256,7 +256,7 @@ def _check_insert(statement: Any, session: Session) -> None:
     owner = OWNED[entity.__name__]
     values = {column.key: bound.value for column, bound in (statement._values or {}).items()}
     if not values:
-        raise NotNarrowed(f"rows are inserted into {statement.table.name} in a way that cannot be checked")
+        raise NotNarrowedError(f"rows are inserted into {statement.table.name} in a way that cannot be checked")
     there = None
     with requests.unfiltered(), session.no_autoflush:
         if isinstance(owner, Named):
@@ -272,10 +272,10 @@ def _check_insert(statement: Any, session: Session) -> None:
 def _check_inserted_rows(statement: str, context: Any) -> None:
     """Rows that are inserted by no session's flush: Airflow inserts the task instances of a run so.
 
-    ``NotNarrowed`` for every other write, and for rows that may replace others or that the database makes itself.
+    ``NotNarrowedError`` for every other write, and for rows that may replace others or that the database makes itself.
     """
     insert = context.compiled.statement if context is not None and context.compiled and context.isinsert else None
-    unchecked = NotNarrowed(
+    unchecked = NotNarrowedError(
         f"a statement writes rows that cannot be checked for {_who()}, so it is not sent: {statement}"
     )
     if insert is None or insert.select is not None or insert._post_values_clause is not None or insert._prefixes:

@@ -15,18 +15,18 @@ from airflow_team_authz.engines.kept import Kept, Key, key
 from airflow_team_authz.engines.left_out import LeftOut
 from airflow_team_authz.engines.outages import Outages
 from airflow_team_authz.model import (
-    DeadlineExceeded,
+    DeadlineExceededError,
     Decision,
     EngineError,
     Evaluations,
-    Malformed,
-    PlatformTooLong,
-    PolicyBroken,
+    MalformedError,
+    PlatformTooLongError,
+    PolicyBrokenError,
     Resource,
     Resources,
     Standing,
     Subject,
-    TooLong,
+    TooLongError,
 )
 
 # Above this a list is asked in parts: it bounds the memory of a question in process, and its size on the wire.
@@ -240,7 +240,7 @@ class DecisionPoint:
     def _allowed_together(self, question: Evaluations) -> _Listed:
         try:
             return self._ask_allowed(question, self._pace if _several(question) else None)
-        except (PolicyBroken, DeadlineExceeded) as error:
+        except (PolicyBrokenError, DeadlineExceededError) as error:
             return self._allowed_alone(question, error)
 
     def _ask_allowed(self, question: Evaluations, pace: float | None = None) -> _Listed:
@@ -256,7 +256,7 @@ class DecisionPoint:
         failing: dict[str | None, EngineError] = {}
         late, revision = 0, ""
         # It is the engine that is slow, or all of the policy: asking about each team would take the time of each.
-        trouble = self._without_teams(question) if _several(question) or isinstance(whole, TooLong) else None
+        trouble = self._without_teams(question) if _several(question) or isinstance(whole, TooLongError) else None
         useless = not _several(question) or trouble is not None
         whole = _blamed(whole, question, trouble)
         for team_id, resources in by_team.items() if not useless else ():
@@ -264,16 +264,16 @@ class DecisionPoint:
             try:
                 answer, revision, _ = self._ask_allowed(part, _SHARE)
                 allowed.update(answer)
-            except (PolicyBroken, DeadlineExceeded) as error:
-                late += isinstance(error, DeadlineExceeded)
-                if isinstance(error, DeadlineExceeded) and self._without_teams(question):
+            except (PolicyBrokenError, DeadlineExceededError) as error:
+                late += isinstance(error, DeadlineExceededError)
+                if isinstance(error, DeadlineExceededError) and self._without_teams(question):
                     useless = True
                     break
                 failing[team_id] = error
                 if late > _MOST_LATE:
                     break
         if useless or len(failing) == len(by_team):
-            self._outages.failed(whole, by_team.keys(), isinstance(whole, PolicyBroken) and not _several(question))
+            self._outages.failed(whole, by_team.keys(), isinstance(whole, PolicyBrokenError) and not _several(question))
             raise whole
         for team_id, why in failing.items():
             if team_id is None:
@@ -289,7 +289,7 @@ class DecisionPoint:
         return _Listed([resource for resource in question.resources if resource in allowed], revision, kept=False)
 
     def _allowed_again(self, question: Evaluations, held: set[str], revision: str) -> list[Resource]:
-        """What is allowed of one team that lists have left out, if it is time to ask again."""
+        """Allowed resources of one team that lists have left out, if it is time to ask again."""
         team_id = self._left_out.to_be_asked(held, revision)
         if team_id is None:
             return []
@@ -297,14 +297,14 @@ class DecisionPoint:
         part = msgspec.structs.replace(question, resources=own)
         try:
             allowed = self._ask_allowed(part, _SHARE).allowed
-        except (PolicyBroken, DeadlineExceeded) as error:
+        except (PolicyBrokenError, DeadlineExceededError) as error:
             self._left_out.hold(team_id, revision, error)
             return []
         self._left_out.release(team_id)
         return allowed
 
     def _without_teams(self, question: Evaluations) -> EngineError | None:
-        """What is wrong with such a question if it is about nobody's resource, for which no team's package is asked."""
+        """The error of the same question about a common resource, for which no team's package is asked."""
         nobodys = [msgspec.structs.replace(resource, team_id=_NOBODY) for resource in question.resources[:1]]
         try:
             self._ask_allowed(msgspec.structs.replace(question, resources=nobodys))
@@ -333,7 +333,7 @@ class DecisionPoint:
             encoded = encoded or self._encode(question)
         except UnicodeEncodeError:
             # Half a surrogate pair: no JSON can hold it. Not the engine's fault, so no outage.
-            raise Malformed("the question holds text that is not Unicode") from None
+            raise MalformedError("the question holds text that is not Unicode") from None
         try:
             reply = self._engine.query(entrypoint, encoded, len(question.resources), len(_owners(question)), pace)
             answer = read(reply.value, question)
@@ -341,14 +341,14 @@ class DecisionPoint:
                 self._heard.ids.append(reply.record_id)
         except EngineError as engine_error:
             error = engine_error
-            if entrypoint == "decisions" and isinstance(error, TooLong):
+            if entrypoint == "decisions" and isinstance(error, TooLongError):
                 error = _blamed(error, question, self._without_teams(question))
             # Whether a team's rules are slow or the engine is, is not known before each is asked about.
-            if not (entrypoint == "allowed" and isinstance(error, DeadlineExceeded | PolicyBroken)):
-                self._outages.failed(error, _owners(question), isinstance(error, PolicyBroken))
+            if not (entrypoint == "allowed" and isinstance(error, DeadlineExceededError | PolicyBrokenError)):
+                self._outages.failed(error, _owners(question), isinstance(error, PolicyBrokenError))
             raise error from None
         except NOT_JSON as error:
-            malformed = Malformed(f"the engine's answer is not of the agreed form: {error}")
+            malformed = MalformedError(f"the engine's answer is not of the agreed form: {error}")
             self._outages.failed(malformed, _owners(question))
             raise malformed from None
         if self._outages:
@@ -380,7 +380,7 @@ class DecisionPoint:
     def _read_decisions(self, value: Value, question: Evaluations) -> tuple[Decision, ...]:
         decisions = self._decode_decisions(value)
         if len(decisions) != len(question.resources):
-            raise Malformed(f"the engine answered {len(decisions)} of {len(question.resources)} questions")
+            raise MalformedError(f"the engine answered {len(decisions)} of {len(question.resources)} questions")
         return decisions
 
     def _read_allowed(self, value: Value, question: Evaluations) -> bytes:
@@ -388,7 +388,7 @@ class DecisionPoint:
         asked = len(question.resources)
         indices = self._decode_indices(value)
         if any(not 0 <= index < asked for index in indices) or len(set(indices)) != len(indices):
-            raise Malformed("the engine allows resources that it was not asked about")
+            raise MalformedError("the engine allows resources that it was not asked about")
         chosen = bytearray(asked)
         for index in indices:
             chosen[index] = 1
@@ -402,15 +402,15 @@ class DecisionPoint:
 def _blamed(error: EngineError, question: Evaluations, without_teams: EngineError | None) -> EngineError:
     """An exhausted allowance, with whose rules exhaust it. ``without_teams``: what is wrong if no team's are asked."""
     owners = _owners(question)
-    if not isinstance(error, TooLong):
+    if not isinstance(error, TooLongError):
         return error
-    if owners == {None} or isinstance(without_teams, TooLong):
-        return PlatformTooLong(
+    if owners == {None} or isinstance(without_teams, TooLongError):
+        return PlatformTooLongError(
             f"{error}; without the package of any team, too: look at the rules in airflow/site, "
             "and at how much airflow/directory says of one person"
         )
     if len(owners) == 1 and without_teams is None:
-        return TooLong(f"{error}; without the package of team {next(iter(owners))} it comes to an end")
+        return TooLongError(f"{error}; without the package of team {next(iter(owners))} it comes to an end")
     return error
 
 

@@ -30,8 +30,8 @@ from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.engines.kept import Kept
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.files import make_private, read_token
-from airflow_team_authz.model import PolicyBroken
-from airflow_team_authz.opa.archive import MAX_BYTES, BundleRefused
+from airflow_team_authz.model import PolicyBrokenError
+from airflow_team_authz.opa.archive import MAX_BYTES, BundleRefusedError
 from airflow_team_authz.opa.compile import fingerprint
 from airflow_team_authz.opa.wasm import START_SECONDS, trouble_at_start
 
@@ -75,7 +75,7 @@ class Store(Protocol):
 
 
 class Downloaded:
-    """An ``Engine`` over the bundle at an address; ``PolicyBroken`` if there is none and has never been one.
+    """An ``Engine`` over the bundle at an address; ``PolicyBrokenError`` if there is none and has never been one.
 
     ``place`` is the directory that the processes of a host share for it. Each process, also a forked one, asks the
     store itself before its first question is answered; later one of them asks for all.
@@ -107,7 +107,9 @@ class Downloaded:
         try:
             make_private(place)
         except OSError as error:
-            raise PolicyBroken(f"[team_authz] state has no place for the last good bundle: {_told(error)}") from None
+            raise PolicyBrokenError(
+                f"[team_authz] state has no place for the last good bundle: {_told(error)}"
+            ) from None
         self._engine = self._open()
         forks.after_fork(self._after_fork)
         self._start()
@@ -119,13 +121,13 @@ class Downloaded:
                 self._keep(self._store.fetch("", 0))
         try:
             return self._in_process()
-        except PolicyBroken as kept:
+        except PolicyBrokenError as kept:
             missing = not self._file.exists()
             try:
                 self._keep(self._store.fetch("", 0))
             except Exception as error:
                 why = f"the bundle {self._url} cannot be had: {_told(error)}"
-                raise PolicyBroken(why if missing else f"{why}; and {kept}") from None
+                raise PolicyBrokenError(why if missing else f"{why}; and {kept}") from None
             return self._in_process()
 
     def _in_process(self) -> InProcess:
@@ -243,11 +245,11 @@ class Downloaded:
             return False
         opened = self._trust.open(content)
         if opened.serial < present:
-            raise BundleRefused(f"it is older, {opened.serial}, than what was there before, {present}")
+            raise BundleRefusedError(f"it is older, {opened.serial}, than what was there before, {present}")
         # Else there would be no policy at all after a restart.
         wasm, data = opened.files.get(WASM, b""), opened.files.get("data.json", b"{}")
         if trouble := trouble_at_start(wasm, data, START_SECONDS, self._kept_code):
-            raise BundleRefused(f"its {WASM} cannot be run: {trouble}")
+            raise BundleRefusedError(f"its {WASM} cannot be run: {trouble}")
         self._write(content)
         return True
 
@@ -263,12 +265,12 @@ class Downloaded:
             fresh.unlink(missing_ok=True)
 
     def _present(self) -> tuple[bytes, int]:
-        """What is there, and its serial; nothing and 0 if it is not to be trusted."""
+        """The file's content and serial; nothing and 0 if it is not to be trusted."""
         try:
             content = self._file.read_bytes()
             # Also what is too old to be loaded: nothing older takes its place.
             return content, self._trust.open(content, any_age=True).serial
-        except (OSError, BundleRefused):
+        except (OSError, BundleRefusedError):
             return b"", 0
 
     def _tell(self, trouble: str) -> None:
@@ -360,12 +362,12 @@ class _Web:
             _check_success(answer)
             if answer.headers.get("Content-Encoding", "identity") != "identity":
                 # A few bytes may decode to any number.
-                raise BundleRefused("the server encodes it, although it is asked not to")
+                raise BundleRefusedError("the server encodes it, although it is asked not to")
             content = bytearray()
             for part in answer.iter_raw():
                 content += part
                 if len(content) > MAX_BYTES:
-                    raise BundleRefused(f"it is larger than {MAX_BYTES >> 20} MiB")
+                    raise BundleRefusedError(f"it is larger than {MAX_BYTES >> 20} MiB")
         # A proxy that compresses makes the tag a weak one, which not every server takes for its own.
         return Fetched(bytes(content), answer.headers.get("ETag", "").removeprefix("W/"), waits)
 
@@ -388,7 +390,7 @@ def _check_success(answer: httpx.Response) -> None:
     if not answer.is_success:
         # Without the address that a redirection leads to, which may be a secret.
         hint = " (see policy_token_file)" if answer.status_code in _TOKEN_REFUSED else ""
-        raise BundleRefused(f"the server answers {answer.status_code} {answer.reason_phrase}{hint}")
+        raise BundleRefusedError(f"the server answers {answer.status_code} {answer.reason_phrase}{hint}")
 
 
 class _Deadline:
@@ -420,7 +422,7 @@ class _Deadline:
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
         if self._over:
-            raise BundleRefused(f"it does not come within {self._seconds:.0f} seconds") from None
+            raise BundleRefusedError(f"it does not come within {self._seconds:.0f} seconds") from None
 
 
 class _File:
@@ -437,13 +439,13 @@ class _File:
         until = time.monotonic() + _TOTAL_SECONDS
         while now not in (tag, seen):
             if time.monotonic() > until:
-                raise BundleRefused("it changes all the time")
+                raise BundleRefusedError("it changes all the time")
             time.sleep(_LOOK_SECONDS)
             seen, now = now, fingerprint(self._path)
         if now == tag:
             return Fetched(None, tag)
         if self._path.stat().st_size > MAX_BYTES:
-            raise BundleRefused(f"it is larger than {MAX_BYTES >> 20} MiB")
+            raise BundleRefusedError(f"it is larger than {MAX_BYTES >> 20} MiB")
         return Fetched(self._path.read_bytes(), now)
 
 
@@ -467,12 +469,12 @@ class _ObjectStore:
         if now and now == tag:
             return Fetched(None, tag)
         if (about.get("size") or 0) > MAX_BYTES:
-            raise BundleRefused(f"it is larger than {MAX_BYTES >> 20} MiB")
+            raise BundleRefusedError(f"it is larger than {MAX_BYTES >> 20} MiB")
         return Fetched(files.cat_file(path), now)
 
 
 def _reporter(url: str, token_file: Path | None) -> Callable[[dict[str, Any]], None] | None:
-    """What sends a status to the bundle server; none for what is not one."""
+    """The sender of status messages to a bundle server; ``None`` for other addresses."""
     address, found, _ = url.rpartition("/bundles/")
     if not found or not url.startswith(("http://", "https://")):
         return None

@@ -15,8 +15,8 @@ from airflow_team_authz.engines import Reply
 from airflow_team_authz.engines.instances import Instances
 from airflow_team_authz.engines.kept import Kept
 from airflow_team_authz.escaping import logger
-from airflow_team_authz.model import PolicyBroken
-from airflow_team_authz.opa.archive import MAX_BYTES, BundleRefused, unpack
+from airflow_team_authz.model import PolicyBrokenError
+from airflow_team_authz.opa.archive import MAX_BYTES, BundleRefusedError, unpack
 from airflow_team_authz.opa.compile import CompileError, compile_directory, fingerprint, scratch_directory
 from airflow_team_authz.opa.wasm import KEEP_PAGES, Policy, compiled, mebibytes
 
@@ -58,7 +58,7 @@ class InProcess:
     ``kept_code``: the directory in which the processes of a host keep what one of them has compiled.
     A forked process begins as a new one does: its first question is answered by what there is then. If that has changed
     since the fork and is broken, it has no policy, since it cannot know which one was the last good.
-    Raises ``PolicyBroken`` if there is no good one to begin with.
+    Raises ``PolicyBrokenError`` if there is no good one to begin with.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class InProcess:
         """See ``Engine``. The instance of a failed evaluation is thrown away, whatever state it is in."""
         self._watch()
         if self._missing:
-            raise PolicyBroken(self._missing)
+            raise PolicyBrokenError(self._missing)
         policy, instances, kept = self._in_force
         machine, fit = instances.take(), False
         try:
@@ -124,7 +124,7 @@ class InProcess:
             else:
                 instances.discard()
         if pace is not None and grown > max(1, pace) * KEEP_PAGES:
-            raise PolicyBroken(f"a rule takes {mebibytes(grown)} MiB of memory, and a new instance each time")
+            raise PolicyBrokenError(f"a rule takes {mebibytes(grown)} MiB of memory, and a new instance each time")
         return Reply(value, policy.revision, kept=kept)
 
     def kept(self) -> Kept | None:
@@ -169,15 +169,15 @@ class InProcess:
             self._examine(policy.rego or {})
             return policy._replace(rego=None)
         if self._trust is not None:
-            raise PolicyBroken(f"{self._source} is a directory, and only bundles are signed")
+            raise PolicyBrokenError(f"{self._source} is a directory, and only bundles are signed")
         with scratch_directory() as directory:
             bundle = Path(directory) / "bundle.tar.gz"
             try:
                 compile_directory(self._source, bundle, self._opa)
             except CompileError as error:
-                raise PolicyBroken(f"the policy in {self._source} does not compile: {error}") from None
+                raise PolicyBrokenError(f"the policy in {self._source} does not compile: {error}") from None
             except OSError as error:
-                raise PolicyBroken(f"the policy in {self._source} cannot be read: {error}") from None
+                raise PolicyBrokenError(f"the policy in {self._source} cannot be read: {error}") from None
             self._examine(self._source)
             return load_bundle(bundle, kept_code=self._kept_code)
 
@@ -189,10 +189,12 @@ class InProcess:
         try:
             found = _findings(policy, self._opa, certain=True)
         except (CompileError, OSError) as error:
-            raise PolicyBroken(f"the policy {self._source} cannot be checked: {error}") from None
+            raise PolicyBrokenError(f"the policy {self._source} cannot be checked: {error}") from None
         if found:
             told = "; ".join(found[:_MOST_TOLD])
-            raise PolicyBroken(f"the policy {self._source} is not what [team_authz] strict_policy asks for: {told}")
+            raise PolicyBrokenError(
+                f"the policy {self._source} is not what [team_authz] strict_policy asks for: {told}"
+            )
 
     def _warn(self) -> None:
         """Tell what is wrong with the policy in force, once."""
@@ -217,7 +219,7 @@ class InProcess:
     def _replace(self, policy: Policy) -> None:
         # Who has stolen a key may have signed any serial.
         if policy.serial < self._policy.serial and self._is_trusted():
-            raise PolicyBroken(f"the bundle {self._source} is older, {policy.serial}, than {self._policy.serial}")
+            raise PolicyBrokenError(f"the bundle {self._source} is older, {policy.serial}, than {self._policy.serial}")
         self._in_force = _InForce.anew(policy)
 
     def _is_trusted(self) -> bool:
@@ -288,7 +290,7 @@ class InProcess:
                 else:
                     # It is the same once more.
                     self._unexamined = None
-            except PolicyBroken as error:
+            except PolicyBrokenError as error:
                 self._refuse(str(error))
                 log.error("%s: %s", self._what_stays(), error)
             except Exception as error:
@@ -321,29 +323,31 @@ def _findings(policy: Path | Mapping[str, bytes], opa: str | None, certain: bool
 
 
 def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False, kept_code: Path | None = None) -> Policy:
-    """Read and compile a bundle that ``opa build --target wasm`` has made; ``PolicyBroken`` if it is not one, or if
-    it is not to be trusted. ``quick``: compiled in three quarters of the time, and slower when it decides.
+    """Read and compile a bundle that ``opa build --target wasm`` has made.
+
+    Raises ``PolicyBrokenError`` if the file is not such a bundle, or not to be trusted. ``quick``: compilation takes
+    three quarters of the time, and decisions take longer.
     """
     serial, key_id, issued_at = 0, "", None
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise PolicyBroken(f"the bundle {path} is larger than {MAX_BYTES >> 20} MiB")
+            raise PolicyBrokenError(f"the bundle {path} is larger than {MAX_BYTES >> 20} MiB")
         content = path.read_bytes()
         if trust is None:
             files = unpack(content)
         else:
             files, serial, key_id, issued_at = trust.open(content)
         revision = json.loads(files.get(".manifest", b"{}")).get("revision", "")
-    except BundleRefused as error:
-        raise PolicyBroken(f"the bundle {path} is refused: {error}") from None
+    except BundleRefusedError as error:
+        raise PolicyBrokenError(f"the bundle {path} is refused: {error}") from None
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise PolicyBroken(f"the bundle {path} cannot be read: {error}") from None
+        raise PolicyBrokenError(f"the bundle {path} cannot be read: {error}") from None
     if (wasm := files.get("policy.wasm")) is None:
-        raise PolicyBroken(f"the bundle {path} holds no policy.wasm: build it with `opa build --target wasm`")
+        raise PolicyBrokenError(f"the bundle {path} holds no policy.wasm: build it with `opa build --target wasm`")
     data = files.get("data.json", b"{}")
     rego = {name: text for name, text in files.items() if name.endswith(".rego")}
     try:
         policy = compiled(wasm, data, str(revision), serial, key_id, quick, kept_code)
-    except PolicyBroken as error:
-        raise PolicyBroken(f"the policy.wasm of {path} cannot be run: {error}") from None
+    except PolicyBrokenError as error:
+        raise PolicyBrokenError(f"the policy.wasm of {path} cannot be run: {error}") from None
     return policy._replace(issued_at=issued_at, rego=rego)

@@ -41,8 +41,9 @@ class Instances:
         self._start_seconds = 1.0
 
     def take(self) -> Machine:
-        """An instance for this thread alone, which has to ``give`` it back or ``discard`` it. ``PolicyBroken`` if the
-        policy cannot have one.
+        """An instance for this thread alone, which has to ``give`` it back or ``discard`` it.
+
+        Raises ``PolicyBrokenError`` if the policy cannot have one.
         """
         try:
             return self._idle.pop()
@@ -57,7 +58,7 @@ class Instances:
             self._wake_one()
 
     def discard(self) -> None:
-        """One that was taken is not to be used again."""
+        """Drop an instance that was taken: it must not be used again."""
         with self._counting:
             self._count -= 1
         self._wake_one()
@@ -77,11 +78,11 @@ class Instances:
 
     @property
     def idle(self) -> tuple[Machine, ...]:
-        """Those that nobody uses at present; the last one is the next to go out."""
+        """Unused instances. The last one is the next to be taken."""
         return tuple(self._idle)
 
     def _start(self) -> Machine:
-        """One that is counted already."""
+        """Start an instance that is counted already."""
         began = time.monotonic()
         try:
             # A child that is forked meanwhile would be left with half of it.
@@ -96,7 +97,7 @@ class Instances:
         return machine
 
     def _wait_for_one(self) -> Machine:
-        """What another thread gives back, or one more."""
+        """Wait for an instance that another thread returns, or start one more."""
         until = time.monotonic() + self._start_seconds
         while not self._may_start(until):
             ready = threading.Lock()

@@ -67,7 +67,7 @@ class _Shelf:
 
 
 class Kept:
-    """What a policy has answered, as long as that fits. Thread-safe; looking something up takes no lock.
+    """Answers of a policy, up to a size. Thread-safe; looking something up takes no lock.
 
     Belongs to one policy and ends with it: then it is exact, since the policy in this process has no clock, no chance
     and no network, so that each question has one answer. ``revision`` is the policy's.

@@ -37,7 +37,7 @@ class LeftOut:
         return bool(self._held)
 
     def among(self, team_ids: Collection[str | None]) -> set[str]:
-        """Those of these teams that lists leave out."""
+        """The given teams that lists leave out."""
         return {team_id for team_id in team_ids if team_id in self._held} if self._held else set()
 
     def hold(self, team_id: str, revision: str, error: EngineError) -> None:
@@ -57,7 +57,7 @@ class LeftOut:
             log.warning("lists hold again what team %s owns", team_id)
 
     def to_be_asked(self, team_ids: Collection[str], revision: str) -> str | None:
-        """One of these teams that it is time to ask again; the next list gets another one."""
+        """A left-out team that is due for another question; the next list gets another one."""
         now = time.monotonic()
         for team_id in sorted(team_ids):
             held = self._held.get(team_id)

@@ -20,8 +20,15 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from airflow_team_authz.engines import NOT_JSON, Reply
-from airflow_team_authz.files import TokenUnfit, check_token
-from airflow_team_authz.model import DeadlineExceeded, EngineError, Malformed, PolicyBroken, Undefined, Unreachable
+from airflow_team_authz.files import UnfitTokenError, check_token
+from airflow_team_authz.model import (
+    DeadlineExceededError,
+    EngineError,
+    MalformedError,
+    PolicyBrokenError,
+    UndefinedError,
+    UnreachableError,
+)
 from airflow_team_authz.opa.compile import fingerprint
 from airflow_team_authz.opa.errors import problems
 
@@ -119,7 +126,7 @@ class OpaServer:
         allowance = self._deadline + (size - 1) * _SECONDS_PER_RESOURCE
         answer = self._ask(entrypoint, question, allowance)
         if answer.result is msgspec.UNSET:
-            raise Undefined(
+            raise UndefinedError(
                 f"OPA at {self._url} has no data.airflow.authz.{entrypoint}: "
                 "the platform's policy bundle is not loaded there, see its log and /v1/status"
             )
@@ -143,7 +150,7 @@ class OpaServer:
         try:
             return _decode_body(body)
         except NOT_JSON as error:
-            raise Malformed(f"what answers at {self._url} does not speak OPA's Data API: {error}") from None
+            raise MalformedError(f"what answers at {self._url} does not speak OPA's Data API: {error}") from None
 
     def _exchange(self, entrypoint: str, question: bytes, until: float) -> tuple[int, bytes]:
         # Not kept while in use: whatever interrupts an exchange (a task's timeout, an interrupt from the keyboard), its
@@ -165,12 +172,12 @@ class OpaServer:
                 self._local.connection = connection
             return answer
         except TimeoutError:
-            raise DeadlineExceeded(
+            raise DeadlineExceededError(
                 f"OPA at {self._url} did not answer within {self._deadline * 1000:.0f} ms: "
                 "look at its load, or raise [team_authz] deadline_ms"
             ) from None
         except (OSError, UnicodeError) as error:  # what is no host name to DNS is a UnicodeError
-            raise Unreachable(f"OPA at {self._url} cannot be reached ({error}): is it running?") from None
+            raise UnreachableError(f"OPA at {self._url} cannot be reached ({error}): is it running?") from None
         finally:
             if connection is not None and self._local.connection is not connection:
                 connection.close()
@@ -212,25 +219,25 @@ class OpaServer:
             return ""
         try:
             token = check_token(self._token_file.read_bytes(), f"{self._token_file} ([team_authz] opa_token_file)")
-        except TokenUnfit as error:
-            raise Unreachable(str(error)) from None
+        except UnfitTokenError as error:
+            raise UnreachableError(str(error)) from None
         return f"Authorization: Bearer {token}\r\n"
 
     def _refused(self, status: int, body: bytes) -> EngineError:
         if status in {401, 403}:
-            return Unreachable(
+            return UnreachableError(
                 f"OPA at {self._url} does not let us in (HTTP {status}): see [team_authz] opa_token_file"
             )
         try:
             told = _decode_error(body)
         except NOT_JSON:
-            return Malformed(f"what answers at {self._url} is no OPA: HTTP {status}")
+            return MalformedError(f"what answers at {self._url} is no OPA: HTTP {status}")
         where = problems(body.decode(errors="replace"))
         detail = "; ".join(error.message for error in told.errors) or told.message or "no reason given"
         detail = "; ".join(map(str, where)) or detail
         if status == 500:
-            return PolicyBroken(f"the policy in OPA at {self._url} fails while it is evaluated: {detail}")
-        return Malformed(f"OPA at {self._url} refuses the question: HTTP {status}, {detail}")
+            return PolicyBrokenError(f"the policy in OPA at {self._url} fails while it is evaluated: {detail}")
+        return MalformedError(f"OPA at {self._url} refuses the question: HTTP {status}, {detail}")
 
 
 class _Connection:
@@ -270,9 +277,9 @@ class _Connection:
         try:
             return self._read(received, until)
         except EOFError:
-            raise Malformed("OPA's answer ends in the middle") from None
+            raise MalformedError("OPA's answer ends in the middle") from None
         except (ValueError, IndexError) as error:
-            raise Malformed(f"OPA's answer is not HTTP/1.1: {error}") from None
+            raise MalformedError(f"OPA's answer is not HTTP/1.1: {error}") from None
 
     def _read(self, received: bytearray, until: float) -> tuple[int, bytes]:
         while (end := received.find(b"\r\n\r\n")) < 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from airflow_team_authz.escaping import logger
-from airflow_team_authz.model import EngineError, PlatformTooLong
+from airflow_team_authz.model import EngineError, PlatformTooLongError
 
 log = logger(__name__)
 
@@ -24,7 +24,7 @@ class Outages:
 
         Rules that fail in a question about several teams are not noted: whose do is asked next.
         """
-        ours = isinstance(error, PlatformTooLong)
+        ours = isinstance(error, PlatformTooLongError)
         if of_rules and len(team_ids) > 1 and not ours:
             return
         what = _PLATFORM if ours else _part(next(iter(team_ids))) if of_rules and team_ids else _ENGINE

@@ -100,7 +100,7 @@ def _order(finding: Finding) -> tuple[str, int, str, str]:
 
 
 class _Check:
-    """One package in a directory of its own."""
+    """Checks one package in a directory of its own."""
 
     def __init__(
         self, place: Path, opa: str, files: Mapping[str, bytes], team_id: str, platform: Mapping[str, bytes], data: Data
@@ -321,7 +321,7 @@ class _Check:
             yield from pattern_findings(patterns, texts, self._opa, evaluate)
 
     def _told(self, rule: str, done: Done, otherwise: str) -> Iterator[Finding]:
-        """What opa says of files and lines; of what is not the team's, as of the package."""
+        """OPA's findings, by file and line; a finding in a file of others names the package."""
         if done.code is None:
             yield Finding(rule, otherwise, 1, "it takes too long or too much memory", "make it simpler")
         elif found := problems(done.err or done.out, functions()):
@@ -416,7 +416,7 @@ def _reference(team_id: str) -> str:
 
 @cache
 def _test_capabilities(opa: str) -> dict[str, Any]:
-    """What tests may call: what policies may, and what OPA makes tests of."""
+    """Capabilities of tests: those of policies, and the built-ins that OPA turns tests into."""
     ours: dict[str, Any] = json.loads((shipped_policies() / "capabilities.json").read_bytes())
     done = subprocess.run([opa, "capabilities", "--current"], capture_output=True, check=True)  # noqa: S603
     more = [builtin for builtin in json.loads(done.stdout)["builtins"] if builtin["name"] in _FOR_TESTS]

@@ -66,7 +66,7 @@ def differences(tree: Any) -> Iterator[Difference]:
 
 
 def _looked_through(node: Node) -> list[Node]:
-    """What `some … in`, `every` and a reference look through, item by item."""
+    """Collections that `some … in`, `every` and references iterate over."""
     found = [symbol["value"][-1] for symbol in node.get("symbols") or [] if symbol.get("type") == "call"]
     found += [node["domain"]] if "domain" in node else []
     return found + ((node.get("value") or [])[:1] if node.get("type") == "ref" else [])

@@ -16,7 +16,7 @@ WARNING = "warning"
 
 
 class Finding(NamedTuple):
-    """One reason why a package may not be published, or a ``WARNING``: where it is, and what to do.
+    """A reason not to publish a package, or a ``WARNING``: its place, and what to do.
 
     ``rule`` is the id of one of ``gate.rules.RULES``.
     """
@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 def of_opa(
     rule: str, problems: Sequence[Problem], otherwise: str, own: Collection[str] | None = None
 ) -> Iterator[Finding]:
-    """What OPA has found. In a file that is not among one's ``own`` it is told of ``otherwise``, with its name."""
+    """OPA's problems as findings. A problem outside of ``own`` files becomes a finding of the file ``otherwise``."""
     for file, line, message, help_ in problems:
         if own is None or file in own:
             yield Finding(rule, file, line, message[:_MAX_MESSAGE], help_)

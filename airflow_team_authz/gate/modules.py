@@ -88,7 +88,7 @@ class Module:
 
     @property
     def declared(self) -> set[str]:
-        """What it declares in the team's package, by the first name; of tests only what others could read."""
+        """Names that the module declares in the team's package; of tests, only names that other files could read."""
         if len(self.package) > 2:
             return {str(self.package[2])}
         return {name for name in self.rule_names if not name.startswith(("test_", "todo_test_"))}
@@ -354,7 +354,7 @@ def entries(name: str, tree: Node, read: Set[str] = frozenset()) -> Iterator[Fin
 
 
 def _nearest_entry(name: str) -> str:
-    """What a rule may have been meant to be called: `denies`, `Deny`, `deny_interns`."""
+    """The entry rule that a similar name probably means: `denies`, `Deny`, `deny_interns`."""
     first = name.lower().partition("_")[0]
     return next(iter(difflib.get_close_matches(first, sorted(_ENTRIES), n=1, cutoff=0.6)), "")
 
@@ -384,7 +384,7 @@ def _no_reasons(name: str) -> tuple[str, str]:
 
 
 def only_in_tests(modules: list[Module], team_id: str) -> Iterator[Finding]:
-    """What a team's rules read of their own package while they are tested, and do not have when they decide."""
+    """Findings about rules that read names of test files, which no engine loads."""
     own = ("teams", team_id)
     rules = [module for module in modules if not module.name.endswith("_test.rego")]
     read = {name for module in rules for name in module.own_names}
@@ -428,7 +428,7 @@ def patterns_in(tree: Any, file: str, line: int = 1) -> Iterator[Pattern]:
 
 
 def all_patterns(modules: list[Module]) -> list[Pattern]:
-    """One of each that is different."""
+    """All different patterns."""
     return list({pattern[:3]: pattern for module in modules for pattern in module.patterns}.values())
 
 

@@ -67,7 +67,7 @@ def vocabulary() -> Mapping[Field, frozenset[str]]:
 
 
 def no_effect(name: str, tree: Node, constants: Mapping[str, Node] | None = None) -> Iterator[Finding]:
-    """What is in vain in a file of rules, as ``opa parse`` shows it.
+    """Findings about rules without an effect, in a file as ``opa parse`` prints it.
 
     ``constants`` are values of rules of its package in other files, by their names, see ``constants_of``.
     """
@@ -105,7 +105,7 @@ def _imports(tree: Node) -> dict[str, Field]:
 
 
 class _Scope:
-    """What names mean: parts of the question, and sets of words."""
+    """The meaning of names: parts of the question, and sets of words."""
 
     def __init__(self, constants: Mapping[str, Node], fields: Mapping[str, Field]) -> None:
         self._constants, self._fields = dict(constants), dict(fields)
@@ -190,7 +190,7 @@ class _Scope:
 
 
 class _Rule:
-    """One rule: what it compares the question with."""
+    """A rule, and the words with which it compares the question."""
 
     def __init__(self, file: str, rule: Node, scope: _Scope, team_id: str | None) -> None:
         head = rule.get("head") or {}
@@ -239,7 +239,7 @@ class _Rule:
             yield self._found("no-effect", line, told, help_, level)
 
     def _domains(self) -> dict[Field, Words]:
-        """What each part of the question may be where the rule holds."""
+        """The possible words of each part of the question where the rule is true."""
         may_be: dict[Field, Words] = {field: frozenset(words) for field, words in vocabulary().items()}
         may_be[_ACTION] |= {_VERB}
         may_be[_ENTITY] |= {_ABSENT}
@@ -306,7 +306,7 @@ class _Rule:
                     yield self._found("no-effect", row(expression, self._line), told, help_)
 
     def _shown(self, may_be: Mapping[Field, Words]) -> str:
-        """What the rule asks for, of which there is none."""
+        """The combination in the rule that no question has."""
         everything = vocabulary()
         parts = []
         for field in _ASKED:

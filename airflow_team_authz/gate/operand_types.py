@@ -71,7 +71,7 @@ class Guard(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What there is to know where a term is: what guards say, and which variables are which terms, and these where."""
+    """Knowledge at the place of a term: types from guards, and the terms that variables stand for."""
 
     guards: frozenset[Guard] = frozenset()
     terms: Mapping[str, tuple[Node, Known]] = {}
@@ -150,7 +150,7 @@ class _Collected:
         self.every: dict[Place, Place] = {}
 
     def operands(self) -> list[Operand]:
-        """Those of which a type has to be proven. It ends, since Rego's functions do not call themselves."""
+        """Operands that need a proof of their type. The search ends, since Rego's functions are not recursive."""
         while True:
             self._seen.clear()
             found = dict.fromkeys(operand for module in self._modules for operand in self._module(module))
@@ -222,7 +222,7 @@ class _Collected:
                 yield from self._demanded(name, term, type_, known)
 
     def _demanded(self, callee: str, term: Node, type_: Type, known: Known) -> Iterator[Operand]:
-        """That a term has a type: by the terms that it is made of, as far as it is made of some."""
+        """The demand that a term has a type, passed on to the terms that it consists of."""
         todo = [(term, type_, known)]
         while todo:
             term, type_, known = todo.pop()
@@ -261,7 +261,7 @@ def _nameless(types: Any) -> Any:
 
 
 def _entered(node: Node, known: Known) -> tuple[Known, list[tuple[Node, Known]]]:
-    """What is known after the body of a rule, comprehension or `every`; its expressions, with what is before each."""
+    """Knowledge after the body of a rule, comprehension or `every`; its expressions, each with that before it."""
     body = node.get("body")
     if not isinstance(body, list):
         return known, []
@@ -356,7 +356,7 @@ class Edit(NamedTuple):
 
 
 def _edits(text: str, file: str, operands: list[Operand], every: Mapping[Place, Place]) -> Iterator[Edit]:
-    """Those that put a probe around each operand, and make each `every` what OPA's checker looks into."""
+    """Edits that put a probe around each operand, and rewrite `every` to a form that OPA's checker inspects."""
     starts = [0]
     for line in text.split("\n"):
         starts.append(starts[-1] + len(line) + 1)

@@ -134,7 +134,7 @@ class Data:
         return {name: part for name, part in closed.items() if _IDENTIFIER.fullmatch(name)}
 
     def key_findings(self, keys: set[str]) -> Iterator[Finding]:
-        """That ``for_opa`` would be too much of these keys."""
+        """A finding if ``for_opa`` would become too large with these keys."""
         if self.typed and not self.findings and (len(keys) + 1) ** _maps(self.schema) > _MAX_PROPERTIES:
             help_ = "have fewer maps in maps, or read them by variables"
             yield Finding("too-large", self.schema_file, 1, "it has too many maps in maps", help_)

@@ -47,7 +47,7 @@ def check_platform(files: Mapping[str, bytes], opa: str | None = None) -> list[F
 
 
 def failing_tests(platform: Mapping[str, bytes], teams: Mapping[str, bytes], opa: str | None = None) -> str:
-    """What `opa test` says if the platform's own tests (of packages `airflow.…`) fail in the policy of all teams."""
+    """Output of `opa test` if the platform's own tests (packages `airflow.…`) fail in the policy of all teams."""
     tests = {name: text for name, text in platform.items() if name.endswith("_test.rego")}
     if not tests:
         return ""

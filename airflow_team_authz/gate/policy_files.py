@@ -37,7 +37,7 @@ _METADATA = re.compile(rb"#([ \t]*)METADATA([ \t\r]*)$", re.MULTILINE)
 
 
 def directory_findings(directory: Path, opa: str | None = None) -> list[Finding]:
-    """What is wrong with the files of a policy directory, as an engine loads them.
+    """Findings about the files of a policy directory, as an engine loads them.
 
     ``CompileError`` if it cannot be looked at, ``OSError`` if its files cannot be read.
     """
@@ -50,7 +50,7 @@ def directory_findings(directory: Path, opa: str | None = None) -> list[Finding]
 
 
 def rule_findings(files: Mapping[str, bytes], opa: str | None = None) -> list[Finding]:
-    """What is wrong with Rego files, by their paths in a policy directory; the shipped ones are not looked at.
+    """Findings about Rego files, by their paths in a policy directory. Shipped files are not checked.
 
     Whatever a file's own metadata says of schemas: the question has one.
     """
@@ -71,7 +71,7 @@ def rule_findings(files: Mapping[str, bytes], opa: str | None = None) -> list[Fi
 
 
 def warnings_of(files: Mapping[str, bytes], opa: str | None = None) -> list[Finding]:
-    """What of Rego files may be meant as it is, and probably is not; it keeps nothing from being published."""
+    """Warnings about Rego that is probably not intended. They do not prevent publication."""
     rules = {name: text for name, text in files.items() if name.endswith(".rego") and not name.endswith("_test.rego")}
     with scratch_directory() as directory:
         found = _decides_nothing(rules, Path(directory), find_opa(opa))
@@ -168,7 +168,7 @@ def _in_tests(tests: Mapping[str, bytes], place: Path, opa: str) -> Iterator[Fin
 
 
 def _left_out(directory: Path) -> Iterator[Finding]:
-    """What looks like a part of the policy, and what an engine that is given the directory does not load."""
+    """Findings about files that look like a part of the policy, and that no engine loads."""
     for part in ("airflow", "teams"):
         for folder, _, names in os.walk(directory / part):
             within = Path(folder).relative_to(directory)

@@ -9,7 +9,7 @@ PAGE = "docs/bundles.md"
 
 
 class Rule(NamedTuple):
-    """What a rule refuses, and what its author does about it. Both are Markdown."""
+    """A rule: the packages that it refuses, and the way out for their authors. Both are Markdown."""
 
     refuses: str
     help: str

@@ -19,7 +19,7 @@ from jwt.exceptions import PyJWTError
 
 from airflow_team_authz import forks
 from airflow_team_authz.escaping import logger
-from airflow_team_authz.model import KeysUnknown
+from airflow_team_authz.model import KeysUnknownError
 
 log = logger(__name__)
 
@@ -79,10 +79,10 @@ class Issuer:
         return time.monotonic() - self._tried > OVERDUE_SECONDS
 
     def required_keys(self) -> Keys:
-        """``keys``, or ``KeysUnknown`` with what went wrong."""
+        """``keys``, or ``KeysUnknownError`` with what went wrong."""
         keys = self.keys
         if keys is None:
-            raise KeysUnknown(
+            raise KeysUnknownError(
                 f"The keys of {self._discovery} are not known ({self._failure}), so no login of it can be verified: "
                 "is it running, and is the address right?"
             )

@@ -16,8 +16,8 @@ from msgspec import UNSET
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import Identity
 from airflow_team_authz.identities.issuer import Issuer
-from airflow_team_authz.identities.tokens import NotVerified, Tokens
-from airflow_team_authz.model import KeysUnknown, Subject
+from airflow_team_authz.identities.tokens import NotVerifiedError, Tokens
+from airflow_team_authz.model import KeysUnknownError, Subject
 
 log = logger(__name__)
 
@@ -103,9 +103,9 @@ class KeycloakIdentity(Identity):
         name = str(user.get_name())
         try:
             content = self._tokens.content(user.access_token, user.get_id())
-        except NotVerified as reason:
+        except NotVerifiedError as reason:
             if why := getattr(user, "team_authz_not_renewed", ""):
-                raise KeysUnknown(f"{why}, so the session is not renewed; {reason}") from None
+                raise KeysUnknownError(f"{why}, so the session is not renewed; {reason}") from None
             return Subject("user", name, (), (), (), UNSET, str(reason))
         return Subject("user", name, (), content.roles, content.groups, content.claims or UNSET)
 
@@ -138,7 +138,7 @@ async def _answer_without_keycloak(request: Any, error: Exception) -> Any:
 
 
 def _is_away(error: Exception) -> str:
-    """That Keycloak does not answer, or not as itself; nothing if an error of its client means something else."""
+    """The message that Keycloak does not answer, or not as itself; empty if the client's error means something else."""
     from keycloak.exceptions import KeycloakConnectionError
 
     # Airflow's provider hands on what its client has raised about a token that could not be renewed.
@@ -152,7 +152,7 @@ def _is_away(error: Exception) -> str:
 def _setting(name: str) -> str:
     value = str(conf.get(_SECTION, name, fallback=""))
     if not value:
-        raise KeysUnknown(f"[{_SECTION}] {name} is not set, so no login can be verified: set it in airflow.cfg")
+        raise KeysUnknownError(f"[{_SECTION}] {name} is not set, so no login can be verified: set it in airflow.cfg")
     return value
 
 

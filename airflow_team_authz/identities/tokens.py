@@ -12,7 +12,7 @@ import jwt
 from jwt import exceptions as failures
 
 from airflow_team_authz.identities.issuer import Issuer, Keys
-from airflow_team_authz.model import KeysUnknown
+from airflow_team_authz.model import KeysUnknownError
 
 MAX_TOKEN_CHARACTERS = 32 * 1024
 # Clocks differ.
@@ -23,7 +23,7 @@ _MAX_NOT_PUBLISHED = 1_000
 T = TypeVar("T")
 
 
-class NotVerified(Exception):
+class NotVerifiedError(Exception):
     """A token is not to be believed; the message says why, and holds nothing of the token."""
 
 
@@ -74,12 +74,13 @@ class Tokens(Generic[T]):
             self._not_published.discard(key_id)
 
     def content(self, token: str, subject: str) -> T:
-        """What ``read`` makes of a token that was issued to ``subject``.
+        """The result of ``read`` for a token that was issued to ``subject``.
 
-        ``NotVerified`` if it is not to be believed, ``KeysUnknown`` if nobody can say. Asks nobody, and never waits.
+        Raises ``NotVerifiedError`` if the token is not valid, and ``KeysUnknownError`` if the keys are unknown. Asks
+        nobody, and never waits.
         """
         if len(token) > MAX_TOKEN_CHARACTERS:
-            raise NotVerified("the access token is too long")
+            raise NotVerifiedError("the access token is too long")
         digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
         known = self._verified.get(digest)
         if known is None or known.keys is not self._issuer.keys:
@@ -88,25 +89,25 @@ class Tokens(Generic[T]):
                 self._verified.clear()
             self._verified[digest] = known
         if time.time() >= known.expires:
-            raise NotVerified(_EXPIRED)
+            raise NotVerifiedError(_EXPIRED)
         if known.subject != subject:
-            raise NotVerified("the access token was issued to somebody else")
+            raise NotVerifiedError("the access token was issued to somebody else")
         content: T = known.content
         return content
 
     def _verify(self, token: str) -> _Verified:
         key_id = _key_id(token)
         if not key_id:
-            raise NotVerified(_UNREADABLE)
+            raise NotVerifiedError(_UNREADABLE)
         keys = self._issuer.required_keys()
         key = keys.by_id.get(key_id)
         if key is None and key_id in self._not_published:
-            raise NotVerified("the access token is signed with a key that its issuer does not publish")
+            raise NotVerifiedError("the access token is signed with a key that its issuer does not publish")
         if key is None:
             # Nobody has waited in `prepare`, or the issuer has not answered. Who asks again may find it.
             asked = self._issuer.fetch()
             asked.add_done_callback(lambda done: self._note(key_id, done.result()))
-            raise KeysUnknown(
+            raise KeysUnknownError(
                 "An access token is signed with a new key, which its issuer is being asked for: try again"
             )
         try:
@@ -120,16 +121,16 @@ class Tokens(Generic[T]):
                 options={"require": ["exp", "iat", "iss", "sub"], "verify_aud": False},
             )
         except failures.PyJWTError as error:
-            raise NotVerified(_reason(error)) from None
+            raise NotVerifiedError(_reason(error)) from None
         except (ValueError, TypeError, RecursionError, OverflowError):
-            raise NotVerified(_UNREADABLE) from None
+            raise NotVerifiedError(_UNREADABLE) from None
         if claims.get("typ") != "Bearer":
-            raise NotVerified("it is some other kind of token than an access token")
+            raise NotVerifiedError("it is some other kind of token than an access token")
         audience = claims.get("aud")
         if claims.get("azp") != self._client_id and self._client_id not in (
             audience if isinstance(audience, list) else [audience]
         ):
-            raise NotVerified("the access token was issued for another application")
+            raise NotVerifiedError("the access token was issued for another application")
         return _Verified(keys, float(claims["exp"]) + LEEWAY_SECONDS, claims["sub"], self._read(claims))
 
 

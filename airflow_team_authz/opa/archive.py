@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from airflow_team_authz.opa.errors import OpaError
+
 MAX_BYTES = 64 * 1024 * 1024
 MANIFEST = ".manifest"
 
@@ -26,7 +28,7 @@ _LONG_NAMES = (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
 _KINDS = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, *_LONG_NAMES)
 
 
-class BundleRefused(Exception):
+class BundleRefusedError(OpaError):
     """A bundle or artifact is not what it has to be: nothing of it counts, and the message says what is wrong."""
 
 
@@ -48,7 +50,7 @@ def pack(files: Mapping[str, bytes], level: int = 6) -> bytes:
 def unpack(content: bytes, limit: int = MAX_BYTES) -> dict[str, bytes]:
     """The files of a gzipped tar by name, without a leading slash.
 
-    ``BundleRefused`` for anything that is no plain file under a plain name, for two of the same name, and for
+    ``BundleRefusedError`` for anything that is no plain file under a plain name, for two of the same name, and for
     what unpacks to more than ``limit`` bytes.
     """
     try:
@@ -56,13 +58,13 @@ def unpack(content: bytes, limit: int = MAX_BYTES) -> dict[str, bytes]:
             # All at once, and not member by member: headers, too, may unpack to a lot.
             plain = compressed.read(limit + 1)
         if len(plain) > limit:
-            raise BundleRefused(f"it unpacks to more than {limit >> 20} MiB")
+            raise BundleRefusedError(f"it unpacks to more than {limit >> 20} MiB")
         files: dict[str, bytes] = {}
         with tarfile.open(fileobj=io.BytesIO(plain), mode="r:", tarinfo=_Member) as archive:
             for number, member in enumerate(iter(archive.next, None)):
                 archive.members.clear()  # type: ignore[attr-defined]
                 if number >= _MAX_MEMBERS:
-                    raise BundleRefused(f"it holds more than {_MAX_MEMBERS} files")
+                    raise BundleRefusedError(f"it holds more than {_MAX_MEMBERS} files")
                 if member.isdir():
                     continue
                 name = member.name.removeprefix("./").lstrip("/")
@@ -73,14 +75,14 @@ def unpack(content: bytes, limit: int = MAX_BYTES) -> dict[str, bytes]:
                     or name != str(PurePosixPath(name))
                     or ".." in name.split("/")
                 ):
-                    raise BundleRefused(f"{member.name!r} in it is not a plain file name")
+                    raise BundleRefusedError(f"{member.name!r} in it is not a plain file name")
                 if name in files:
-                    raise BundleRefused(f"{name} is in it twice")
+                    raise BundleRefusedError(f"{name} is in it twice")
                 file = archive.extractfile(member)
                 files[name] = file.read() if file else b""
         return files
     except _UNREADABLE as error:
-        raise BundleRefused(f"it cannot be read: {error}") from None
+        raise BundleRefusedError(f"it cannot be read: {error}") from None
 
 
 class _Member(tarfile.TarInfo):
@@ -91,13 +93,13 @@ class _Member(tarfile.TarInfo):
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type not in _KINDS:
-            raise BundleRefused(f"{self.name!r} in it is no plain file")
+            raise BundleRefusedError(f"{self.name!r} in it is no plain file")
         if self.type in _LONG_NAMES:
             if self.size > _MAX_NAME_BYTES:
-                raise BundleRefused("the header of a file in it is too long")
+                raise BundleRefusedError("the header of a file in it is too long")
             start = archive.fileobj.tell()
             if b"GNU.sparse" in archive.fileobj.read(self.size):
-                raise BundleRefused(f"{self.name!r} in it is no plain file")
+                raise BundleRefusedError(f"{self.name!r} in it is no plain file")
             archive.fileobj.seek(start)
         return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
 
@@ -110,17 +112,17 @@ def canonical(value: Any) -> bytes:
 
 
 def read_manifest(files: Mapping[str, bytes]) -> dict[str, Any]:
-    """The manifest, with its ``metadata`` in any case an object; ``BundleRefused`` if there is none."""
+    """The manifest, with its ``metadata`` in any case an object; ``BundleRefusedError`` if there is none."""
     try:
         manifest = json.loads(files[MANIFEST])
         manifest.setdefault("metadata", {})
         if isinstance(manifest["metadata"], dict):
             return dict(manifest)
     except KeyError:
-        raise BundleRefused("it has no manifest") from None
+        raise BundleRefusedError("it has no manifest") from None
     except (ValueError, AttributeError, RecursionError) as error:
-        raise BundleRefused(f"its manifest cannot be read: {error}") from None
-    raise BundleRefused("its manifest's metadata is not an object")
+        raise BundleRefusedError(f"its manifest cannot be read: {error}") from None
+    raise BundleRefusedError("its manifest's metadata is not an object")
 
 
 def manifest_of(packed: bytes) -> dict[str, Any]:

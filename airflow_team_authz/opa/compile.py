@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
-from airflow_team_authz.opa.errors import Problem, in_one_text, problems
+from airflow_team_authz.opa.errors import OpaError, Problem, in_one_text, problems
 
 MINIMUM_OPA = (1, 22, 2)
 ENTRYPOINTS = ("airflow/authz/decision", "airflow/authz/decisions", "airflow/authz/allowed", "airflow/authz/whoami")
@@ -29,7 +29,7 @@ _DEFAULT_DATA = "airflow/roles"
 _TIMEOUT_SECONDS = 60
 
 
-class CompileError(Exception):
+class CompileError(OpaError):
     """The policy directory cannot be compiled; the message says which file and why, ``problems`` what OPA has found."""
 
     def __init__(self, told: str, found: Sequence[Problem] = ()) -> None:
@@ -38,7 +38,7 @@ class CompileError(Exception):
 
 
 class StartError(CompileError):
-    """What it compiles to cannot be started by an engine: too much data, too much code, or a trap."""
+    """No engine can start the compiled policy: too much data, too much code, or a trap."""
 
 
 def shipped_policies() -> Path:
@@ -153,7 +153,7 @@ def is_shipped(name: str) -> bool:
 
 
 def fingerprint(source: Path) -> str:
-    """What changes when a policy file or directory changes; cheap enough to ask several times a second."""
+    """A text that changes with a policy file or directory; cheap enough for several calls a second."""
     if source.is_file():
         return _state(source.stat())
     seen = [f"{path}:{_state(status)}" for path, status in sorted(_policy_entries(source))]

@@ -1,4 +1,4 @@
-"""What the ``opa`` program says is wrong with policies, in words that name the mistake and the way out.
+"""Translates errors of the ``opa`` program into sentences that name the mistake and the way out.
 
 All that OPA reports is read here, as JSON or as text, whichever command has printed it. Uses the standard library only,
 because a build of the wheel compiles policies too.
@@ -13,8 +13,12 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 
+class OpaError(Exception):
+    """Policies cannot be compiled, unpacked or started."""
+
+
 class Problem(NamedTuple):
-    """One mistake. ``file`` is empty if OPA names none; ``line`` counts from 1."""
+    """A mistake. ``file`` is empty if OPA names none; ``line`` begins with 1."""
 
     file: str
     line: int
@@ -141,7 +145,7 @@ def _in_our_words(said: _Said, functions: Collection[str]) -> Problem:
 
 
 def _nearest(words: list[str], details: str, functions: Collection[str]) -> str:
-    """What a misspelt name may have been meant to be, of those that there are."""
+    """The existing name that a misspelt one probably means."""
     wanted = re.search(r"want \(one of\): \[(.*)\]", details)
     known = re.findall(r'"([^"]*)"', wanted[1]) if wanted else functions
     near = difflib.get_close_matches(words[-1] if wanted else words[0], list(known), n=1, cutoff=0.75) if words else []

@@ -24,6 +24,7 @@ import wasmtime
 
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.files import make_private
+from airflow_team_authz.opa.errors import OpaError
 
 log = logger(__name__)
 
@@ -38,7 +39,7 @@ _LOCK = "lock"
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-class Unfit(Exception):
+class UnfitCodeError(OpaError):
     """A directory or a file is not this user's alone; the message says which, and why."""
 
 
@@ -60,7 +61,7 @@ def module(engine: wasmtime.Engine, wasm: bytes, settings: str, directory: Path 
     try:
         with _opened(directory) as opened:
             return _found_or_made(engine, wasm, _Place(opened, _name(wasm, settings)))
-    except (OSError, Unfit) as error:
+    except (OSError, UnfitCodeError) as error:
         log.info("compiled policies are not kept in %s: %s", directory, error)
         return wasmtime.Module(engine, wasm)
 
@@ -95,13 +96,13 @@ def _opened(directory: Path) -> Iterator[int]:
 
 def _check_owner(about: os.stat_result, name: str) -> None:
     if about.st_uid != os.geteuid():
-        raise Unfit(f"{name} belongs to another user")
+        raise UnfitCodeError(f"{name} belongs to another user")
     if about.st_mode & _OTHERS_WRITE:
-        raise Unfit(f"other users may write {name}")
+        raise UnfitCodeError(f"other users may write {name}")
 
 
 def _name(wasm: bytes, settings: str) -> str:
-    """What the machine code depends on."""
+    """The name of the machine code, from everything that it depends on."""
     parts = (version("wasmtime"), platform.system(), _processor(), settings)
     digest = hashlib.sha256("\n".join(parts).encode() + b"\n")
     digest.update(wasm)
@@ -121,7 +122,7 @@ def _found(engine: wasmtime.Engine, place: _Place) -> wasmtime.Module | None:
         if name.startswith(f"{place.prefix}-") and name.endswith(_SUFFIX):
             try:
                 return _mapped(engine, name, place)
-            except (OSError, Unfit, wasmtime.WasmtimeError) as error:
+            except (OSError, UnfitCodeError, wasmtime.WasmtimeError) as error:
                 log.warning("the compiled policy %s is not used: %s", name, error)
                 with suppress(OSError):
                     os.unlink(name, dir_fd=place.directory)
@@ -134,10 +135,10 @@ def _mapped(engine: wasmtime.Engine, name: str, place: _Place) -> wasmtime.Modul
         about = os.fstat(file)
         _check_owner(about, name)
         if not stat.S_ISREG(about.st_mode) or about.st_nlink != 1 or about.st_size > _MOST_BYTES:
-            raise Unfit(f"{name} is no plain file of its own")
+            raise UnfitCodeError(f"{name} is no plain file of its own")
         with open(file, "rb", closefd=False) as content:
             if name != f"{place.prefix}-{hashlib.file_digest(content, 'sha256').hexdigest()}{_SUFFIX}":
-                raise Unfit(f"{name} does not hold what its name says")
+                raise UnfitCodeError(f"{name} does not hold what its name says")
         with suppress(OSError):
             os.utime(file)
         # By its name another one might be there by now.
@@ -187,7 +188,7 @@ def _keep(place: _Place, code: bytes | bytearray) -> None:
 
 
 def _remove_old(place: _Place) -> None:
-    """Who has mapped one keeps it."""
+    """Delete old files. A process that has mapped one keeps it."""
 
     def used(name: str) -> int:
         try:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import msgspec
 import wasmtime
 
-from airflow_team_authz.model import PolicyBroken, TooLong, Undefined
+from airflow_team_authz.model import PolicyBrokenError, TooLongError, UndefinedError
 from airflow_team_authz.opa.compile import ENTRYPOINTS
 from airflow_team_authz.opa.machine_code import module
 
@@ -96,7 +96,7 @@ class Policy(NamedTuple):
     rego: Mapping[str, bytes] | None = None
 
     def fuel(self, question: bytes, size: int, teams: int, pace: float | None = None) -> int:
-        """What a question about so many resources of so many teams may take; ``pace``: as a multiple of what is usual.
+        """The allowance of a question about so many resources of so many teams; ``pace``: a multiple of the usual cost.
 
         It grows with what is told of the subject, which comes first in a question.
         """
@@ -172,7 +172,7 @@ def _start_for_parent(seconds: int) -> None:
     end = 4 + struct.unpack_from("<I", given)[0]
     try:
         compiled(given[4:end], given[end:], quick=True, kept=next(map(Path, sys.argv[1:]), None))
-    except PolicyBroken as error:
+    except PolicyBrokenError as error:
         sys.stdout.write(" ".join(str(error).split())[:500])
 
 
@@ -208,7 +208,7 @@ def compiled(
     quick: bool = False,
     kept: Path | None = None,
 ) -> Policy:
-    """The policy, compiled for this machine; ``PolicyBroken`` if it cannot be.
+    """The policy, compiled for this machine; ``PolicyBrokenError`` if it cannot be.
 
     ``quick``: in three quarters of the time, and slower when it decides. ``kept``: the directory for what processes of
     this host have compiled already.
@@ -222,10 +222,10 @@ def compiled(
         policy = Policy(engine, machine_code, data, revision, serial, key_id)
         policy = policy._replace(directory_bytes=_directory_bytes(data))
     except wasmtime.WasmtimeError as error:
-        raise PolicyBroken(str(error)) from None
+        raise PolicyBrokenError(str(error)) from None
     machine = start(policy)
     if machine.pages > MAX_START_PAGES:
-        raise PolicyBroken(
+        raise PolicyBrokenError(
             f"the policy and its data take {mebibytes(machine.pages)} MiB before the first question, "
             f"and {mebibytes(MAX_START_PAGES)} may be"
         )
@@ -254,16 +254,16 @@ def mebibytes(pages: int) -> int:
 
 
 def start(policy: Policy) -> Machine:
-    """An instance of it; ``PolicyBroken`` if it cannot have one."""
+    """An instance of it; ``PolicyBrokenError`` if it cannot have one."""
     try:
         return Machine(policy)
     except (wasmtime.WasmtimeError, wasmtime.Trap, LookupError, ValueError, TypeError) as error:
         # Lookups and values: a module that exports other things than OPA's compiler does, or says other things.
-        raise PolicyBroken(f"the compiled policy cannot be started: {error!r}") from None
+        raise PolicyBrokenError(f"the compiled policy cannot be started: {error!r}") from None
 
 
 class Machine:
-    """One instance of a policy, with its memory; for one thread at a time."""
+    """An instance of a policy, with its memory; for one thread at a time."""
 
     def __init__(self, policy: Policy) -> None:
         # For whoever hands it out: on the clock of ``time.monotonic``.
@@ -285,9 +285,13 @@ class Machine:
         self._exports = exports = linker.instantiate(store, policy.module).exports(store)
         self._entrypoints = self._json("entrypoints")
         if missing := [name for name in ENTRYPOINTS if name not in self._entrypoints]:
-            raise PolicyBroken(f"the compiled policy lacks the entrypoint {missing[0]}: build it with this package")
+            raise PolicyBrokenError(
+                f"the compiled policy lacks the entrypoint {missing[0]}: build it with this package"
+            )
         if builtins := self._json("builtins"):
-            raise PolicyBroken(f"the policy calls {', '.join(builtins)}, which the in-process engine does not have")
+            raise PolicyBrokenError(
+                f"the policy calls {', '.join(builtins)}, which the in-process engine does not have"
+            )
         slot = self._call("opa_malloc", 12)
         before = self._call("opa_heap_ptr_get")
         address = self._call("opa_malloc", len(policy.data))
@@ -295,7 +299,7 @@ class Machine:
         memory.write(store, policy.data, address)
         data = self._call("opa_json_parse", address, len(policy.data))
         if data == 0:
-            raise PolicyBroken("the bundle's data.json does not parse")
+            raise PolicyBrokenError("the bundle's data.json does not parse")
         self._slot = slot
         self._heap = self._call("opa_heap_ptr_get")
         # What the data takes, with its text.
@@ -322,11 +326,11 @@ class Machine:
 
     @property
     def fuel_used(self) -> int:
-        """What the last evaluation has taken."""
+        """Fuel that the last evaluation has used."""
         return self._fuel - self._store.get_fuel()
 
     def evaluate(self, entrypoint: str, question: bytes, fuel: int) -> msgspec.Raw:
-        """JSON of the entrypoint's value; ``PolicyBroken`` or ``Undefined`` if there is none."""
+        """JSON of the entrypoint's value; ``PolicyBrokenError`` or ``UndefinedError`` if there is none."""
         store, self._fuel = self._store, fuel
         store.set_fuel(fuel)
         try:
@@ -340,18 +344,18 @@ class Machine:
             base = ctypes.addressof(self._memory.data_ptr(store).contents)
             (result,) = struct.unpack("<I", ctypes.string_at(base + self._slot + 8, 4))
             if not 0 < result < self._memory.data_len(store):
-                raise PolicyBroken("the compiled policy answered outside of its memory")
+                raise PolicyBrokenError("the compiled policy answered outside of its memory")
             results = _decode_results(ctypes.string_at(base + result))
         except wasmtime.Trap as trap:
             if trap.trap_code == wasmtime.TrapCode.OUT_OF_FUEL:
-                raise TooLong("a rule does not come to an end: it was stopped when its fuel was used up") from None
-            raise PolicyBroken(
+                raise TooLongError("a rule does not come to an end: it was stopped when its fuel was used up") from None
+            raise PolicyBrokenError(
                 f"the policy fails while it is evaluated: {str(trap).splitlines()[-1].strip()}"
             ) from None
         except (wasmtime.WasmtimeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise PolicyBroken(f"the policy fails while it is evaluated: {error}") from None
+            raise PolicyBrokenError(f"the policy fails while it is evaluated: {error}") from None
         if not results:
-            raise Undefined(f"the compiled policy defines no data.airflow.authz.{entrypoint}")
+            raise UndefinedError(f"the compiled policy defines no data.airflow.authz.{entrypoint}")
         return results[0].result
 
     def _function(self, arguments: int, call: object, result: bool = True) -> wasmtime.Func:
@@ -362,7 +366,7 @@ class Machine:
     def _call(self, export: str, *arguments: int) -> int:
         function = self._exports[export]
         if not isinstance(function, wasmtime.Func):
-            raise PolicyBroken(f"the compiled policy does not export {export}")
+            raise PolicyBrokenError(f"the compiled policy does not export {export}")
         return int(function(self._store, *arguments) or 0)
 
     def _json(self, export: str) -> dict[str, int]:
@@ -377,7 +381,9 @@ class Machine:
         return bytes(text).partition(b"\0")[0]
 
     def _abort(self, address: int) -> None:
-        raise PolicyBroken(f"the policy fails while it is evaluated: {self._text(address).decode(errors='replace')}")
+        raise PolicyBrokenError(
+            f"the policy fails while it is evaluated: {self._text(address).decode(errors='replace')}"
+        )
 
     def _reserve(self, size: int) -> None:
         if (lacking := size - self._memory.data_len(self._store)) > 0:
@@ -390,4 +396,4 @@ def _call(method: weakref.WeakMethod[Callable[[int], None]], address: int) -> No
 
 
 def _unknown_builtin(*_: int) -> int:
-    raise PolicyBroken("the policy calls a built-in function that the in-process engine does not have")
+    raise PolicyBrokenError("the policy calls a built-in function that the in-process engine does not have")

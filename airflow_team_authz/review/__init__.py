@@ -89,7 +89,7 @@ class Allowed(NamedTuple):
     decision: Decision
 
 
-class NotDecided(Exception):
+class NotDecidedError(Exception):
     """The policy fails about some questions; the message says about whose things."""
 
 
@@ -104,7 +104,7 @@ def fits(action: str, resource: Resource) -> bool:
 
 
 def allowed(point: DecisionPoint, asked: Asked) -> list[Resource]:
-    """Which of the resources are allowed; ``NotDecided`` if the policy fails about their owner."""
+    """Which of the resources are allowed; ``NotDecidedError`` if the policy fails about their owner."""
     try:
         return point.allowed(asked.question(), aside=True)
     except EngineError as error:
@@ -112,7 +112,7 @@ def allowed(point: DecisionPoint, asked: Asked) -> list[Resource]:
 
 
 def decided(point: DecisionPoint, asked: Asked, resources: Sequence[Resource]) -> list[Decision]:
-    """The decisions about some of the resources, with reasons; ``NotDecided`` as above."""
+    """The decisions about some of the resources, with reasons; ``NotDecidedError`` as above."""
     try:
         return point.decide(asked.question(resources), aside=True).decisions if resources else []
     except EngineError as error:
@@ -120,7 +120,7 @@ def decided(point: DecisionPoint, asked: Asked, resources: Sequence[Resource]) -
 
 
 def permissions(point: DecisionPoint, questions: Iterator[Asked]) -> Iterator[Allowed]:
-    """What is allowed of many questions, with the reason of each."""
+    """The allowed ones of many questions, each with its reason."""
     for asked in questions:
         found = allowed(point, asked)
         for resource, decision in zip(found, decided(point, asked, found), strict=True):
@@ -129,7 +129,7 @@ def permissions(point: DecisionPoint, questions: Iterator[Asked]) -> Iterator[Al
                 yield Allowed(asked.who, asked.action, resource, decision)
 
 
-def _failed(asked: Asked, error: EngineError) -> NotDecided:
+def _failed(asked: Asked, error: EngineError) -> NotDecidedError:
     owners = {resource.team_id for resource in asked.resources}
     of = " and ".join("what is common" if owner is None else f"team {owner}" for owner in sorted(owners, key=str))
-    return NotDecided(f"no decision about {of} for {asked.who.name} ({asked.action}): {error}")
+    return NotDecidedError(f"no decision about {of} for {asked.who.name} ({asked.action}): {error}")

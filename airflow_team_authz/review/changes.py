@@ -24,7 +24,7 @@ MOST_DECIDED = 50_000
 
 
 class Difference(NamedTuple):
-    """One question that the two policies answer differently."""
+    """A question that the two policies answer differently."""
 
     asked: Asked
     resource: Resource
@@ -93,7 +93,7 @@ def compare(
 
     ``roles`` are those of the role tables: what one role allows and what another one does are told together.
 
-    ``NotDecided`` if one of them fails about something.
+    ``NotDecidedError`` if one of them fails about something.
     """
     asked_so_far, told = 0, 0
     differences: list[Difference] = []
@@ -166,7 +166,7 @@ def _content(one: Difference) -> tuple[Any, ...]:
 
 
 def _fewest(whos: Sequence[Who]) -> Iterator[Who]:
-    """Those that the others are a special case of: what everybody gains, takes no list of who everybody is."""
+    """The subjects that include all others: a gain of everybody needs no list of people."""
     for who in whos:
         if not any(other is not who and _is_more_general(other.subject, who.subject) for other in whos):
             yield who

@@ -1,4 +1,4 @@
-"""What an installation has: people, names of the directory, tasks of teams, and the things that they may use.
+"""Lists people, names of the directory, tasks of teams, and resources of an installation.
 
 What is asked is asked as the doors ask it, so that an answer is the one that Airflow gets.
 """
@@ -30,7 +30,7 @@ _OWNERLESS = ("configuration",)
 
 
 class Population(NamedTuple):
-    """Those who may ask, and who is missing among them."""
+    """The subjects that may ask, and the missing ones."""
 
     whos: Sequence[Who]
     not_covered: Sequence[str]
@@ -115,7 +115,7 @@ class Things:
 
 
 class Wanted(NamedTuple):
-    """What is to be asked about; ``None`` for all."""
+    """The resources to ask about; ``None`` for all."""
 
     action: str | None = None
     type: str | None = None

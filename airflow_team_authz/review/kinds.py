@@ -36,7 +36,7 @@ _MOST_NAMES = 400
 
 
 class _Block(NamedTuple):
-    """What is asked about the things of one owner."""
+    """Questions about the resources of one owner."""
 
     owner: str | None
     own: str
@@ -99,7 +99,7 @@ class Kinds:
                 yield Asked(who, "update", waiting, Context("1", ("1",)))
 
     def of_roles(self) -> Iterator[Asked]:
-        """What each role, and a task, may do with things without a name: own ones, another team's, common ones."""
+        """Questions of each role, and of a task, about unnamed resources: own ones, another team's, common ones."""
         whos = [who for who in self._members([OTHER]) if who.kind == "role"]
         whos += [self._with_role(role) for role in self.roles]
         machines = _Block(None, OTHER, (), (), Names())
@@ -158,7 +158,7 @@ class Kinds:
         return Who("role", f"{role} without a team", Subject("user", OTHER, (), (role,)))
 
     def _people_of_directory(self) -> Iterator[Who]:
-        """Whoever holds one name of the directory; with each role of the login, where an entry takes that."""
+        """Subjects with one name of the directory, and with each role of the login if an entry needs that."""
         named = dict.fromkeys((table, name) for policy in self._policies for table, name, _ in policy.entries())
         for policy in self._policies:
             named |= dict.fromkeys(_filled(policy, self.roles, sorted(policy.teams)))
@@ -202,7 +202,7 @@ class Kinds:
     # About what
 
     def _resources(self, block: _Block) -> dict[str, list[Resource]]:
-        """What each action is asked about."""
+        """Resources of each action."""
         named = {id_: block.types_of(id_) for id_ in self._few(block.names.of("resource.id"), "ids")}
         found: dict[str, dict[Resource, None]] = {}
         for kind, actions in ACTIONS.items():
@@ -217,7 +217,7 @@ class Kinds:
         return {action: list(resources) for action, resources in found.items()}
 
     def _verbs(self, kind: str) -> Iterator[str]:
-        """What role tables have beside the actions that Airflow asks about."""
+        """Actions that role tables have for this kind."""
         for policy in self._policies:
             for table in ("permissions", "common"):
                 yield from (policy.roles.get(table) or {}).get(kind, {})
@@ -270,7 +270,7 @@ def _team(team: str) -> str:
 
 
 def holder(table: str, name: str) -> Who:
-    """Whoever has this group, role or claim (``groups``, ``claims.unit``) and nothing else."""
+    """A subject with only this group, role or claim (``groups``, ``claims.unit``)."""
     nobody = Subject("user", OTHER, (), ())
     if table == "groups":
         return Who("group", f"anybody in group {name}", Subject("user", OTHER, (), (), (name,)))

@@ -1,4 +1,4 @@
-"""What the sources of a policy name: ids, groups, roles, claims, teams, and where a rule may look at them.
+"""Finds the names in the sources of a policy: ids, groups, roles, claims, teams, and the fields that rules read.
 
 Nothing here decides. A name that is overlooked only leaves a question out, and one too many only asks one more.
 """
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from airflow_team_authz.opa.archive import BundleRefused, unpack
+from airflow_team_authz.opa.archive import BundleRefusedError, unpack
 from airflow_team_authz.opa.compile import (
     CompileError,
     find_opa,
@@ -51,7 +51,7 @@ _PATTERNS = {"regex", "glob"}
 
 
 class Names:
-    """What one owner's package, or the platform's part, names: values by field of the question (``resource.id``).
+    """Names in one owner's package, or in the platform's part: values by field of the question (``resource.id``).
 
     A value of ``*`` is one that nobody has compared with anything: it may be for any field that the rules look at.
     """
@@ -86,14 +86,14 @@ class Names:
 
 
 class Package:
-    """What a package names: in each of the rules that are asked, and in the helpers and data that they use."""
+    """Names of a package: in each entry rule, and in the helpers and data that it uses."""
 
     def __init__(self) -> None:
         self.rules: list[Names] = []
         self.helpers: dict[str, Names] = defaultdict(Names)
 
     def together(self) -> list[Names]:
-        """What each rule names that is asked, with all that it uses."""
+        """Names of each entry rule, with those of the helpers and data that it uses."""
         return [self._with_helpers(rule) for rule in self.rules]
 
     def _with_helpers(self, rule: Names) -> Names:
@@ -183,7 +183,7 @@ def read_policy(policy: Path) -> Mapping[str, bytes]:
     """
     try:
         return _files(policy)
-    except (OSError, ValueError, BundleRefused) as error:
+    except (OSError, ValueError, BundleRefusedError) as error:
         raise CompileError(f"the policy {policy} cannot be read: {error}") from None
 
 
@@ -305,7 +305,7 @@ class _Reading:
             )
 
     def _expression(self, node: Any) -> None:
-        """One condition: what it looks at, and the texts that it has for that."""
+        """Adds the fields and the texts of one condition."""
         fields: set[str] = set()
         texts: set[str] = set()
         self._walk(node, fields, texts)

@@ -2,3 +2,7 @@
 
 Knows neither doors nor Airflow.
 """
+
+
+class ServerError(Exception):
+    """A bundle server cannot do what was asked of it."""

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from airflow_team_authz.server import ServerError
 from airflow_team_authz.server.database import Token
 from airflow_team_authz.server.issuer import IssuerKeys
 
@@ -25,7 +26,7 @@ _REMEMBERED_SECONDS = 1.0
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 
 
-class NotKnown(Exception):
+class UnknownClientError(ServerError):
     """The token is none, is over or was revoked."""
 
 
@@ -98,10 +99,10 @@ class Access:
         return seen.caller if seen and seen.fresh_until > time.monotonic() else None
 
     def caller(self, token: str) -> Caller:
-        """The caller of a token. Raises ``NotKnown``, ``IssuerGone``, and errors of the database."""
+        """The caller of a token; ``UnknownClientError``, ``IssuerUnreachableError``, and errors of the database."""
         try:
             caller, expires = self._own(token) if token.startswith(f"{_PREFIX}_") else self._issuers(token)
-        except NotKnown:
+        except UnknownClientError:
             self._seen.pop(_hash(token), None)
             raise
         if len(self._seen) > 10_000:
@@ -127,7 +128,7 @@ class Access:
     def _own(self, token: str) -> tuple[Caller, datetime]:
         _, id_, secret = [*token.split("_", 2), "", ""][:3]
         if not id_.isalnum():
-            raise NotKnown("the token is not known")
+            raise UnknownClientError("the token is not known")
         with Session(self._engine) as session:
             found = session.get(Token, id_)
             expected = found.hash if found else "0" * 64
@@ -135,22 +136,24 @@ class Access:
             # Compared also where there is none, so that it takes the same time.
             same = hmac.compare_digest(expected, given)
             if found is None or not same:
-                raise NotKnown("the token is not known")
+                raise UnknownClientError("the token is not known")
             if found.revoked_at is not None:
-                raise NotKnown(f"the token {id_} was revoked")
+                raise UnknownClientError(f"the token {id_} was revoked")
             if found.expires_at <= datetime.now(UTC):
-                raise NotKnown(f"the token {id_} is over since {found.expires_at:%Y-%m-%d}: ask for a new one")
+                raise UnknownClientError(
+                    f"the token {id_} is over since {found.expires_at:%Y-%m-%d}: ask for a new one"
+                )
             teams = (found.team_id,) if found.team_id else ()
             return Caller(f"token {id_}", found.kind, teams, found.bundle), found.expires_at
 
     def _issuers(self, token: str) -> tuple[Caller, datetime]:
         if self._oidc is None:
-            raise NotKnown("the token is none of this server's")
+            raise UnknownClientError("the token is none of this server's")
         try:
             # Of whom it says to be is looked at first: the issuer is not asked because of just any text.
             unverified = jwt.decode_complete(token, options={"verify_signature": False})
             if unverified["payload"].get("iss") != self._oidc.issuer:
-                raise NotKnown("the token is none of this server's, nor of its issuer")
+                raise UnknownClientError("the token is none of this server's, nor of its issuer")
             claims = jwt.decode(
                 token,
                 self._keys.key(unverified["header"].get("kid")).key,
@@ -161,7 +164,7 @@ class Access:
                 options={"require": ["exp", "iss", "aud"]},
             )
         except (PyJWTError, ValueError, KeyError, TypeError) as error:
-            raise NotKnown(f"the token is refused: {error}") from None
+            raise UnknownClientError(f"the token is refused: {error}") from None
         return self._from_claims(claims, self._oidc), datetime.fromtimestamp(claims["exp"], UTC)
 
     @staticmethod
@@ -174,7 +177,7 @@ class Access:
         teams = claims.get(oidc.team_claim)
         named = [team for team in (teams if isinstance(teams, list) else [teams]) if isinstance(team, str) and team]
         if not named:
-            raise NotKnown(f"the token's claim {oidc.team_claim} names no team")
+            raise UnknownClientError(f"the token's claim {oidc.team_claim} names no team")
         return Caller(name, TEAM, tuple(named))
 
 

@@ -17,15 +17,15 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from airflow_team_authz.decision_log.record import DEFAULT_MASKS, Form
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.gate.findings import sarif
-from airflow_team_authz.model import EngineError, KeyUnfit
-from airflow_team_authz.opa.archive import BundleRefused
+from airflow_team_authz.model import EngineError, UnfitKeyError
+from airflow_team_authz.opa.archive import BundleRefusedError
 from airflow_team_authz.opa.compile import CompileError
-from airflow_team_authz.server.access import Access, NotKnown, Oidc
+from airflow_team_authz.server.access import Access, Oidc, UnknownClientError
 from airflow_team_authz.server.bodies import Bodies
-from airflow_team_authz.server.decisions import Decisions, NoDecisions, NoPolicy, Readable, TooFast
-from airflow_team_authz.server.issuer import IssuerGone
+from airflow_team_authz.server.decisions import Decisions, NoDecisionsError, NoPolicyError, Readable, TooFastError
+from airflow_team_authz.server.issuer import IssuerUnreachableError
 from airflow_team_authz.server.metrics import CountedRequests, Counting
-from airflow_team_authz.server.releases import Frozen, NotPublishable, NotThere, Outdated, Releases
+from airflow_team_authz.server.releases import FrozenError, NotFoundError, NotPublishableError, OutdatedError, Releases
 from airflow_team_authz.server.routes import ServerParts, router
 from airflow_team_authz.server.served import Served
 from airflow_team_authz.server.work_queue import Turns
@@ -117,13 +117,14 @@ async def _done(job: Callable[[], object]) -> None:
 def _tell_errors(app: FastAPI, counting: Counting) -> None:
     """Each error is one sentence in JSON."""
     codes: dict[type[Exception], int] = {
-        NotKnown: 401, NotThere: 404, Outdated: 409, BundleRefused: 422, KeyUnfit: 422, NoDecisions: 422, Frozen: 423,
-        TooFast: 429, IssuerGone: 503, CompileError: 503, NoPolicy: 503, EngineError: 503,
+        UnknownClientError: 401, NotFoundError: 404, OutdatedError: 409, BundleRefusedError: 422, UnfitKeyError: 422,
+        NoDecisionsError: 422, FrozenError: 423, TooFastError: 429, IssuerUnreachableError: 503, CompileError: 503,
+        NoPolicyError: 503, EngineError: 503,
     }  # fmt: skip
 
     async def tell(_: Request, error: Exception) -> JSONResponse:
-        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, NotKnown) else None
-        if isinstance(error, TooFast):
+        headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnknownClientError) else None
+        if isinstance(error, TooFastError):
             headers = {"Retry-After": "1"}
         code = next(code for kind, code in codes.items() if isinstance(error, kind))
         return JSONResponse({"error": str(error)[:1000]}, code, headers)
@@ -141,8 +142,8 @@ def _tell_errors(app: FastAPI, counting: Counting) -> None:
         said = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors())
         return JSONResponse({"error": said[:1000]}, 422)
 
-    @app.exception_handler(NotPublishable)
-    async def refused(request: Request, error: NotPublishable) -> JSONResponse:
+    @app.exception_handler(NotPublishableError)
+    async def refused(request: Request, error: NotPublishableError) -> JSONResponse:
         counting.refused(error.findings)
         if "application/sarif+json" in request.headers.get("Accept", ""):
             return JSONResponse(sarif(error.findings, error.files), 422, media_type="application/sarif+json")

@@ -19,7 +19,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from airflow_team_authz.server.access import Caller
 from airflow_team_authz.server.database import TEXT, Client, Token
-from airflow_team_authz.server.served import Held
+from airflow_team_authz.server.served import ServedBundle
 
 STALE = timedelta(minutes=2)
 _FORGOTTEN = timedelta(days=7)
@@ -109,7 +109,7 @@ def _write(engine: Engine, reporter: str, id_: str, told: dict[str, Any]) -> Non
 
 
 def _forget(session: Session, reporter: str) -> None:
-    """Who was not heard of for long, and of one token those that are too many: no token makes another's go."""
+    """Forget clients without a recent message, and the oldest ones of a token that has too many."""
     newest = select(Client.number).where(Client.reporter == reporter)
     newest = newest.order_by(Client.seen_at.desc(), Client.number.desc()).limit(KEPT_CLIENTS)
     too_many = and_(Client.reporter == reporter, Client.number.not_in(newest))
@@ -119,7 +119,9 @@ def _forget(session: Session, reporter: str) -> None:
     session.execute(delete(Client).where(Client.number.in_(numbers)))
 
 
-def states(engine: Engine, served: Mapping[str, Held], after: int = 0, limit: int | None = None) -> list[ClientState]:
+def states(
+    engine: Engine, served: Mapping[str, ServedBundle], after: int = 0, limit: int | None = None
+) -> list[ClientState]:
     """Clients that were seen in the last days, with alarms, in the order of their numbers."""
     now = datetime.now(UTC)
     with Session(engine) as session:
@@ -147,7 +149,7 @@ def _shown(now: datetime) -> ColumnElement[bool]:
     return and_(recent, ~revoked.exists(), or_(Client.seen_at >= now - STALE, ~followed))
 
 
-def _current(served: Mapping[str, Held], bundle: str | None) -> set[str]:
+def _current(served: Mapping[str, ServedBundle], bundle: str | None) -> set[str]:
     """The present revisions of what somebody may fetch."""
     return {held.revision for name, held in served.items() if bundle in {None, name}}
 

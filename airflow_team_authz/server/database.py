@@ -28,6 +28,8 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import DateTime, TypeDecorator
 
+from airflow_team_authz.server import ServerError
+
 _BUSY_SECONDS = 15
 _GONE_SECONDS = 5
 _IDLE_SECONDS = 30
@@ -195,7 +197,7 @@ class Decision(Base):
     record: Mapped[str] = mapped_column(Text)
 
 
-class BadDatabase(Exception):
+class UnfitDatabaseError(ServerError):
     """The address of the database cannot be used; the message says why."""
 
 
@@ -212,7 +214,7 @@ def connect(url: str) -> Engine:
         engine = create_engine(address, pool_pre_ping=True, connect_args=arguments)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         # Not the address itself: it may hold a password.
-        raise BadDatabase(f"the database's address cannot be used: {error.__class__.__name__}") from None
+        raise UnfitDatabaseError(f"the database's address cannot be used: {error.__class__.__name__}") from None
     if engine.dialect.name == "postgresql":
         event.listen(engine, "connect", _prepare_postgresql)
     if engine.driver == "psycopg2":
@@ -228,7 +230,7 @@ def connect(url: str) -> Engine:
 
 
 def _make_private(file: str | None) -> None:
-    """Nobody else on the host is to read what each team may do. What cannot be made SQLite will tell of."""
+    """Make the database's file readable for this user only. SQLite reports a file that cannot be created."""
     if file and file != ":memory:" and not file.startswith("file:"):
         with suppress(OSError):
             os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))

@@ -25,10 +25,10 @@ from airflow_team_authz.engines.instances import Instances
 from airflow_team_authz.model import Evaluations, Resource, Subject
 from airflow_team_authz.opa.archive import unpack
 from airflow_team_authz.opa.wasm import Policy, compiled
-from airflow_team_authz.server import access
+from airflow_team_authz.server import ServerError, access
 from airflow_team_authz.server.access import Caller
 from airflow_team_authz.server.database import Decision
-from airflow_team_authz.server.served import Held
+from airflow_team_authz.server.served import ServedBundle
 
 MAX_UNPACKED_BYTES = 32 << 20
 MAX_EVENTS = 10_000
@@ -50,15 +50,15 @@ _AUDITED = frozenset({"asset", "asset_alias", "connection", "dag", "pool", "vari
 _TABLE: Table = Decision.__table__  # type: ignore[assignment]
 
 
-class NoDecisions(ValueError):
+class NoDecisionsError(ServerError, ValueError):
     """What was sent is no list of decisions, or a too long one."""
 
 
-class TooFast(Exception):
+class TooFastError(ServerError):
     """A token sends more than it may."""
 
 
-class NoPolicy(Exception):
+class NoPolicyError(ServerError):
     """There is no policy yet that could say who may see what."""
 
 
@@ -109,7 +109,7 @@ class Decisions:
         self.counts = Counts(0, 0, 0)
 
     def take(self, who: Caller, content: bytes, encoding: str) -> Counts:
-        """Write what somebody has sent; ``NoDecisions``, ``TooFast``, or what SQLAlchemy raises."""
+        """Write what somebody has sent; ``NoDecisionsError``, ``TooFastError``, or what SQLAlchemy raises."""
         events = read(content, encoding)
         self._pay(who.name, len(events))
         rows = {row["decision_id"]: row for event in events if (row := self._row(who, event)) is not None}
@@ -126,7 +126,7 @@ class Decisions:
             left, at = self._left.get(name, (float(BURST), now))
             left = min(float(BURST), left + (now - at) * RATE)
             if count > left:
-                raise TooFast(f"{name} sends more than {RATE:,} decisions a second: send the same again later")
+                raise TooFastError(f"{name} sends more than {RATE:,} decisions a second: send the same again later")
             self._left[name] = (left - count, now)
             if len(self._left) > _MOST_TOKENS:
                 self._left.pop(next(iter(self._left)))
@@ -194,7 +194,7 @@ class Decisions:
             deleted += len(numbers)
 
     def search(self, who: Caller, wanted: Wanted, readable: Readable) -> Page:
-        """What the caller may see of it. ``NoPolicy``, an ``EngineError``, or what SQLAlchemy raises."""
+        """What the caller may see of it. ``NoPolicyError``, an ``EngineError``, or what SQLAlchemy raises."""
         is_platform = who.kind == access.PLATFORM
         found: list[Shown] = []
         before, looked_at = wanted.before, 0
@@ -240,22 +240,22 @@ def _of_team(team: str) -> Any:
 
 
 def read(content: bytes, encoding: str) -> list[Any]:
-    """The events of a request; ``NoDecisions`` if it holds none, or too many."""
+    """The events of a request; ``NoDecisionsError`` if it holds none, or too many."""
     try:
         if encoding == "gzip":
             unpacking = zlib.decompressobj(wbits=31)
             content = unpacking.decompress(content, MAX_UNPACKED_BYTES)
             if unpacking.unconsumed_tail:
-                raise NoDecisions(f"unpacked it is larger than {MAX_UNPACKED_BYTES:,} bytes: send less at once")
+                raise NoDecisionsError(f"unpacked it is larger than {MAX_UNPACKED_BYTES:,} bytes: send less at once")
         events = json.loads(content)
     except (zlib.error, ValueError, RecursionError) as error:
-        if isinstance(error, NoDecisions):
+        if isinstance(error, NoDecisionsError):
             raise
-        raise NoDecisions("it is not a list of decisions, as OPA's decision_logs plugin sends them") from None
+        raise NoDecisionsError("it is not a list of decisions, as OPA's decision_logs plugin sends them") from None
     if not isinstance(events, list):
-        raise NoDecisions("it is not a list of decisions, as OPA's decision_logs plugin sends them")
+        raise NoDecisionsError("it is not a list of decisions, as OPA's decision_logs plugin sends them")
     if len(events) > MAX_EVENTS:
-        raise NoDecisions(f"it holds {len(events):,} decisions, and {MAX_EVENTS:,} may come at once")
+        raise NoDecisionsError(f"it holds {len(events):,} decisions, and {MAX_EVENTS:,} may come at once")
     return events
 
 
@@ -294,9 +294,9 @@ class Readable:
         self._names = [wasm_bundle(name) for name in environments]
         self._lock = threading.Lock()
         self._points: dict[str, tuple[str, DecisionPoint]] = {}
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, ServedBundle] = {}
 
-    def with_bundles(self, held: Mapping[str, Held]) -> Readable:
+    def with_bundles(self, held: Mapping[str, ServedBundle]) -> Readable:
         """The same, now with these bundles."""
         self._held = {name: held[name] for name in self._names if name in held}
         return self
@@ -319,7 +319,9 @@ class Readable:
     def _policies(self) -> list[DecisionPoint]:
         held = self._held
         if not held:
-            raise NoPolicy("there is no policy yet that could say who may see decisions: publish the platform's part")
+            raise NoPolicyError(
+                "there is no policy yet that could say who may see decisions: publish the platform's part"
+            )
         with self._lock:
             for name, bundle in held.items():
                 if name not in self._points or self._points[name][0] != bundle.etag:
@@ -347,7 +349,7 @@ class _Engine:
         """See ``engines.Engine``."""
 
 
-def _engine(bundle: Held) -> _Engine:
+def _engine(bundle: ServedBundle) -> _Engine:
     files = unpack(bundle.content)
     return _Engine(compiled(files[WASM], files.get("data.json", b"{}"), bundle.revision, quick=True))
 

@@ -9,6 +9,8 @@ import httpx
 from jwt import PyJWK, PyJWKSet
 from jwt.exceptions import InvalidKeyError, PyJWTError
 
+from airflow_team_authz.server import ServerError
+
 _TIMEOUT_SECONDS = 5.0
 # Whoever asks in vain, or for a key that there is not, keeps the issuer from being asked for this time.
 _PAUSE_SECONDS = 10.0
@@ -16,7 +18,7 @@ _FRESH_SECONDS = 300.0
 _TURN_SECONDS = 1.0
 
 
-class IssuerGone(Exception):
+class IssuerUnreachableError(ServerError):
     """The issuer's keys cannot be had, so its tokens cannot be checked."""
 
 
@@ -30,7 +32,7 @@ class IssuerKeys:
         self._asking = threading.Lock()
 
     def key(self, id_: str | None) -> PyJWK:
-        """One of them; ``InvalidKeyError``, ``IssuerGone``."""
+        """One key; raises ``InvalidKeyError`` or ``IssuerUnreachableError``."""
         if not self._fresh(id_) and self._asking.acquire(timeout=_TURN_SECONDS):
             try:
                 if not self._fresh(id_) and time.monotonic() - self._asked > _PAUSE_SECONDS:
@@ -38,7 +40,7 @@ class IssuerKeys:
             finally:
                 self._asking.release()
         if time.monotonic() - self._answered > _FRESH_SECONDS + _PAUSE_SECONDS:
-            raise IssuerGone(f"the keys of {self._issuer} cannot be had")
+            raise IssuerUnreachableError(f"the keys of {self._issuer} cannot be had")
         if id_ not in self._keys:
             raise InvalidKeyError("its issuer has no such key")
         return self._keys[id_]

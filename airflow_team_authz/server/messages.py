@@ -30,7 +30,7 @@ class Problem(BaseModel):
 
 
 class FindingModel(BaseModel):
-    """One reason why a package may not be published."""
+    """A reason not to publish a package."""
 
     rule: str
     file: str
@@ -47,7 +47,7 @@ class Refusal(Problem):
 
 
 class PublishedModel(BaseModel):
-    """What is in force from now on."""
+    """The versions in force after a publication."""
 
     owner: str
     version: int

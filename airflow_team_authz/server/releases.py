@@ -23,8 +23,9 @@ from airflow_team_authz.escaping import logger
 from airflow_team_authz.gate.check import check_package
 from airflow_team_authz.gate.findings import Finding, of_opa
 from airflow_team_authz.gate.platform_part import check_platform
-from airflow_team_authz.opa.archive import BundleRefused, manifest_of, unpack
+from airflow_team_authz.opa.archive import BundleRefusedError, manifest_of, unpack
 from airflow_team_authz.opa.compile import CompileError, StartError, merged
+from airflow_team_authz.server import ServerError
 from airflow_team_authz.server.building import Builder, Whole
 from airflow_team_authz.server.database import (
     Bundle,
@@ -47,19 +48,19 @@ _DIFF_PAIRS = 4_000_000
 _KEPT = 1000
 
 
-class NotThere(Exception):
+class NotFoundError(ServerError):
     """There is no such team, version or environment."""
 
 
-class Outdated(Exception):
+class OutdatedError(ServerError):
     """The version is not above the one that is published already."""
 
 
-class Frozen(Exception):
+class FrozenError(ServerError):
     """The platform has stopped changes for now."""
 
 
-class NotPublishable(Exception):
+class NotPublishableError(ServerError):
     """The gate refuses the package."""
 
     def __init__(self, findings: list[Finding], files: Collection[str]) -> None:
@@ -68,7 +69,7 @@ class NotPublishable(Exception):
 
 
 class Published(NamedTuple):
-    """What is in force from now on."""
+    """The versions in force after a publication."""
 
     owner: str
     version: int
@@ -161,7 +162,9 @@ class Releases:
             )
             # Else it would be a promotion without the gate.
             if session.scalar(was.limit(1)) is None:
-                raise NotThere(f"version {version} of {owner} was never in force in {environment}: promote it instead")
+                raise NotFoundError(
+                    f"version {version} of {owner} was never in force in {environment}: promote it instead"
+                )
         return self._release(environment, _Change(artifact, "rollback", actor, allowed))
 
     def promote(self, owner: str, source: str, target: str, actor: str, by_platform: bool) -> Published:
@@ -170,7 +173,7 @@ class Releases:
         with Session(self._engine) as session:
             wanted, present = (self._current(session, name).get(owner) for name in (source, target))
         if wanted is None:
-            raise NotThere(f"{owner} has nothing in {source}")
+            raise NotFoundError(f"{owner} has nothing in {source}")
 
         def allowed(session: Session) -> None:
             if not by_platform:
@@ -189,7 +192,7 @@ class Releases:
         for environment in self.environments:
             try:
                 self._rebuild(environment, None)
-            except (CompileError, SQLAlchemyError, OSError, Outdated) as error:
+            except (CompileError, SQLAlchemyError, OSError, OutdatedError) as error:
                 # Not what the driver says: it may quote the database's address.
                 told = type(error).__name__ if isinstance(error, SQLAlchemyError) else error
                 log.error("the bundles of %s are still those of another key, package or OPA: %s", environment, told)
@@ -213,7 +216,7 @@ class Releases:
             try:
                 # What another key has signed is left to whom it belongs to, and `renew`; what nobody has, to nobody.
                 content = sign_again(name, found.content, self._builder.key)
-            except BundleRefused as error:
+            except BundleRefusedError as error:
                 if found.etag not in self._not_ours:
                     log.error("the bundle %s in the database is not signed again: %s", name, error)
                 self._not_ours.add(found.etag)
@@ -242,7 +245,7 @@ class Releases:
 
     def _environment(self, name: str | None) -> str:
         if name is not None and name not in self.environments:
-            raise NotThere(f"there is no environment {name[:60]}: there are {', '.join(self.environments)}")
+            raise NotFoundError(f"there is no environment {name[:60]}: there are {', '.join(self.environments)}")
         return name or self.environments[0]
 
     @staticmethod
@@ -250,7 +253,7 @@ class Releases:
         """The owner's keys. Until the session ends, whoever changes them waits, and whoever freezes."""
         keys = session.get(OwnerKeys, owner, with_for_update=True)
         if keys is None:
-            raise NotThere(f"{owner} has no keys here: the platform registers them by PUT /teams/{owner}/keys")
+            raise NotFoundError(f"{owner} has no keys here: the platform registers them by PUT /teams/{owner}/keys")
         return TrustedKeys.load(keys.pem.encode(), owner)
 
     def _still_signed(self, session: Session, artifact: Artifact) -> None:
@@ -263,7 +266,7 @@ class Releases:
         for frozen in session.scalars(
             select(Freeze).where(Freeze.scope.in_(["*", f"team:{owner}", f"environment:{environment}"]))
         ):
-            raise Frozen(f"{frozen.scope} is frozen since {frozen.at:%Y-%m-%d %H:%M}: {frozen.reason}")
+            raise FrozenError(f"{frozen.scope} is frozen since {frozen.at:%Y-%m-%d %H:%M}: {frozen.reason}")
 
     def _gate(self, artifact: Artifact, environment: str) -> None:
         if artifact.owner == PLATFORM:
@@ -276,7 +279,7 @@ class Releases:
                 artifact.files, artifact.owner, merged(platform.files if platform else {}), self._opa
             )
         if findings:
-            raise NotPublishable(findings, artifact.files)
+            raise NotPublishableError(findings, artifact.files)
 
     def _release(self, environment: str, change: _Change) -> Published:
         serial, bundles = self._rebuild(environment, change)
@@ -299,7 +302,7 @@ class Releases:
                 if self._commit(environment, before.serial, serial, maker, whole, change):
                     self._changed()
                     return serial, sorted(whole.bundles)
-        raise Outdated(f"others publish to {environment} all the time: try again")
+        raise OutdatedError(f"others publish to {environment} all the time: try again")
 
     def _before(self, environment: str) -> _Before:
         with Session(self._engine) as session:
@@ -327,13 +330,13 @@ class Releases:
                 if isinstance(error, StartError):
                     help_ = "have less data or fewer rules, or ask the platform team: all packages take too much"
                 findings = [Finding("merged", place, 1, str(error)[:500], help_)]
-            raise NotPublishable(findings, change.artifact.files) from None
+            raise NotPublishableError(findings, change.artifact.files) from None
         # Going back is not held up: it may be what repairs them.
         if whole.failing and change is not None and change.action != "rollback":
             told = f"together with all teams, the platform's own tests fail: {whole.failing}"
             help_ = "ask the platform team which rule of yours they meet"
             finding = Finding("platform-tests", root(change.artifact.owner), 1, told, help_)
-            raise NotPublishable([finding], change.artifact.files)
+            raise NotPublishableError([finding], change.artifact.files)
         return whole
 
     def _commit(
@@ -377,7 +380,7 @@ class Releases:
         if digest is None:
             digest = session.scalar(select(Package.digest).where(Package.owner == owner, Package.version == version))
         if digest is None:
-            raise NotThere(f"there is no version {version} of {owner}")
+            raise NotFoundError(f"there is no version {version} of {owner}")
         # By the digest too: a database that was restored may have another package under the same version.
         found = self._read.pop((owner, version, digest), None) or _unpacked(session, owner, version)
         self._read[owner, version, digest] = found
@@ -401,10 +404,10 @@ def _unpacked(session: Session, owner: str, version: int) -> Artifact:
 
 
 def _newest(session: Session, artifact: Artifact) -> None:
-    """``Outdated`` unless the version is above all others."""
+    """``OutdatedError`` unless the version is above all others."""
     newest = session.scalar(select(func.max(Package.version)).where(Package.owner == artifact.owner)) or 0
     if artifact.version <= newest:
-        raise Outdated(f"its version {artifact.version} is not above {newest}, which is published already")
+        raise OutdatedError(f"its version {artifact.version} is not above {newest}, which is published already")
 
 
 def _taken(session: Session, environment: str, before: int, serial: int, maker: str) -> bool:

@@ -22,7 +22,7 @@ from airflow_team_authz.bundles.artifact import PLATFORM as PLATFORM_OWNER
 from airflow_team_authz.bundles.signing import TrustedKeys
 from airflow_team_authz.decision_log.database import column
 from airflow_team_authz.server import access, clients, metrics, page
-from airflow_team_authz.server.access import Access, Caller, NotKnown
+from airflow_team_authz.server.access import Access, Caller, UnknownClientError
 from airflow_team_authz.server.bodies import MAX_STATUS_BYTES
 from airflow_team_authz.server.clients import StatusReport
 from airflow_team_authz.server.database import Freeze, OwnerKeys, Package, Release, Token, WithheldPackage
@@ -455,7 +455,7 @@ def index(parts: Parts, request: Request) -> Response:
     token = _basic(request)
     try:
         who = parts.guard.caller(token) if token else None
-    except NotKnown:
+    except UnknownClientError:
         who = None
     if who is None or who.kind != access.PLATFORM:
         return Response(

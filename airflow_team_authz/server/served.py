@@ -22,7 +22,7 @@ LOOK_SECONDS = 0.25
 _GONE = "the database cannot be read: bundles are served from memory, and nothing can be published"
 
 
-class Held(NamedTuple):
+class ServedBundle(NamedTuple):
     """A bundle: its ETag, its bytes, and which revision and serial it is."""
 
     etag: str
@@ -36,20 +36,20 @@ class Served:
 
     def __init__(self, engine: Engine, places: int) -> None:
         self._engine, self._places = engine, places
-        self._bundles: dict[str, Held] = {}
+        self._bundles: dict[str, ServedBundle] = {}
         self._changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._now = asyncio.Event()
         self.trouble = "the database was not read yet"
 
-    def get(self, name: str) -> Held | None:
+    def get(self, name: str) -> ServedBundle | None:
         """A bundle, if there is one of this name."""
         return self._bundles.get(name)
 
-    def names(self) -> dict[str, Held]:
+    def names(self) -> dict[str, ServedBundle]:
         """All of them."""
         return dict(self._bundles)
 
-    async def changed_from(self, name: str, etags: set[str], seconds: float) -> Held | None:
+    async def changed_from(self, name: str, etags: set[str], seconds: float) -> ServedBundle | None:
         """The bundle as soon as its ETag is none of these; after the time, whatever there is.
 
         Who waits costs neither a thread nor a question to the database.
@@ -94,11 +94,11 @@ class Served:
             except TimeoutError:
                 pass
 
-    def _look(self) -> dict[str, Held]:
+    def _look(self) -> dict[str, ServedBundle]:
         with Session(self._engine) as session:
             etags = dict(session.execute(select(Bundle.name, Bundle.etag)).tuples().all())
             news = [
                 name for name, etag in etags.items() if name not in self._bundles or self._bundles[name].etag != etag
             ]
             rows = session.scalars(select(Bundle).where(Bundle.name.in_(news))).all()
-            return {row.name: Held(row.etag, row.content, row.revision, row.serial) for row in rows}
+            return {row.name: ServedBundle(row.etag, row.content, row.revision, row.serial) for row in rows}

@@ -22,8 +22,8 @@ from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.engines.opa_server import OpaServer
-from airflow_team_authz.model import Decision, EngineError, Evaluations, PolicyBroken, Resource, Subject
-from airflow_team_authz.opa.archive import BundleRefused, pack, read_manifest, unpack
+from airflow_team_authz.model import Decision, EngineError, Evaluations, PolicyBrokenError, Resource, Subject
+from airflow_team_authz.opa.archive import BundleRefusedError, pack, read_manifest, unpack
 from airflow_team_authz.opa.compile import CompileError, find_opa
 from tests.bundles.conftest import lends
 from tests.conftest import eventually
@@ -175,16 +175,16 @@ def test_what_is_not_to_be_trusted_is_refused(
     trust = Trust(keys_file, "production.wasm")
     assert trust.open(good).serial == 12
     for content, told in bad.items():
-        with pytest.raises(BundleRefused, match=told):
+        with pytest.raises(BundleRefusedError, match=told):
             trust.open(content)
         (tmp_path / "bad.tar.gz").write_bytes(content)
-        with pytest.raises(PolicyBroken, match=told):
+        with pytest.raises(PolicyBrokenError, match=told):
             InProcess(tmp_path / "bad.tar.gz", trust=trust)
     keys_file.write_bytes(SigningKey.new().public.pem())
-    with pytest.raises(BundleRefused, match="not trusted here"):
+    with pytest.raises(BundleRefusedError, match="not trusted here"):
         trust.open(good)
     keys_file.unlink()
-    with pytest.raises(BundleRefused, match="nobody can be trusted"):
+    with pytest.raises(BundleRefusedError, match="nobody can be trusted"):
         trust.open(good)
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_team_authz.opa import archive as archives
-from airflow_team_authz.opa.archive import BundleRefused, canonical, load_json, pack, read_manifest, unpack
+from airflow_team_authz.opa.archive import BundleRefusedError, canonical, load_json, pack, read_manifest, unpack
 from tests.conftest import REPOSITORY
 
 FILES = {"teams/a/größe.rego": "package teams.a # ä".encode(), ".manifest": b"{}", "data.json": b'{"x": 1}'}
@@ -109,7 +109,7 @@ def test_the_same_files_are_the_same_bytes() -> None:
     ],
 )
 def test_what_is_odd_is_refused(content: bytes, told: str) -> None:
-    with pytest.raises(BundleRefused, match=told):
+    with pytest.raises(BundleRefusedError, match=told):
         unpack(content, 1 << 20)
 
 
@@ -134,14 +134,14 @@ def test_a_bomb_takes_no_memory() -> None:
 def test_members_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "_MAX_MEMBERS", 3)
     assert unpack(pack(FILES)) == FILES
-    with pytest.raises(BundleRefused, match="more than 3 files"):
+    with pytest.raises(BundleRefusedError, match="more than 3 files"):
         unpack(pack({**FILES, "x": b""}))
 
 
 @given(st.binary(max_size=600))
 def test_any_bytes_are_refused_in_our_words(content: bytes) -> None:
     for attempt in (content, gzip.compress(content), pack(FILES)[: len(content)] + content):
-        with suppress(BundleRefused):
+        with suppress(BundleRefusedError):
             assert isinstance(unpack(attempt), dict)
 
 
@@ -153,5 +153,5 @@ def test_numbers_and_texts_stay_what_they_were(text: str) -> None:
 
 @pytest.mark.parametrize("manifest", [None, b"", b"[]", b"{", b'{"metadata": 1}', b"\xff"])
 def test_a_manifest_that_is_none_is_told(manifest: bytes | None) -> None:
-    with pytest.raises(BundleRefused, match="manifest"):
+    with pytest.raises(BundleRefusedError, match="manifest"):
         read_manifest({} if manifest is None else {".manifest": manifest})

@@ -13,7 +13,7 @@ from airflow_team_authz.bundles.artifact import (
     read_artifact,
 )
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
-from airflow_team_authz.opa.archive import MANIFEST, BundleRefused, canonical, pack
+from airflow_team_authz.opa.archive import MANIFEST, BundleRefusedError, canonical, pack
 from tests.bundles.conftest import lends
 
 
@@ -26,15 +26,17 @@ def test_the_same_artifact_is_the_same_bytes(key: SigningKey) -> None:
 
 @pytest.mark.parametrize("newer_than", [3, 4, 2**40])
 def test_an_older_version_is_refused_also_when_replayed(newer_than: int, key: SigningKey) -> None:
-    with pytest.raises(BundleRefused, match=f"its version 3 is not above {newer_than}, which is published already"):
+    with pytest.raises(
+        BundleRefusedError, match=f"its version 3 is not above {newer_than}, which is published already"
+    ):
         read_artifact(build_artifact(lends("alpha", version=3), key), "alpha", TrustedKeys.of([key.public]), newer_than)
 
 
 def test_another_teams_artifact_and_a_retired_key_are_refused(key: SigningKey) -> None:
     built = build_artifact(lends("alpha"), key)
-    with pytest.raises(BundleRefused, match="it is signed for 'alpha', not for 'beta'"):
+    with pytest.raises(BundleRefusedError, match="it is signed for 'alpha', not for 'beta'"):
         read_artifact(built, "beta", TrustedKeys.of([key.public]))
-    with pytest.raises(BundleRefused, match="not trusted here"):
+    with pytest.raises(BundleRefusedError, match="not trusted here"):
         read_artifact(built, "alpha", TrustedKeys.of([SigningKey.new().public]))
 
 
@@ -50,24 +52,24 @@ def test_another_teams_artifact_and_a_retired_key_are_refused(key: SigningKey) -
     ],
 )
 def test_files_of_others_are_refused(owner: str, name: str, key: SigningKey) -> None:
-    with pytest.raises(BundleRefused, match=f"{name} is not a file of {owner}"):
+    with pytest.raises(BundleRefusedError, match=f"{name} is not a file of {owner}"):
         read_artifact(build_artifact(Artifact(owner, 1, {name: b""}), key), owner, TrustedKeys.of([key.public]))
 
 
 @pytest.mark.parametrize("version", [0, -1, True, "1", 1.0, None, 2**53])
 def test_a_version_that_is_none_is_refused(version: object, key: SigningKey) -> None:
     files = {MANIFEST: canonical({"metadata": {"version": version}})}
-    with pytest.raises(BundleRefused, match="not a positive integer"):
+    with pytest.raises(BundleRefusedError, match="not a positive integer"):
         read_artifact(pack(key.sign(files, "alpha")), "alpha", TrustedKeys.of([key.public]))
 
 
 def test_what_is_too_large_is_refused(key: SigningKey) -> None:
     trusted = TrustedKeys.of([key.public])
-    with pytest.raises(BundleRefused, match="larger than 4 MiB"):
+    with pytest.raises(BundleRefusedError, match="larger than 4 MiB"):
         read_artifact(b"x" * (MAX_ARTIFACT_BYTES + 1), "alpha", trusted)
     bomb = build_artifact(Artifact("alpha", 1, {"teams/alpha/x.rego": b"#" * 3 * MAX_ARTIFACT_BYTES}), key)
     assert len(bomb) < MAX_ARTIFACT_BYTES
-    with pytest.raises(BundleRefused, match="unpacks to more than 8 MiB"):
+    with pytest.raises(BundleRefusedError, match="unpacks to more than 8 MiB"):
         read_artifact(bomb, "alpha", trusted)
 
 

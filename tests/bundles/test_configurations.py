@@ -16,7 +16,7 @@ import pytest
 
 from airflow_team_authz.bundles.aggregate import build, scope
 from airflow_team_authz.bundles.artifact import Artifact
-from airflow_team_authz.bundles.push import PushFailed, push
+from airflow_team_authz.bundles.push import PushError, push
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey
 from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines import DecisionPoint, downloads
@@ -282,11 +282,11 @@ def test_pushed_to_s3_and_fetched_by_both_engines(
 
 
 def test_a_store_that_does_not_take_them_is_told(s3: str, built: Path, tmp_path: Path) -> None:  # noqa: ARG001
-    with pytest.raises(PushFailed, match="s3://nobodys/x does not take the bundles"):
+    with pytest.raises(PushError, match="s3://nobodys/x does not take the bundles"):
         push([built / "production.tar.gz"], "s3://nobodys/x")
-    with pytest.raises(PushFailed, match="nosuch://x does not take the bundles"):
+    with pytest.raises(PushError, match="nosuch://x does not take the bundles"):
         push([built / "production.tar.gz"], "nosuch://x")
-    with pytest.raises(PushFailed, match="does not take"):
+    with pytest.raises(PushError, match="does not take"):
         push([tmp_path / "missing.tar.gz"], tmp_path.as_uri())
     assert push([built / "production.tar.gz"], f"{tmp_path.as_uri()}/out") == [
         f"file://{tmp_path}/out/production.tar.gz"

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey, TrustedKeys
-from airflow_team_authz.model import KeyUnfit
-from airflow_team_authz.opa.archive import BundleRefused, canonical, load_json, pack
+from airflow_team_authz.model import UnfitKeyError
+from airflow_team_authz.opa.archive import BundleRefusedError, canonical, load_json, pack
 from airflow_team_authz.opa.compile import find_opa
 
 TEXT = '"ä\u2028\u2029<&>\\u0007\\b\\f\\n\\r\\t\\"\\\\/🚀\\u007f"'
@@ -79,7 +79,7 @@ BAD: dict[str, tuple[Callable[[SigningKey], dict[str, bytes]], str]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_not_signed_so_is_refused(case: str, key: SigningKey) -> None:
     make, told = BAD[case]
-    with pytest.raises(BundleRefused, match=told):
+    with pytest.raises(BundleRefusedError, match=told):
         TrustedKeys.of([key.public]).verify(make(key), "alpha")
 
 
@@ -125,10 +125,10 @@ UNFIT = {
 
 @pytest.mark.parametrize("case", UNFIT)
 def test_unfit_keys_are_told_and_not_shown(case: str) -> None:
-    with pytest.raises(KeyUnfit, match=r"^my\.pem holds") as raised:
+    with pytest.raises(UnfitKeyError, match=r"^my\.pem holds") as raised:
         SigningKey.load(UNFIT[case], "my.pem")
     assert "BEGIN" not in str(raised.value)
-    with pytest.raises(KeyUnfit, match=r"my\.pem"):
+    with pytest.raises(UnfitKeyError, match=r"my\.pem"):
         TrustedKeys.load(UNFIT[case].replace(b"PRIVATE", b"PUBLIC"), "my.pem")
-    with pytest.raises(KeyUnfit, match="cannot be read"):
+    with pytest.raises(UnfitKeyError, match="cannot be read"):
         TrustedKeys.read(Path("/nowhere"))

@@ -13,8 +13,8 @@ from airflow_team_authz.doors.users import build_manager
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Evaluations, Resource, Subject
 from airflow_team_authz.opa.compile import compile_directory
-from tests.cli.fab_tables import Person, Tables, airflows, standard_roles
 from tests.conftest import opened, write
+from tests.support.fab_tables import Person, Tables, airflows, standard_roles
 
 DIRECTORY = {
     "groups": {"alpha-ops": [{"team_id": "alpha", "role": "op"}], "=1+1": [{"team_id": None, "role": "viewer"}]},

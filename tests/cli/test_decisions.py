@@ -20,7 +20,7 @@ from airflow_team_authz.decision_log.reading import InDatabase, Wanted
 from airflow_team_authz.decision_log.record import Entry, Form, Gap, new_id
 from airflow_team_authz.decision_log.sinks import File
 from airflow_team_authz.decision_log.tables import decisions
-from airflow_team_authz.model import Decision, Evaluations, Resource, Subject, Unreachable
+from airflow_team_authz.model import Decision, Evaluations, Resource, Subject, UnreachableError
 from tests.cli.conftest import Run
 
 NO, YES = Decision(False, ("because\nof this",), "baseline"), Decision(True, ("allowed",), "team")
@@ -29,7 +29,7 @@ NO, YES = Decision(False, ("because\nof this",), "baseline"), Decision(True, ("a
 def made(subject: str, resource: Resource, said: Decision | None = NO, days: float = 0, **named: Any) -> dict[str, Any]:
     at = int((datetime.now(UTC) - timedelta(days=days)).timestamp() * 1e9)
     question = Evaluations(Subject("user", subject), "read", [resource])
-    error = None if said else Unreachable("nobody answers")
+    error = None if said else UnreachableError("nobody answers")
     origin = Origin("users", "GET", "/api/v2/x", headers=[(b"x-request-id", b"r-1")])
     entry = Entry(new_id(), at, 71_000, origin, question, "r1", 1, int(said is YES), [resource], said and [said], error)
     return Form().record(entry._replace(**named))

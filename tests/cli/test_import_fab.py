@@ -56,9 +56,20 @@ from airflow_team_authz.engines.opa_server import OpaServer
 from airflow_team_authz.model import Evaluations, Resource, Subject
 from airflow_team_authz.opa.compile import compile_directory
 from airflow_team_authz.questions import menu_item
-from tests.cli.fab_tables import DAGS, NAMES, ODD, TEAMS, VERBS, Person, Tables, airflows, random_roles, standard_roles
 from tests.conftest import PATIENT_MS, REPOSITORY, Opa
 from tests.doors.conftest import build
+from tests.support.fab_tables import (
+    DAGS,
+    NAMES,
+    ODD,
+    TEAMS,
+    VERBS,
+    Person,
+    Tables,
+    airflows,
+    random_roles,
+    standard_roles,
+)
 
 METHODS = ("GET", "POST", "PUT", "DELETE")
 LOGIN = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"

@@ -14,7 +14,7 @@ import pytest
 
 from airflow_team_authz.decision_log.metrics import Metrics
 from airflow_team_authz.decision_log.origin import come_in
-from airflow_team_authz.model import Evaluations, Resource, Unreachable
+from airflow_team_authz.model import Evaluations, Resource, UnreachableError
 from tests.conftest import errors
 from tests.decision_log.conftest import BOB, NO, YES, Made
 
@@ -63,7 +63,7 @@ def test_decisions_lists_and_errors_are_counted_by_door(metered: tuple[Metrics, 
         metrics.decided(Evaluations(BOB, "read", [DB]), [YES], "r2", 0, kept=True)
         metrics.listed(Evaluations(BOB, "list", [DB]), [], "r2", 9_000_000)
         metrics.listed(Evaluations(BOB, "list", [DB]), [DB], "r2", 0, kept=True)
-        metrics.failed(Evaluations(BOB, "read", [DB]), Unreachable("gone"), 1)
+        metrics.failed(Evaluations(BOB, "read", [DB]), UnreachableError("gone"), 1)
 
     thread = threading.Thread(target=request)
     thread.start()

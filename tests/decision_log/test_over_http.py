@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from airflow_team_authz.decision_log.origin import Origin
-from airflow_team_authz.decision_log.over_http import BundleServer, OpenTelemetry, Refused
+from airflow_team_authz.decision_log.over_http import BundleServer, OpenTelemetry, RecordsRefusedError
 from airflow_team_authz.decision_log.record import Entry, Form, Gap, new_id
 from airflow_team_authz.decision_log.writer import Sink, Writer
 from airflow_team_authz.model import Evaluations, Resource, Subject
@@ -88,7 +88,7 @@ def sink(request: pytest.FixtureRequest, listening: Listening, monkeypatch: pyte
 @pytest.mark.parametrize("code", [301, 401, 404, 429, 500, 503])
 def test_what_may_be_better_later_is_sent_again(sink: Sink, listening: Listening, code: int) -> None:
     listening.answer = code, {"dropped": 1}
-    with pytest.raises(Refused, match=str(code)):
+    with pytest.raises(RecordsRefusedError, match=str(code)):
         sink.write([record()])
     listening.answer = 200, {}
     assert sink.write([record()]) == 0

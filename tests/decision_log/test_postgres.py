@@ -20,7 +20,7 @@ from tests.decision_log.conftest import valid
 from tests.decision_log.test_database import _TABLE, migrate, record, written
 from tests.decision_log.test_record import ODD
 from tests.decision_log.test_writer import entry, gaps, names
-from tests.running.postgres import Postgres, programs
+from tests.support.postgres import Postgres, programs
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.skipif(programs() is None, reason="PostgreSQL is not installed")]
 

@@ -20,7 +20,7 @@ from airflow_team_authz.decision_log.bursts import Bursts, Repeated
 from airflow_team_authz.decision_log.levels import Levels
 from airflow_team_authz.decision_log.record import MOST_RESOURCES, Entry, Form, encode, new_id
 from airflow_team_authz.engines import DecisionPoint, Reply
-from airflow_team_authz.model import Context, Decision, EngineError, Evaluations, Resource, Subject, Unreachable
+from airflow_team_authz.model import Context, Decision, EngineError, Evaluations, Resource, Subject, UnreachableError
 from tests.decision_log.conftest import BOB, NO, SCHEMA, YES, Kept, Made, valid
 
 Make = Callable[..., Made]
@@ -52,7 +52,7 @@ def test_codes_of_the_rules_that_decide_are_told(make: Make) -> None:
 
 def test_an_error_is_recorded_without_a_result(make: Make) -> None:
     made = make("denied")
-    id_ = made.failed(Unreachable("nobody answers"))
+    id_ = made.failed(UnreachableError("nobody answers"))
     (record,) = made.records()
     assert record["decision_id"] == id_
     assert record["error"] == {"code": "Unreachable", "message": "nobody answers"}
@@ -112,7 +112,7 @@ def test_a_level_says_what_is_recorded(make: Make, levels: str, recorded: str) -
         f"{action}{sign}": made.decided(DB, decision=decision, action=action)
         for action in ("read", "update")
         for sign, decision in (("-", NO), ("+", YES))
-    } | {"error": made.failed(Unreachable("nobody"))}
+    } | {"error": made.failed(UnreachableError("nobody"))}
     made.log.listed(Evaluations(BOB, "list", [DB]), [], "", 1)
     signs = {"deny": "-", "allow": "+"}
     found = {record["decision_id"]: record for record in made.records()}
@@ -183,7 +183,7 @@ def test_what_differs_is_no_repetition(make: Make) -> None:
         made.decided(Resource("connection", "alpha", "other")),
         made.decided(Resource("pool", "alpha", "db")),
         made.decided(DB, by=Subject("user", "eve")),
-        made.failed(Unreachable("nobody")),
+        made.failed(UnreachableError("nobody")),
         made.failed(EngineError("nobody")),
     ]
     with origin.at("datasets"):
@@ -391,12 +391,12 @@ class _Answers:
 def test_a_decision_point_tells_what_it_was_asked_and_hands_the_id_on(make: Make) -> None:
     made = make("all")
     no = b'[{"allow": false, "reasons": ["no"], "layer": "team"}]'
-    point = DecisionPoint(_Answers(no, no, b"[0]", Unreachable("gone")), made.log)
+    point = DecisionPoint(_Answers(no, no, b"[0]", UnreachableError("gone")), made.log)
     question = Evaluations(BOB, "read", [DB])
     answer = point.decide(question)
     assert point.decide(question, aside=True).decision_id == ""
     assert point.allowed(question) == [DB]
-    with pytest.raises(Unreachable) as raised:
+    with pytest.raises(UnreachableError) as raised:
         point.decide(question)
     refused, listed, failed = made.records()
     assert answer.decision_id == refused["decision_id"]
@@ -407,7 +407,7 @@ def test_a_decision_point_tells_what_it_was_asked_and_hands_the_id_on(make: Make
 def test_a_fault_in_the_log_changes_no_decision(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make("all")
     monkeypatch.setattr("airflow_team_authz.decision_log._entry", lambda *_, **__: 1 / 0)
-    assert made.decided(DB) == made.decided(DB, decision=YES) == made.failed(Unreachable("gone")) == ""
+    assert made.decided(DB) == made.decided(DB, decision=YES) == made.failed(UnreachableError("gone")) == ""
     made.log.listed(Evaluations(BOB, "list", [DB]), [], "", 1)
     assert made.records() == []
 

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from airflow_team_authz.decision_log import origin
 from airflow_team_authz.decision_log.spans import Spans
-from airflow_team_authz.model import Evaluations, Resource, Unreachable
+from airflow_team_authz.model import Evaluations, Resource, UnreachableError
 from tests.decision_log.conftest import BOB, NO, YES, Made
 
 DB = Resource("connection", "alpha", "secret_name")
@@ -30,7 +30,7 @@ def test_outcomes_are_spans_with_their_time_and_no_ids_of_resources() -> None:
         refused = spans.decided(QUESTION, [NO], "r1", 5_000_000)
         spans.decided(Evaluations(BOB, "read", [DB, DB]), [YES, YES], "r1", 1)
         spans.listed(QUESTION, [DB], "r1", 1)
-        failed = spans.failed(QUESTION, Unreachable("nobody"), 1)
+        failed = spans.failed(QUESTION, UnreachableError("nobody"), 1)
     *told, _ = kept.get_finished_spans()
     assert all(span.parent and span.parent.span_id == request.get_span_context().span_id for span in told)
     first = told[0]

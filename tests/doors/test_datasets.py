@@ -29,7 +29,7 @@ from airflow_team_authz.doors import assets, decision_point
 from airflow_team_authz.doors.assets import HELD_BACK, REFUSED, REPLAYED, TeamAssetManager
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import requests
-from airflow_team_authz.model import Decision, Standing, Subject, Unreachable
+from airflow_team_authz.model import Decision, Standing, Subject, UnreachableError
 from tests.decision_log.conftest import Made
 from tests.doors.conftest import Recording
 
@@ -132,7 +132,7 @@ def orders(waiting: None, engine: Recording, monkeypatch: pytest.MonkeyPatch) ->
 def no_engine(monkeypatch: pytest.MonkeyPatch, orders: Orders) -> None:  # noqa: ARG001
     class Gone:
         def decide(self, _: Any) -> Any:
-            raise Unreachable("nobody answers at unix:///x")
+            raise UnreachableError("nobody answers at unix:///x")
 
     monkeypatch.setattr(assets, "decision_point", Gone)
 
@@ -257,7 +257,7 @@ def test_without_a_decision_nothing_starts_and_nothing_is_lost(orders: Orders, n
     waiting = assets.held_back()
     assert {one.dag_id for one in waiting} == set(WAITING)
     assert {(one.held.asset, one.held.subject.id) for one in waiting} == {("orders", "beta_daily.work")}
-    with pytest.raises(Unreachable):
+    with pytest.raises(UnreachableError):
         list(assets.replay())
     assert set(told(HELD_BACK)) == set(WAITING)
 
@@ -376,7 +376,7 @@ def test_what_is_left_of_a_dag_that_is_gone_is_its_teams(orders: Orders, monkeyp
 
 
 def _raise(_: Any) -> Any:
-    raise Unreachable("nobody answers at unix:///x")
+    raise UnreachableError("nobody answers at unix:///x")
 
 
 # What a policy or an outage may say: long, much, and what databases do not store.
@@ -412,7 +412,7 @@ class Talking(NamedTuple):
 
     def decide(self, question: Any) -> Any:
         if not self.answers:
-            raise Unreachable("; ".join(self.texts))
+            raise UnreachableError("; ".join(self.texts))
         denied = Decision(False, tuple(self.texts), "default")
         return SimpleNamespace(decisions=[denied] * len(question.resources))
 

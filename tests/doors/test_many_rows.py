@@ -12,7 +12,7 @@ from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, create_
 from sqlalchemy.orm import Session
 
 from airflow_team_authz.doors import many_rows
-from tests.running.postgres import Postgres, programs
+from tests.support.postgres import Postgres, programs
 
 THING = Table("thing", MetaData(), Column("id", Integer), Column("name", String(300)))
 EVERY = select(THING.c.id, THING.c.name)

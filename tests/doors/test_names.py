@@ -206,7 +206,7 @@ def test_of_two_that_declare_an_id_at_once_one_gets_it(
         return find(self, session=session) if found is None else found
 
     monkeypatch.setattr(collection.DagModelOperation, "find_orm_dags", find_late)
-    with pytest.raises((names.TakenMeanwhile, SQLAlchemyError)):
+    with pytest.raises((names.TakenMeanwhileError, SQLAlchemyError)):
         write(rich(dag_id, "theirs"), rich("half_written", "theirs"), bundle=BETA)
     with _session() as session:
         assert session.get(DagModel, "half_written") is None

@@ -23,7 +23,7 @@ from sqlalchemy import select
 
 from airflow_team_authz.doors import decision_point, pools
 from airflow_team_authz.engines import Answer, DecisionPoint
-from airflow_team_authz.model import Decision, Unreachable
+from airflow_team_authz.model import Decision, UnreachableError
 from tests.conftest import eventually, log_without_sinks
 from tests.decision_log.conftest import Made
 from tests.doors.conftest import Recording
@@ -86,7 +86,7 @@ def outage(monkeypatch: pytest.MonkeyPatch, parsing: Recording) -> Iterator[Any]
 
     class Gone:
         def decide(self, _: Any) -> Any:
-            raise Unreachable("nobody answers at unix:///x")
+            raise UnreachableError("nobody answers at unix:///x")
 
         whoami = decide
 
@@ -291,7 +291,7 @@ def test_no_text_is_too_long_for_an_import_error(
     class Talking:
         def decide(self, question: Any) -> Any:
             if not answered:
-                raise Unreachable(reason)
+                raise UnreachableError(reason)
             return Answer([Decision(False, (reason,), "default")] * len(question.resources), "1")
 
     monkeypatch.setattr(pools, "decision_point", Talking)

@@ -51,7 +51,7 @@ from sqlalchemy import delete, insert, select
 from airflow_team_authz.doors import decision_point, routes, tasks
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import machines, requests
-from airflow_team_authz.model import Unreachable
+from airflow_team_authz.model import UnreachableError
 from airflow_team_authz.opa.compile import compile_directory
 from tests.conftest import REPOSITORY
 from tests.decision_log.conftest import Made
@@ -378,7 +378,7 @@ def test_without_a_decision_the_answer_tells_the_record(api: Api, monkeypatch: p
 
     class Gone:
         def query(self, *_: object) -> Any:
-            raise Unreachable("nobody answers")
+            raise UnreachableError("nobody answers")
 
     monkeypatch.setattr(tasks, "decision_point", lambda: DecisionPoint(Gone(), recorded.log))
     answer = api.call("alpha", "GET", "connections/alpha_db")
@@ -784,7 +784,7 @@ def test_the_table_reads_the_parameters_that_the_handler_takes(filled: None, abo
     assert route is not None
     path, query = Noting(), Noting()
     assert settings.Session is not None
-    with settings.Session() as session, contextlib.suppress(routes.Missing):
+    with settings.Session() as session, contextlib.suppress(routes.MissingError):
         route.resource(routes.Request(path, query, machines.triggerer(None), session))
     if about not in _guarded_routes():
         pytest.skip("this Airflow has no such route")
@@ -868,7 +868,7 @@ def test_no_token_no_question(api: Api, token: str) -> None:
 def test_no_decision_is_an_error_that_airflow_tries_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone:
         def decide(self, _: Any) -> Any:
-            raise Unreachable("nobody answers at unix:///x")
+            raise UnreachableError("nobody answers at unix:///x")
 
         allowed = decide
 
@@ -921,17 +921,17 @@ def test_a_route_without_a_token_keeps_the_api_from_serving(monkeypatch: pytest.
     router = APIRouter()
     router.add_api_route("/secrets", lambda: "everything")
     monkeypatch.setattr(api_routes, "execution_api_router", router)
-    with pytest.raises(tasks.NotGuarded, match="/secrets"):
+    with pytest.raises(tasks.NotGuardedError, match="/secrets"):
         execution_api.create_task_execution_api_app()
     monkeypatch.setattr(api_routes, "execution_api_router", APIRouter())
-    with pytest.raises(tasks.NotGuarded, match="no routes"):
+    with pytest.raises(tasks.NotGuardedError, match="no routes"):
         execution_api.create_task_execution_api_app()
 
 
 def test_a_check_of_xcoms_that_nobody_knows_keeps_the_api_from_serving() -> None:
     module = ModuleType("airflow.api_fastapi.execution_api.routes.xcoms")
     vars(module)["has_xcom_access"] = lambda dag_id, session, purpose: (dag_id, session, purpose)
-    with pytest.raises(tasks.NotGuarded, match="checks XComs"):
+    with pytest.raises(tasks.NotGuardedError, match="checks XComs"):
         tasks.guard(module)
 
 

@@ -34,7 +34,7 @@ from airflow_team_authz.doors import connection_tests, user_requests, user_route
 from airflow_team_authz.engines import DecisionPoint, Reply
 from airflow_team_authz.engines.choice import packaged_baseline
 from airflow_team_authz.gate.no_effect import is_asked
-from airflow_team_authz.model import Resource, Unreachable
+from airflow_team_authz.model import Resource, UnreachableError
 from tests.doors.conftest import Recording, build
 
 A = "/api/v2"
@@ -52,7 +52,7 @@ class Failing:
     """An engine that nobody reaches."""
 
     def query(self, *_: object) -> Reply:
-        raise Unreachable("nobody answers")
+        raise UnreachableError("nobody answers")
 
     def close(self) -> None:
         """Nothing is open."""
@@ -267,7 +267,7 @@ def test_unknown_routes_are_told_once(coming_site: Site) -> None:
 def test_a_route_that_takes_no_question_is_not_served() -> None:
     app = FastAPI()
     app.mount("/ui/static", FastAPI())
-    with pytest.raises(user_requests.NotGuarded, match="cannot ask about /ui/static, which is a Mount"):
+    with pytest.raises(user_requests.NotGuardedError, match="cannot ask about /ui/static, which is a Mount"):
         user_requests.put_into(app)
 
 

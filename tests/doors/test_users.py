@@ -20,7 +20,7 @@ from airflow_team_authz.doors import decision_point
 from airflow_team_authz.doors.bodies import TeamChanges
 from airflow_team_authz.doors.refusals import RefusalReasons
 from airflow_team_authz.engines import Answer, DecisionPoint, Reply
-from airflow_team_authz.model import Decision, EngineError, Malformed, PolicyBroken, Unreachable
+from airflow_team_authz.model import Decision, EngineError, MalformedError, PolicyBrokenError, UnreachableError
 from airflow_team_authz.settings import SettingsError
 from tests.doors.conftest import OWNED, World, build, login_manager
 
@@ -183,7 +183,7 @@ def test_what_is_unknown_is_denied_without_a_question(world: World) -> None:
 
 @pytest.mark.parametrize("name", ASKING)
 def test_an_error_of_the_engine_is_neither_yes_nor_no(world: World, name: str) -> None:
-    for error in (Unreachable("nobody answers"), PolicyBroken("conflict"), Malformed("nonsense")):
+    for error in (UnreachableError("nobody answers"), PolicyBrokenError("conflict"), MalformedError("nonsense")):
         world.decided_by(DecisionPoint(Saying(error)))
         with pytest.raises(HTTPException) as raised:
             world.call(name, **CALLS[name])
@@ -271,7 +271,7 @@ def test_a_broken_policy_is_noticed_at_start(tmp_path: Path, monkeypatch: pytest
     decision_point.forget()
     (tmp_path / "bundle.tar.gz").write_bytes(b"no bundle")
     monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__POLICY", str(tmp_path / "bundle.tar.gz"))
-    with pytest.raises(PolicyBroken):
+    with pytest.raises(PolicyBrokenError):
         build(SimpleAuthManager)().init()
     monkeypatch.delenv("AIRFLOW__TEAM_AUTHZ__POLICY")
     decision_point.forget()

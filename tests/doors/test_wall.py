@@ -263,9 +263,9 @@ def test_audit_rows_are_shown_by_what_they_are_about(by: As) -> None:
 
 @pytest.mark.parametrize("query", ["SELECT dag_id FROM dag_run", "select * from slot_pool p, variable v"])
 def test_a_query_that_cannot_be_narrowed_is_not_sent(by: As, query: str) -> None:
-    with by(BOB) as session, pytest.raises(wall.NotNarrowed, match="cannot be narrowed to what user bob may read"):
+    with by(BOB) as session, pytest.raises(wall.NotNarrowedError, match="cannot be narrowed to what user bob may read"):
         session.execute(text(query))
-    with by(BOB) as session, pytest.raises(wall.NotNarrowed):
+    with by(BOB) as session, pytest.raises(wall.NotNarrowedError):
         session.connection().execute(select(DagRun.__table__))
     with by(BOB) as session, requests.unfiltered():
         assert session.execute(text(query)).all()
@@ -437,7 +437,7 @@ def test_a_row_of_others_is_not_inserted(by: As) -> None:
 
 
 def test_rows_that_cannot_be_checked_are_not_inserted(by: As) -> None:
-    with by(BOB) as session, pytest.raises(wall.NotNarrowed, match="inserted into dag_tag"):
+    with by(BOB) as session, pytest.raises(wall.NotNarrowedError, match="inserted into dag_tag"):
         session.execute(insert(DagTag), [{"dag_id": "beta_daily", "name": "bobs"}])
 
 
@@ -499,20 +499,20 @@ PAST_THE_SESSION: dict[str, Callable[[Session], Any]] = {
 
 @pytest.mark.parametrize("write", PAST_THE_SESSION.values(), ids=PAST_THE_SESSION)
 def test_what_is_written_past_the_session_is_not_sent(by: As, write: Callable[[Session], Any]) -> None:
-    with by(BOB) as session, pytest.raises(wall.NotNarrowed, match="cannot be checked for user bob"):
+    with by(BOB) as session, pytest.raises(wall.NotNarrowedError, match="cannot be checked for user bob"):
         write(session)
     # Nor after something has been checked and written, or failed to be.
     with by(BOB) as session:
         session.add(DagTag(dag_id="beta_daily", name="bobs"))
         session.flush()
-        with pytest.raises(wall.NotNarrowed):
+        with pytest.raises(wall.NotNarrowedError):
             write(session)
     with by(BOB) as session:
         session.add(DagTag(dag_id="beta_daily", name=None))
         with pytest.raises(IntegrityError):
             session.flush()
         session.rollback()
-        with pytest.raises(wall.NotNarrowed):
+        with pytest.raises(wall.NotNarrowedError):
             write(session)
 
 

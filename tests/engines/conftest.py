@@ -10,7 +10,7 @@ import pytest
 
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.opa_server import OpaServer
-from tests.engines.fake_opa import DEADLINE_MS, Connect, FakeOpa
+from tests.support.fake_opa import DEADLINE_MS, Connect, FakeOpa
 
 
 @pytest.fixture

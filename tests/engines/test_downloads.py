@@ -26,8 +26,8 @@ from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines import DecisionPoint, downloads
 from airflow_team_authz.engines.choice import open_engine as open_configured
 from airflow_team_authz.engines.downloads import Downloaded, bundle_name, open_store, shared_place
-from airflow_team_authz.model import Evaluations, PolicyBroken, Resource, Subject
-from airflow_team_authz.opa.archive import BundleRefused, pack, unpack
+from airflow_team_authz.model import Evaluations, PolicyBrokenError, Resource, Subject
+from airflow_team_authz.opa.archive import BundleRefusedError, pack, unpack
 from airflow_team_authz.settings import SettingsError, parse_settings
 from tests.bundles.conftest import lends
 from tests.conftest import REPOSITORY, errors, eventually, forked
@@ -157,7 +157,9 @@ def version(point: DecisionPoint) -> object:
 
 def test_without_a_place_for_the_last_good_one_it_is_told(web: Web, trust: Trust, tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
-    with pytest.raises(PolicyBroken, match=r"^\[team_authz\] state has no place for the last good bundle: .*Not a dir"):
+    with pytest.raises(
+        PolicyBrokenError, match=r"^\[team_authz\] state has no place for the last good bundle: .*Not a dir"
+    ):
         Downloaded(web.url, tmp_path / "state" / "place", trust)
 
 
@@ -241,7 +243,7 @@ def test_a_server_that_tells_the_same_again_is_asked_now_and_then(
 
 def test_what_is_encoded_is_refused_as_it_is(web: Web) -> None:
     web.content, web.more = gzip.compress(b""), {"Content-Encoding": "gzip"}
-    with pytest.raises(BundleRefused, match="the server encodes it"):
+    with pytest.raises(BundleRefusedError, match="the server encodes it"):
         open_store(web.url, None).fetch("", 0)
     assert web.asked[-1]["Accept-Encoding"] == "identity"
 
@@ -251,7 +253,7 @@ def test_a_bundle_that_never_ends_is_given_up(begun: str, web: Web, monkeypatch:
     monkeypatch.setattr(downloads, "_TOTAL_SECONDS", 0.3)
     web.trickles = begun
     began = time.monotonic()
-    with pytest.raises(BundleRefused, match="it does not come within 0 seconds"):
+    with pytest.raises(BundleRefusedError, match="it does not come within 0 seconds"):
         open_store(web.url, None).fetch("", 0)
     assert time.monotonic() - began < 5
 
@@ -268,7 +270,7 @@ def test_where_a_status_is_sent_on_to_is_not_shown(
 def test_a_file_that_never_rests_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "_TOTAL_SECONDS", 0.3)
     monkeypatch.setattr(downloads, "fingerprint", lambda _: str(time.monotonic()))
-    with pytest.raises(BundleRefused, match="it changes all the time"):
+    with pytest.raises(BundleRefusedError, match="it changes all the time"):
         open_store(f"file://{tmp_path}/x", None).fetch("", 0)
 
 
@@ -308,7 +310,7 @@ def test_a_fresh_host_takes_no_bundle_that_is_too_old(
     hours_ago: float | None, told: str, web: Web, bundle: Make, trust: Trust, key: SigningKey, tmp_path: Path
 ) -> None:
     web.content = signed(bundle(10), key, hours_ago)
-    with pytest.raises(PolicyBroken) as refused:
+    with pytest.raises(PolicyBrokenError) as refused:
         Downloaded(web.url, tmp_path / "limited", trust._replace(max_age_hours=12))
     assert told in str(refused.value)
     web.content = bundle(10)
@@ -336,7 +338,7 @@ def test_a_policy_that_becomes_too_old_is_told_of_and_not_loaded_again(
         # Nor by a restart: neither what is kept, nor what is older still, however fresh its signature is.
         for content in (web.content, signed(bundle(10), key, 0)):
             web.content = content
-            with pytest.raises(PolicyBroken, match="13 hours ago"):
+            with pytest.raises(PolicyBrokenError, match="13 hours ago"):
                 Downloaded(web.url, tmp_path / "state", limited)
         # The same bundle, signed again, is all that it takes.
         web.content = signed(bundle(12), key, 0)
@@ -349,7 +351,7 @@ def test_who_lists_leave_out_is_told_to_the_server(web: Web, bundle: Make, open_
     web.content = bundle(10)
     _, point = open_engine(web.url)
     assert version(point) == 10
-    point._left_out.hold("alpha", "10", PolicyBroken("its rules are slow"))
+    point._left_out.hold("alpha", "10", PolicyBrokenError("its rules are slow"))
     told = "lists leave out what team alpha owns: its rules are slow"
     eventually(lambda: bool(web.told) and web.told[-1]["bundles"][NAME].get("message") == told)
     point._left_out.release("alpha")
@@ -359,7 +361,7 @@ def test_who_lists_leave_out_is_told_to_the_server(web: Web, bundle: Make, open_
 @pytest.mark.parametrize("token", ["s3cret\nsecond line", "s3cret\x01x", "s3cr\u00e9t", "s3cret word", ""])
 def test_a_file_without_a_token_is_named_and_not_shown(token: str, web: Web, open_engine: Any, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(token)
-    with pytest.raises(PolicyBroken, match=f"{tmp_path}/token holds no token: one word of plain ASCII$") as told:
+    with pytest.raises(PolicyBrokenError, match=f"{tmp_path}/token holds no token: one word of plain ASCII$") as told:
         open_engine(web.url, tmp_path / "token")
     assert "s3c" not in str(told.value)
     assert not web.asked
@@ -517,21 +519,21 @@ def test_a_file_that_somebody_changed_is_fetched_again(
     assert version(open_engine(web.url)[1]) == 10
     kept.write_bytes(b"")
     web.status = 500
-    with pytest.raises(PolicyBroken, match=r"cannot be had: .*500.*; and the bundle .* is refused"):
+    with pytest.raises(PolicyBrokenError, match=r"cannot be had: .*500.*; and the bundle .* is refused"):
         open_engine(web.url)
 
 
 def test_nothing_ever_is_an_error_and_no_decision(web: Web, open_engine: Any) -> None:
     web.status = 404
-    with pytest.raises(PolicyBroken, match=rf"^the bundle {web.url} cannot be had: .*404"):
+    with pytest.raises(PolicyBrokenError, match=rf"^the bundle {web.url} cannot be had: .*404"):
         open_engine(web.url)
     web.status = 401
-    with pytest.raises(PolicyBroken, match=r"401 Unauthorized \(see policy_token_file\)$"):
+    with pytest.raises(PolicyBrokenError, match=r"401 Unauthorized \(see policy_token_file\)$"):
         open_engine(web.url)
     web.status = 302
-    with pytest.raises(PolicyBroken, match=r"302 Found$"):
+    with pytest.raises(PolicyBrokenError, match=r"302 Found$"):
         open_engine(web.url)
-    with pytest.raises(PolicyBroken, match="cannot be had"):
+    with pytest.raises(PolicyBrokenError, match="cannot be had"):
         open_engine("nosuchstore://bucket/production.wasm.tar.gz")
 
 

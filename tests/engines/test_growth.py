@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from airflow_team_authz.engines import DecisionPoint
-from airflow_team_authz.model import Evaluations, PlatformTooLong, PolicyBroken, Resource, Subject, TooLong
+from airflow_team_authz.model import (
+    Evaluations,
+    PlatformTooLongError,
+    PolicyBrokenError,
+    Resource,
+    Subject,
+    TooLongError,
+)
 from tests.conftest import Engines, errors, opened, write
 
 MINE = 2_000
@@ -80,8 +87,8 @@ def test_a_person_of_thousands_of_teams_is_answered_right(engine: str, who: str,
 
 ENDLESS = " ".join(f"some {name} in data.teams.alpha.digits;" for name in "abcdefgh")
 BLAMED = {
-    "a team's": ("teams/alpha/slow.rego", "package teams.alpha\n", TooLong, "the policy for what team alpha owns"),
-    "the site's": ("airflow/site/slow.rego", "package airflow.site\n", PlatformTooLong, "the platform's rules"),
+    "a team's": ("teams/alpha/slow.rego", "package teams.alpha\n", TooLongError, "the policy for what team alpha owns"),
+    "the site's": ("airflow/site/slow.rego", "package airflow.site\n", PlatformTooLongError, "the platform's rules"),
 }
 
 
@@ -95,12 +102,12 @@ def test_an_exhausted_allowance_blames_whose_rule_it_was(
     one = Evaluations(Subject("user", "ann", ("alpha",), ("op",)), "read", [Resource("dag", "alpha", "d")])
     several = Evaluations(one.subject, "read", [Resource("dag", team_id, "d") for team_id in ("alpha", "beta", None)])
     with opened(policy({file: rule, **data})) as point:
-        with pytest.raises(PolicyBroken) as failed:
+        with pytest.raises(PolicyBrokenError) as failed:
             point.decide(one)
         assert type(failed.value) is error
         assert [message for message in errors(caplog) if f"from {blamed} (" in message]
-        if error is PlatformTooLong:
-            with pytest.raises(PlatformTooLong):
+        if error is PlatformTooLongError:
+            with pytest.raises(PlatformTooLongError):
                 point.allowed(several)
             assert not [message for message in errors(caplog) if "lists leave out" in message]
         else:

@@ -24,12 +24,12 @@ from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import (
     EngineError,
     Evaluations,
-    Malformed,
-    PolicyBroken,
+    MalformedError,
+    PolicyBrokenError,
     Resource,
     Subject,
-    TooLong,
-    Undefined,
+    TooLongError,
+    UndefinedError,
 )
 from airflow_team_authz.opa import wasm
 from airflow_team_authz.opa.archive import MAX_BYTES
@@ -166,11 +166,11 @@ def test_a_policy_may_tell_more_of_itself_than_fits_into_a_page(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("action", "size", "error", "told"), [
-    ("answer with a text", 1, Malformed, "agreed form"),
-    ("do nothing", 1, Undefined, "airflow.authz.decisions"),
-    ("conflict", 1, PolicyBroken, "conflict"),
-    ("use up the fuel", 1, TooLong, "fuel"),
-    ("use up the memory", 5_000, PolicyBroken, "malloc"),
+    ("answer with a text", 1, MalformedError, "agreed form"),
+    ("do nothing", 1, UndefinedError, "airflow.authz.decisions"),
+    ("conflict", 1, PolicyBrokenError, "conflict"),
+    ("use up the fuel", 1, TooLongError, "fuel"),
+    ("use up the memory", 5_000, PolicyBrokenError, "malloc"),
 ])  # fmt: skip
 def test_a_failed_evaluation_is_an_error_and_is_not_kept(
     action: str, size: int, error: type[EngineError], told: str, obedient: Path
@@ -185,7 +185,7 @@ def test_a_failed_evaluation_is_an_error_and_is_not_kept(
 
 def test_a_trap_is_an_error_and_its_store_is_not_used_again(obedient: Path, users: dict[object, set[int]]) -> None:
     engine = InProcess(obedient)
-    with pytest.raises(PolicyBroken, match="call stack exhausted"):
+    with pytest.raises(PolicyBrokenError, match="call stack exhausted"):
         engine.query("decisions", b"[" * 100_000, 1)
     for _ in range(2):
         assert b"told to" in bytes(engine.query("decisions", b'{"action": "read"}', 1).value)
@@ -232,7 +232,7 @@ BAD_BUNDLES: dict[str, tuple[Callable[[dict[str, bytes]], bytes], str]] = {
 def test_a_bad_bundle_is_not_in_force(case: str, obedient: Path, tmp_path: Path, caplog: Log) -> None:
     make, told = BAD_BUNDLES[case]
     (tmp_path / "bad").write_bytes(make(unpack(obedient)))
-    with pytest.raises(PolicyBroken, match=told):
+    with pytest.raises(PolicyBrokenError, match=told):
         InProcess(tmp_path / "bad")
     with opened(Path(shutil.copy(obedient, tmp_path / "bundle"))) as decisions:
         assert verdict(decisions) == TOLD_TO
@@ -276,7 +276,7 @@ def test_a_changed_policy_is_in_force_and_a_broken_one_is_told_once(case: str, p
         time.sleep(0.8)  # several looks
         assert [told in error and f"revision {before} stays in force" in error for error in errors(caplog)] == [True]
         assert verdict(decisions) == ONE
-        with pytest.raises(PolicyBroken, match=told):
+        with pytest.raises(PolicyBrokenError, match=told):
             InProcess(policy({}))
         (policy({}) / "teams" / "alpha" / "x.rego").unlink(missing_ok=True)
         policy(SITE | SECOND)
@@ -394,7 +394,7 @@ def test_a_child_that_cannot_have_the_newest_has_none(place: Callable[[str], Pat
         place("broken")
         eventually(lambda: bool(errors(caplog)))
         for _ in range(2):
-            assert isinstance(refused := ask(), PolicyBroken)
+            assert isinstance(refused := ask(), PolicyBrokenError)
             assert "has changed since this process was forked, and it cannot be loaded: the" in str(refused)
         assert verdict(decisions) == TWO
         place("two")
@@ -429,7 +429,7 @@ def test_the_revision_is_named_and_reasons_are_unicode(either: DecisionPoint, si
     names = [f"{chr(code)}7" for code in (0, 7, 0x22, 0x5C, 0x7F, 0xDF, 0x2028, 0xFFFE, 0x1D11E)]
     reasons = [decision.reasons for decision in either.decide(about(EVE, "alpha", *names)).decisions]
     assert reasons == [(f"für {name}",) for name in names]
-    with pytest.raises(Malformed, match="not Unicode"):
+    with pytest.raises(MalformedError, match="not Unicode"):
         either.decide(about(EVE, "alpha", "\ud800"))
     assert verdict(either) == ONE
 
@@ -456,7 +456,7 @@ def test_a_team_whose_rules_fail_loses_its_lists_only(either: DecisionPoint, sit
     assert [re.findall("what team (.*) owns", error) for error in errors(caplog)] == [[team] for team in failing]
     for team in failing:
         for ask in (either.allowed, either.decide):
-            with pytest.raises(PolicyBroken):
+            with pytest.raises(PolicyBrokenError):
                 ask(about(ANN, team))
     assert verdict(either) == ONE
 
@@ -499,7 +499,9 @@ def test_a_strict_engine_refuses_them(policy: Policy, tmp_path: Path, caplog: Lo
         eventually(lambda: TOLD in engine.trouble)
         assert engine.revision == good
         eventually(lambda: any(TOLD in error for error in errors(caplog)))
-        with pytest.raises(PolicyBroken, match=r"is not what \[team_authz\] strict_policy asks for: teams/alpha/more"):
+        with pytest.raises(
+            PolicyBrokenError, match=r"is not what \[team_authz\] strict_policy asks for: teams/alpha/more"
+        ):
             InProcess(bundle if as_bundle else source, strict=True)
         policy({"teams/alpha/more.rego": TYPO.replace("tem_id", "team_id")})
         if as_bundle:
@@ -512,7 +514,7 @@ def test_a_strict_engine_refuses_them(policy: Policy, tmp_path: Path, caplog: Lo
 def test_a_strict_engine_that_cannot_check_does_not_begin(policy: Policy, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle.tar.gz"
     compile_directory(policy({"teams/alpha/more.rego": TYPO}), bundle)
-    with pytest.raises(PolicyBroken, match="cannot be checked"):
+    with pytest.raises(PolicyBrokenError, match="cannot be checked"):
         InProcess(bundle, opa=str(tmp_path / "missing"), strict=True)
     # Which takes no opa if it need not be.
     InProcess(bundle, opa=str(tmp_path / "missing")).close()

@@ -15,7 +15,7 @@ import pytest
 from airflow_team_authz.engines import instances as module
 from airflow_team_authz.engines.in_process import InProcess, load_bundle
 from airflow_team_authz.engines.instances import AT_REST, MOST_TIMES, Instances
-from airflow_team_authz.model import EngineError, PolicyBroken
+from airflow_team_authz.model import EngineError, PolicyBrokenError
 from airflow_team_authz.opa import wasm
 from tests.conftest import build, eventually, forked
 
@@ -104,7 +104,7 @@ def test_an_instance_that_cannot_be_started_is_not_counted(policy: wasm.Policy) 
     instances = Instances(policy._replace(data=b"{nope"), at_rest=1)
     for _ in range(3):
         waiting(instances, 60.0)
-        with pytest.raises(PolicyBroken):
+        with pytest.raises(PolicyBrokenError):
             instances.take()
 
 

@@ -20,7 +20,7 @@ from airflow_team_authz.engines import CHUNK, DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.engines.kept import Kept, Key, key
 from airflow_team_authz.engines.opa_server import OpaServer
-from airflow_team_authz.model import Context, Evaluations, PolicyBroken, Resource, Resources, Subject
+from airflow_team_authz.model import Context, Evaluations, PolicyBrokenError, Resource, Resources, Subject
 from airflow_team_authz.opa import wasm
 from airflow_team_authz.opa.compile import ENTRYPOINTS, compile_directory, find_opa, shipped_policies
 from tests.conftest import REPOSITORY, eventually, opened, write
@@ -187,7 +187,7 @@ allow contains "now" if {
     entrypoints = [argument for name in ENTRYPOINTS for argument in ("--entrypoint", name)]
     command = [find_opa(), "build", "--target", "wasm", "--bundle", ".", "--ignore", "*_test.rego", *entrypoints]
     subprocess.run([*command, "--output", "bundle.tar.gz"], cwd=policies, check=True)
-    with pytest.raises(PolicyBroken, match="which the in-process engine does not have") as refused:
+    with pytest.raises(PolicyBrokenError, match="which the in-process engine does not have") as refused:
         InProcess(policies / "bundle.tar.gz")
     assert all(name in str(refused.value) for name in impure)
 
@@ -200,7 +200,7 @@ def test_of_an_opa_servers_answers_none_is_kept() -> None:
 def test_an_error_is_not_kept(policy: Policy, evaluated: list[bytes]) -> None:
     with opened(policy(SITE)) as decisions:
         for asked in (1, 2):
-            with pytest.raises(PolicyBroken, match="fuel"):
+            with pytest.raises(PolicyBrokenError, match="fuel"):
                 decisions.decide(Evaluations(ANN, "read", [Resource("connection", "costly", "pg")]))
             # The first time also without the team's package, which says whose rules they are.
             assert len(evaluated) == 1 + asked

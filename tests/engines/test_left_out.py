@@ -13,7 +13,7 @@ import pytest
 from airflow_team_authz import engines as engines_package
 from airflow_team_authz.engines import DecisionPoint, Engine, Reply, left_out
 from airflow_team_authz.engines.in_process import InProcess
-from airflow_team_authz.model import DeadlineExceeded, Evaluations, PolicyBroken, Resource, Subject
+from airflow_team_authz.model import DeadlineExceededError, Evaluations, PolicyBrokenError, Resource, Subject
 from tests.conftest import Engines, errors, eventually, write
 
 Policy = Callable[[dict[str, str]], Path]
@@ -163,7 +163,7 @@ def test_several_teams_that_are_slow_or_fail_end_up_left_out(
 
     def only_others_are_asked() -> bool:
         noted.asked.clear()
-        with suppress(DeadlineExceeded):
+        with suppress(DeadlineExceededError):
             # Whatever is late, nothing of the slow ones is ever shown, and nothing of the others' lacks.
             assert point.allowed(everything) == lent
         return noted.asked == [set(OTHERS)]
@@ -172,7 +172,7 @@ def test_several_teams_that_are_slow_or_fail_end_up_left_out(
     named = [team for error in errors(caplog) for team in slow if f"what team {team} owns" in error]
     assert sorted(named) == sorted(slow)
     assert all(team in point._left_out.told() for team in slow)
-    with pytest.raises((PolicyBroken, DeadlineExceeded)):
+    with pytest.raises((PolicyBrokenError, DeadlineExceededError)):
         point.decide(Evaluations(EVE, "read", listed("slow0")))
 
 
@@ -204,7 +204,7 @@ def test_if_all_teams_fail_it_is_an_error_and_nobody_is_left_out(
         files[f"teams/{team}/x.rego"] += CONFLICT
     point = DecisionPoint(InProcess(policy(files)))
     for _ in range(2):
-        with pytest.raises(PolicyBroken):
+        with pytest.raises(PolicyBrokenError):
             point.allowed(Evaluations(EVE, "read", listed("one", "two")))
     assert [error.partition(" (")[0] for error in errors(caplog)] == ["no decision can be had from the engine"]
     assert point._left_out.told() == ""

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from airflow_team_authz.engines import DecisionPoint
-from airflow_team_authz.model import EngineError, Malformed
-from tests.engines.fake_opa import (
+from airflow_team_authz.model import EngineError, MalformedError
+from tests.support.fake_opa import (
     ALLOW,
     BAD_ANSWERS,
     DEADLINE_MS,
@@ -52,7 +52,7 @@ def test_a_bad_answer_is_its_error_and_the_next_good_one_counts(
 )  # fmt: skip
 def test_a_bad_list_is_malformed_and_lists_nothing(value: str, fake: FakeOpa, decisions: DecisionPoint) -> None:
     fake.answers = [result(value), result("[2,0]")]
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedError):
         decisions.allowed(LIST)
     assert {resource.id for resource in decisions.allowed(LIST)} == {"a", "c"}
 

@@ -11,8 +11,8 @@ import pytest
 
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.opa_server import parse_url
-from airflow_team_authz.model import DeadlineExceeded, Evaluations, Resource, Unreachable
-from tests.engines.fake_opa import (
+from airflow_team_authz.model import DeadlineExceededError, Evaluations, Resource, UnreachableError
+from tests.support.fake_opa import (
     ALLOW,
     DEADLINE_MS,
     GOOD,
@@ -66,11 +66,11 @@ def test_a_stale_connection_is_retried_exactly_once(fake: FakeOpa, decisions: De
     assert (fake.connections, len(fake.questions)) == (2, 2)
     # Closed only when the question is there already: a kept connection is tried again, a new one is not.
     fake.answers = [close, close]
-    with pytest.raises(Unreachable):
+    with pytest.raises(UnreachableError):
         decisions.decide(QUESTION)
     assert (fake.connections, len(fake.questions)) == (3, 4)
     fake.answers = [close]
-    with pytest.raises(Unreachable):
+    with pytest.raises(UnreachableError):
         decisions.decide(QUESTION)
     assert (fake.connections, len(fake.questions)) == (4, 5)
 
@@ -85,25 +85,25 @@ def test_the_retry_has_no_deadline_of_its_own(connect: Connect, fake: FakeOpa) -
 
     fake.answers = [late_close, never]
     began = time.monotonic()
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceededError):
         decisions.decide(QUESTION)
     assert time.monotonic() - began < 1.5
 
 
 def test_nobody_listens(connect: Connect, tmp_path: Path) -> None:
-    with pytest.raises(Unreachable, match="No such file"):
+    with pytest.raises(UnreachableError, match="No such file"):
         connect(f"unix://{tmp_path}/missing.sock").decide(QUESTION)
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(tmp_path / "bound.sock"))
-        with pytest.raises(Unreachable, match="refused"):
+        with pytest.raises(UnreachableError, match="refused"):
             connect(f"unix://{tmp_path}/bound.sock").decide(QUESTION)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    with pytest.raises(Unreachable, match="refused"):
+    with pytest.raises(UnreachableError, match="refused"):
         connect(f"http://127.0.0.1:{port}").decide(QUESTION)
-    with pytest.raises(Unreachable):
+    with pytest.raises(UnreachableError):
         connect(f"unix://{tmp_path}/{'x' * 200}.sock").decide(QUESTION)
-    with pytest.raises(Unreachable):
+    with pytest.raises(UnreachableError):
         connect(f"http://{'x' * 70}.invalid:1").decide(QUESTION)
 
 
@@ -166,5 +166,5 @@ def test_each_question_of_a_list_adds_to_the_deadline(connect: Connect, fake: Fa
     many = Evaluations(QUESTION.subject, "read", [Resource("dag", None, str(number)) for number in range(5_000)])
     fake.answers = [after_the_deadline_of_one, after_the_deadline_of_one]
     assert decisions.allowed(many) == []
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceededError):
         decisions.allowed(QUESTION)

@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 
 from airflow_team_authz.model import (
-    DeadlineExceeded,
+    DeadlineExceededError,
     Evaluations,
-    PolicyBroken,
+    PolicyBrokenError,
     Resource,
     Subject,
-    Undefined,
-    Unreachable,
+    UndefinedError,
+    UnreachableError,
 )
 from tests.conftest import PATIENT_MS, Opa, errors, eventually, merge
-from tests.engines.fake_opa import LIST, QUESTION, Connect, allow
+from tests.support.fake_opa import LIST, QUESTION, Connect, allow
 
 ABOUT_EVE = Evaluations(Subject("user", "eve"), "read", QUESTION.resources)
 
@@ -82,7 +82,7 @@ def test_opa_is_restarted(connect: Connect, real: Opa) -> None:
     decisions = connect(real.url, PATIENT_MS)
     assert allow(decisions) is True
     real.stop()
-    with pytest.raises(Unreachable):
+    with pytest.raises(UnreachableError):
         decisions.decide(QUESTION)
     real.start()
     assert allow(decisions) is True
@@ -99,9 +99,9 @@ def test_opa_comes_back_without_its_policy(connect: Connect, real: Opa) -> None:
     real.stop()
     real.start()
     for _ in range(2):
-        with pytest.raises(Undefined, match="bundle is not loaded"):
+        with pytest.raises(UndefinedError, match="bundle is not loaded"):
             decisions.decide(QUESTION)
-        with pytest.raises(Undefined):
+        with pytest.raises(UndefinedError):
             decisions.allowed(LIST)
     real.policies = with_policy
     real.stop()
@@ -116,7 +116,7 @@ def test_a_stopped_opa_is_past_its_deadline(connect: Connect, real: Opa) -> None
     try:
         for _ in range(2):
             began = time.monotonic()
-            with pytest.raises(DeadlineExceeded):
+            with pytest.raises(DeadlineExceededError):
                 decisions.decide(QUESTION)
             assert time.monotonic() - began < 5
     finally:
@@ -124,7 +124,7 @@ def test_a_stopped_opa_is_past_its_deadline(connect: Connect, real: Opa) -> None
     # On a busy machine it takes its time to wake up; the first answer that comes has to be the one to this question.
     answers: list[bool] = []
     while not answers:
-        with contextlib.suppress(DeadlineExceeded):
+        with contextlib.suppress(DeadlineExceededError):
             answers.append(allow(decisions, ABOUT_EVE))
     assert answers == [False]
     assert allow(connect(real.url, PATIENT_MS)) is True
@@ -132,14 +132,14 @@ def test_a_stopped_opa_is_past_its_deadline(connect: Connect, real: Opa) -> None
 
 def test_a_rule_that_fails_is_an_error_not_a_lost_deny(connect: Connect, real: Opa) -> None:
     decisions = connect(real.url, PATIENT_MS)
-    with pytest.raises(PolicyBroken, match="lower"):
+    with pytest.raises(PolicyBrokenError, match="lower"):
         decisions.decide(about("fails"))
     assert allow(decisions, about("lent")) is True
 
 
 def test_a_rule_that_takes_its_time_is_cut_off(connect: Connect, real: Opa) -> None:
     decisions = connect(real.url, 1_000)
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceededError):
         decisions.decide(about("slow"))
     assert allow(decisions, about("lent")) is True
     # Closing the connection has ended the evaluation in OPA: it has its time for others again.
@@ -156,7 +156,7 @@ def test_slow_rules_of_one_team_do_not_take_the_lists_of_others_along(
     question = Evaluations(Subject("user", "eve"), "read", [slow, *lent])
     for _ in range(2):
         assert decisions.allowed(question) == [lent[0], lent[2]]
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceededError):
         decisions.allowed(Evaluations(question.subject, "read", [slow]))
     told = [error.partition(" (DeadlineExceeded)")[0] for error in errors(caplog)]
     assert told == [
@@ -173,7 +173,7 @@ def test_a_stopped_opa_is_not_asked_about_each_team(
     real.send(signal.SIGSTOP)
     try:
         began = time.monotonic()
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(DeadlineExceededError):
             decisions.allowed(Evaluations(QUESTION.subject, "read", listed))
         assert time.monotonic() - began < 3
     finally:
@@ -186,7 +186,7 @@ def test_opa_dies_while_it_evaluates(connect: Connect, real: Opa) -> None:
     assert allow(decisions) is True
     killer = threading.Timer(0.3, real.send, [signal.SIGKILL])
     killer.start()
-    with pytest.raises(Unreachable):
+    with pytest.raises(UnreachableError):
         decisions.decide(about("slow"))
     killer.join()
     real.stop()

@@ -19,9 +19,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from airflow_team_authz.model import DeadlineExceeded, EngineError, Evaluations, Malformed, Resource, Unreachable
+from airflow_team_authz.model import (
+    DeadlineExceededError,
+    EngineError,
+    Evaluations,
+    MalformedError,
+    Resource,
+    UnreachableError,
+)
 from tests.conftest import forked
-from tests.engines.fake_opa import ALLOW, BAD_ANSWERS, DEADLINE_MS, GOOD, QUESTION, Connect, FakeOpa, allow, answer
+from tests.support.fake_opa import ALLOW, BAD_ANSWERS, DEADLINE_MS, GOOD, QUESTION, Connect, FakeOpa, allow, answer
 
 
 class Certificates:
@@ -90,9 +97,9 @@ def test_tls_is_checked_against_the_own_authority(connect: Connect, ours: Certif
             assert allow(decisions) is True
         assert fake.connections == 1
         for ca in (None, Certificates(tmp_path, "theirs").ca):
-            with pytest.raises(Unreachable, match="CERTIFICATE_VERIFY_FAILED"):
+            with pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
                 connect(url, DEADLINE_MS, ca).decide(QUESTION)
-        with pytest.raises(Unreachable, match="localhost"):
+        with pytest.raises(UnreachableError, match="localhost"):
             connect(url.replace("127.0.0.1", "localhost"), DEADLINE_MS, ours.ca).decide(QUESTION)
         assert len(fake.questions) == 3
 
@@ -110,17 +117,17 @@ def test_another_authority_counts_from_the_next_connection_on(
             assert "CERTIFICATE_VERIFY_FAILED" in str(ask())
         fake.answers = [answer(ALLOW, "200 OK", "Connection: close")]
         decisions.decide(QUESTION)
-        with pytest.raises(Unreachable, match="CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
             decisions.decide(QUESTION)
 
 
 def test_a_client_certificate_is_shown(connect: Connect, ours: Certificates, tmp_path: Path) -> None:
     clients = Certificates(tmp_path, "clients")
     with tls_server(ours, clients.ca) as (fake, url):
-        with pytest.raises((Unreachable, Malformed)):
+        with pytest.raises((UnreachableError, MalformedError)):
             connect(url, DEADLINE_MS, ours.ca).decide(QUESTION)
         foreign = Certificates(tmp_path, "foreign").issue("mallory")
-        with pytest.raises((Unreachable, Malformed)):
+        with pytest.raises((UnreachableError, MalformedError)):
             connect(url, DEADLINE_MS, ours.ca, *foreign).decide(QUESTION)
         assert fake.questions == []
         decisions = connect(url, DEADLINE_MS, ours.ca, *clients.issue("airflow"))
@@ -137,7 +144,7 @@ def test_no_tls_where_tls_is_wanted(connect: Connect, ours: Certificates) -> Non
 
         threading.Thread(target=speak_plainly, daemon=True).start()
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(Unreachable):
+        with pytest.raises(UnreachableError):
             connect(url, DEADLINE_MS, ours.ca).decide(QUESTION)
 
 
@@ -159,7 +166,7 @@ def test_the_deadline_holds_when_a_tls_server_reads_slowly(connect: Connect, our
         question = Evaluations(QUESTION.subject, "read", [Resource("dag", None, "x" * 20_000_000)])
         began = time.monotonic()
         try:
-            with pytest.raises(DeadlineExceeded):
+            with pytest.raises(DeadlineExceededError):
                 decisions.decide(question)
             assert time.monotonic() - began < 3
         finally:
@@ -183,7 +190,7 @@ def test_the_token_is_sent_and_told_nowhere(
         told += [str(raised.value), repr(raised.value), repr(raised.value.__cause__), repr(raised.value.__context__)]
     # The answer to a bad token may even hold it.
     fake.answers = [answer(b'{"code":"unauthorized","message":"bad token s3cr3t-t0ken"}', "401 Unauthorized")]
-    with pytest.raises(Unreachable) as refused:
+    with pytest.raises(UnreachableError) as refused:
         decisions.decide(QUESTION)
     assert "s3cr3t-t0ken" not in caplog.text + "".join(told) + str(refused.value)
 
@@ -193,7 +200,7 @@ def test_the_token_can_be_rotated(connect: Connect, fake: FakeOpa, tmp_path: Pat
     token.write_text("first")
     decisions = connect(fake.url, DEADLINE_MS, token_file=token)
     fake.answers = [answer(b"{}", "401 Unauthorized")]
-    with pytest.raises(Unreachable, match="opa_token_file"):
+    with pytest.raises(UnreachableError, match="opa_token_file"):
         decisions.decide(QUESTION)
     token.write_text("second")
     assert allow(decisions) is True
@@ -204,10 +211,10 @@ def test_the_token_can_be_rotated(connect: Connect, fake: FakeOpa, tmp_path: Pat
 def test_what_is_no_token_is_not_sent(connect: Connect, content: bytes, fake: FakeOpa, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_bytes(content)
-    with pytest.raises(Unreachable, match="token") as raised:
+    with pytest.raises(UnreachableError, match="token") as raised:
         connect(fake.url, token_file=token).decide(QUESTION)
     assert fake.questions == []
     assert "Forged" not in str(raised.value)
     token.unlink()
-    with pytest.raises(Unreachable, match="No such file"):
+    with pytest.raises(UnreachableError, match="No such file"):
         connect(fake.url, token_file=token).decide(QUESTION)

@@ -19,7 +19,7 @@ from tests.doors.conftest import build
 
 pytest.importorskip("airflow.providers.fab", reason="the FAB provider is not installed")
 
-from tests.cli.fab_tables import Person, Tables, airflows
+from tests.support.fab_tables import Person, Tables, airflows
 
 FAB = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
 PEOPLE = {

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa  # noqa: E402
 
 from airflow_team_authz.identities import issuer as module  # noqa: E402
 from airflow_team_authz.identities.issuer import Issuer  # noqa: E402
-from airflow_team_authz.identities.tokens import NotVerified, Tokens  # noqa: E402
-from airflow_team_authz.model import KeysUnknown  # noqa: E402
+from airflow_team_authz.identities.tokens import NotVerifiedError, Tokens  # noqa: E402
+from airflow_team_authz.model import KeysUnknownError  # noqa: E402
 from tests.conftest import eventually, forked  # noqa: E402
 
 KEY = rsa.generate_private_key(65537, 2048)
@@ -141,7 +141,7 @@ BAD: dict[str, tuple[str, Answer, str]] = {
 def test_a_bad_answer_is_an_error_and_no_denial(fake: FakeIssuer, kind: str) -> None:
     path, answer, why = BAD[kind]
     fake.answers[path] = answer
-    with pytest.raises(KeysUnknown, match="(?i)" + why.replace("[", r"\[")):
+    with pytest.raises(KeysUnknownError, match="(?i)" + why.replace("[", r"\[")):
         read(fake.tokens(), token())
 
 
@@ -157,7 +157,7 @@ def test_a_bad_answer_leaves_the_keys_that_are_known(
     assert tokens._issuer.fetch().result(30) is False
     assert tokens.content(text, "ann") == ["g"]
     assert read(tokens, token(groups=["h"])) == ["h"]
-    with pytest.raises(KeysUnknown):
+    with pytest.raises(KeysUnknownError):
         read(tokens, token(kid="two"))
 
 
@@ -219,7 +219,7 @@ def test_a_failure_that_nobody_has_thought_of_is_an_error_and_no_denial(
     tokens = fake.tokens()
     assert read(tokens, token()) == ["g"]
     monkeypatch.setattr(module, "_get", lambda _: {}["unthought of"])
-    with pytest.raises(KeysUnknown):
+    with pytest.raises(KeysUnknownError):
         read(tokens, token(kid="two"))
 
 
@@ -236,7 +236,7 @@ def test_made_up_key_ids_ask_the_issuer_once_a_second_at_most(
     asyncio.run(many())
     assert fake.asked.count("/keys") <= 1 + (time.monotonic() - began) / 0.5
     for i in range(50):
-        with pytest.raises(NotVerified, match="does not publish"):
+        with pytest.raises(NotVerifiedError, match="does not publish"):
             tokens.content(token(kid=f"made up {i}"), "ann")
 
 
@@ -250,7 +250,7 @@ def test_a_key_that_nobody_has_waited_for_is_an_error_and_found_soon(
     other = rsa.generate_private_key(65537, 2048)
     two = {**jwt.algorithms.RSAAlgorithm.to_jwk(other.public_key(), as_dict=True), "kid": "two", "alg": "RS256"}
     fake.publish(PUBLIC, two)
-    with pytest.raises(KeysUnknown, match="try again"):
+    with pytest.raises(KeysUnknownError, match="try again"):
         tokens.content(token("two", other), "ann")
     eventually(lambda: "two" in tokens._issuer.required_keys().by_id)
     assert tokens.content(token("two", other), "ann") == ["g"]
@@ -264,7 +264,7 @@ def test_a_withdrawn_key_takes_its_verdicts_along(fake: FakeIssuer, monkeypatch:
     two = {**jwt.algorithms.RSAAlgorithm.to_jwk(other.public_key(), as_dict=True), "kid": "two", "alg": "RS256"}
     fake.publish(two)
     assert tokens._issuer.fetch().result(30) is True
-    with pytest.raises(NotVerified, match="does not publish"):
+    with pytest.raises(NotVerifiedError, match="does not publish"):
         read(tokens, text)
 
 
@@ -301,10 +301,10 @@ def test_who_forked_or_has_long_asked_nobody_believes_no_withdrawn_key(
     with forked(lambda: read(tokens, text)) as ask:
         other = rsa.generate_private_key(65537, 2048)
         fake.publish({**PUBLIC, **jwt.algorithms.RSAAlgorithm.to_jwk(other.public_key(), as_dict=True), "kid": "two"})
-        assert isinstance(ask(), NotVerified)
+        assert isinstance(ask(), NotVerifiedError)
     assert read(tokens, text) == ["g"]
     monkeypatch.setattr(module, "OVERDUE_SECONDS", 0.0)
-    with pytest.raises(NotVerified):
+    with pytest.raises(NotVerifiedError):
         read(tokens, text)
 
 

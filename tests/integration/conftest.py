@@ -9,7 +9,7 @@ import pytest
 
 from demo.airflow import Settings
 from demo.site import Site
-from tests.integration.fab_site import FabSite
+from tests.support.fab_site import FabSite
 
 
 class Recording(Site):

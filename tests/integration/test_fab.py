@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from demo.site import Site
-from tests.integration.fab_site import CACHE_SECONDS, PEOPLE
 from tests.integration.routes import routes
+from tests.support.fab_site import CACHE_SECONDS, PEOPLE
 
 pytestmark = pytest.mark.timeout(240)
 

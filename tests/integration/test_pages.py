@@ -11,8 +11,8 @@ from playwright.sync_api import BrowserContext, Locator, Page, Response, Timeout
 
 from demo.site import USERS, Site
 from tests.integration.rows import SHARED_ASSET, fill
-from tests.keycloak.browser import browser, chromium
 from tests.keycloak.conftest import require
+from tests.support.browser import browser, chromium
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.parametrize("site", ["in process"], indirect=True)]
 

@@ -19,7 +19,7 @@ from airflow_team_authz.model import Subject
 from airflow_team_authz.opa.compile import compile_directory
 from tests.conftest import REPOSITORY, log_without_sinks
 from tests.doors.conftest import build
-from tests.keycloak.server import CLIENT, Keycloak, Realm, what_is_missing
+from tests.support.keycloak import CLIENT, Keycloak, Realm, what_is_missing
 
 MANAGER = "airflow.providers.keycloak.auth_manager.keycloak_auth_manager.KeycloakAuthManager"
 

@@ -15,8 +15,8 @@ import pytest
 
 from demo.airflow import Settings
 from tests.keycloak.conftest import MANAGER
-from tests.keycloak.server import CLIENT, PASSWORD, Keycloak, Realm
-from tests.keycloak.site import KeycloakSite
+from tests.support.keycloak import CLIENT, PASSWORD, Keycloak, Realm
+from tests.support.keycloak_site import KeycloakSite
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.comparison]
 

@@ -10,7 +10,7 @@ import pytest
 from demo.airflow import Settings
 from demo.site import Site
 from tests.keycloak.conftest import MANAGER, require
-from tests.keycloak.server import CLIENT, PASSWORD, Keycloak, Realm, what_is_missing
+from tests.support.keycloak import CLIENT, PASSWORD, Keycloak, Realm, what_is_missing
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.exhaustive]
 

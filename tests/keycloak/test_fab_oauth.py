@@ -10,9 +10,9 @@ import pytest
 
 from demo.airflow import Settings
 from demo.site import Site
-from tests.keycloak.browser import browser, chromium, fill_in_keycloaks_form
 from tests.keycloak.conftest import require
-from tests.keycloak.server import CLIENT, Realm
+from tests.support.browser import browser, chromium, fill_in_keycloaks_form
+from tests.support.keycloak import CLIENT, Realm
 
 # FAB's own Airflow beside Keycloak takes most of a minute.
 pytestmark = [pytest.mark.timeout(400), pytest.mark.exhaustive]

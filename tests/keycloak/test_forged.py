@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from airflow_team_authz.identities import tokens
-from airflow_team_authz.model import KeysUnknown
+from airflow_team_authz.model import KeysUnknownError
 from tests.conftest import eventually
 from tests.keycloak.conftest import subject, subject_of, user
-from tests.keycloak.server import CLIENT, Realm, b64, public_pem
+from tests.support.keycloak import CLIENT, Realm, b64, public_pem
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -227,6 +227,6 @@ def test_no_change_of_a_token_is_believed(manager: Any, forger: Forger, nil: str
     changed = forger.genuine[:at] + piece + forger.genuine[at + data.draw(st.integers(0, 3)) :]
     try:
         found = manager.subject(user(changed, "nil", user_id=nil))
-    except KeysUnknown:  # it names another key, and nobody has waited for that
+    except KeysUnknownError:  # it names another key, and nobody has waited for that
         return
     assert found == genuine or (found.roles, found.groups) == ((), ())

@@ -26,7 +26,7 @@ from demo.airflow import Airflow
 from tests.doors.conftest import build
 from tests.doors.test_differential import Question, questions
 from tests.keycloak.conftest import MANAGER, user
-from tests.keycloak.server import CLIENT, PASSWORD, Keycloak, Realm
+from tests.support.keycloak import CLIENT, PASSWORD, Keycloak, Realm
 
 pytestmark = pytest.mark.timeout(500)
 

@@ -16,7 +16,7 @@ from fastapi import HTTPException
 from airflow_team_authz.identities import issuer
 from tests.conftest import eventually
 from tests.keycloak.conftest import MANAGER, user
-from tests.keycloak.server import Keycloak, Realm
+from tests.support.keycloak import Keycloak, Realm
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -11,10 +11,10 @@ import httpx
 import jwt
 import pytest
 
-from tests.keycloak.browser import browser, chromium, fill_in_keycloaks_form
 from tests.keycloak.conftest import PEOPLE, require
-from tests.keycloak.server import CLIENT, Realm, b64
-from tests.keycloak.site import KeycloakSite
+from tests.support.browser import browser, chromium, fill_in_keycloaks_form
+from tests.support.keycloak import CLIENT, Realm, b64
+from tests.support.keycloak_site import KeycloakSite
 
 pytestmark = pytest.mark.timeout(400)
 

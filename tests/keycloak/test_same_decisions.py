@@ -16,7 +16,7 @@ from tests.conftest import write
 from tests.doors.conftest import build, person
 from tests.doors.test_differential import Question, questions
 from tests.keycloak.conftest import MANAGER, user
-from tests.keycloak.server import Realm
+from tests.support.keycloak import Realm
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from demo.running import RunningSite
-from tests.running.postgres import Postgres, programs
+from tests.support.postgres import Postgres, programs
 
 
 @pytest.fixture(scope="package")

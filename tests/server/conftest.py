@@ -22,7 +22,7 @@ from airflow_team_authz.gate.platform_part import read_platform
 from demo.airflow import free_port
 from tests.bundles.conftest import lends
 from tests.conftest import REPOSITORY, eventually
-from tests.running.postgres import Postgres, programs
+from tests.support.postgres import Postgres, programs
 
 ENVIRONMENTS = ("staging", "production")
 

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 from sqlalchemy import create_engine
 
-from airflow_team_authz.server.access import Access, NotKnown, Oidc
-from airflow_team_authz.server.issuer import IssuerGone
+from airflow_team_authz.server.access import Access, Oidc, UnknownClientError
+from airflow_team_authz.server.issuer import IssuerUnreachableError
 from tests.conftest import eventually
 from tests.server.conftest import Server, told
 
@@ -186,7 +186,7 @@ def test_made_up_key_ids_do_not_ask_the_issuer_each_time(issuer: Issuer) -> None
     access, before = asks(issuer.url), len(issuer.asked)
     for number in range(20):
         made_up = jwt.encode({"iss": issuer.url}, "k" * 32, "HS256", headers={"kid": f"made up {number}"})
-        with pytest.raises(NotKnown, match="no such key"):
+        with pytest.raises(UnknownClientError, match="no such key"):
             access.caller(made_up)
     assert access.caller(issuer.token(team_id="alpha")).owns("alpha")
     assert len(issuer.asked) - before == 2
@@ -198,11 +198,11 @@ def test_an_issuer_that_says_nothing_is_waited_for_once(issuer: Issuer, monkeypa
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         access, began = asks(address), time.monotonic()
         for text in ("x", issuer.token(team_id="alpha")):
-            with pytest.raises(NotKnown):
+            with pytest.raises(UnknownClientError):
                 access.caller(text)
         assert time.monotonic() - began < 0.5
         for _ in range(5):
-            with pytest.raises(IssuerGone):
+            with pytest.raises(IssuerUnreachableError):
                 access.caller(issuer.token(iss=address, team_id="alpha"))
         assert time.monotonic() - began < 2.5
 
@@ -220,7 +220,7 @@ def test_where_an_issuer_sends_us_is_neither_followed_nor_told(issuer: Issuer) -
     with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as moved:
         threading.Thread(target=moved.serve_forever, args=(0.05,), daemon=True).start()
         address, before = f"http://127.0.0.1:{moved.server_port}", len(issuer.asked)
-        with pytest.raises(IssuerGone, match=f"^the keys of {address} cannot be had$"):
+        with pytest.raises(IssuerUnreachableError, match=f"^the keys of {address} cannot be had$"):
             asks(address).caller(issuer.token(iss=address, team_id="alpha"))
         assert len(issuer.asked) == before
         moved.shutdown()

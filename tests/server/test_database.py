@@ -21,8 +21,8 @@ from airflow_team_authz.bundles.signing import SigningKey
 from airflow_team_authz.server.app import _tell_errors
 from airflow_team_authz.server.database import Base, Package, connect, migrate
 from airflow_team_authz.server.releases import Releases
-from tests.running.postgres import Postgres
 from tests.server.conftest import good
+from tests.support.postgres import Postgres
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])

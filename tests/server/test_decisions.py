@@ -27,10 +27,10 @@ from airflow_team_authz.server.database import connect, migrate
 from airflow_team_authz.server.decisions import (
     Counts,
     Decisions,
-    NoDecisions,
-    NoPolicy,
+    NoDecisionsError,
+    NoPolicyError,
     Readable,
-    TooFast,
+    TooFastError,
     Wanted,
     read,
 )
@@ -154,11 +154,11 @@ def test_what_is_no_list_or_too_much_is_refused(table: Decisions, monkeypatch: p
         (gzip.compress(b"[" + b" " * 2_000 + b"]"), "gzip", "larger than 1,000"), (b"[" * 100_000, "", "not a list"),
         (b"[" + b"1," * 10_001 + b"1]", "", "10,000 may come at once"),
     ):  # fmt: skip
-        with pytest.raises(NoDecisions, match=told):
+        with pytest.raises(NoDecisionsError, match=told):
             read(content, encoding)
     monkeypatch.setattr(decisions, "BURST", 5)
     taken(table, *range(5))
-    with pytest.raises(TooFast, match="token 1 sends more than"):
+    with pytest.raises(TooFastError, match="token 1 sends more than"):
         taken(table, 1, 2, 3)
     taken(table, 1, 2, 3, who=Caller("token 2", READER))
 
@@ -229,7 +229,7 @@ def test_the_policy_decides_what_a_team_sees(table: Decisions, tmp_path: Path) -
         page = table.search(alpha, Wanted(), readable.with_bundles({f"{name}.wasm": it for name, it in held.items()}))
         return [one.record["input"]["resource"]["id"] for one in page.found]
 
-    with pytest.raises(NoPolicy):
+    with pytest.raises(NoPolicyError):
         seen_with()
     assert seen_with(production=usual) == ["sealed", "open"]
     assert seen_with(production=strict) == ["open"]

@@ -20,9 +20,9 @@ from airflow_team_authz.engines.downloads import Downloaded
 from airflow_team_authz.opa.archive import read_manifest, unpack
 from airflow_team_authz.server.database import Token
 from tests.conftest import eventually
-from tests.running.postgres import Postgres
 from tests.server.conftest import Server, beside, database_server, good, newest, of_platform, running, told
 from tests.server.test_protocol import lent, opa
+from tests.support.postgres import Postgres
 
 
 def serial(server: Server, name: str = "production") -> int:

@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session
 
 from airflow_team_authz.bundles.artifact import build_artifact
 from airflow_team_authz.bundles.signing import SigningKey
-from airflow_team_authz.opa.archive import BundleRefused
+from airflow_team_authz.opa.archive import BundleRefusedError
 from airflow_team_authz.server import releases
 from airflow_team_authz.server.database import OwnerKeys, connect
-from airflow_team_authz.server.releases import Frozen, Outdated, Releases
+from airflow_team_authz.server.releases import FrozenError, OutdatedError, Releases
 from tests.server.conftest import ENVIRONMENTS, Server, good, newest, told
 from tests.server.test_publishing import published
 
@@ -42,7 +42,7 @@ def test_frozen_meanwhile(server: Server, scope: str, monkeypatch: pytest.Monkey
         return server.ask("POST", "/freeze", json={"scope": scope, "reason": "an incident"}).raise_for_status()
 
     try:
-        with pytest.raises(Frozen, match="an incident"):
+        with pytest.raises(FrozenError, match="an incident"):
             publish_while(server, freeze, monkeypatch)
     finally:
         server.ask("DELETE", f"/freeze?scope={scope}").raise_for_status()
@@ -50,14 +50,14 @@ def test_frozen_meanwhile(server: Server, scope: str, monkeypatch: pytest.Monkey
 
 def test_key_taken_away_meanwhile(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     new, old = SigningKey.new(), server.keys["alpha"]
-    with pytest.raises(BundleRefused, match="not trusted here"):
+    with pytest.raises(BundleRefusedError, match="not trusted here"):
         publish_while(server, lambda: server.register("alpha", new.public.pem().decode()), monkeypatch)
     assert server.register("alpha", old.public.pem().decode()).is_success
 
 
 def test_a_newer_version_meanwhile_also_in_another_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     newer = good("alpha", newest(server, "alpha") + 1)
-    with pytest.raises(Outdated, match=f"is not above {newer.version}"):
+    with pytest.raises(OutdatedError, match=f"is not above {newer.version}"):
         publish_while(server, lambda: server.publish(newer), monkeypatch)
 
 

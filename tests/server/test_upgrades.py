@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from airflow_team_authz.bundles.aggregate import scope
 from airflow_team_authz.bundles.artifact import Artifact, build_artifact
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
-from airflow_team_authz.opa.archive import BundleRefused, unpack
+from airflow_team_authz.opa.archive import BundleRefusedError, unpack
 from airflow_team_authz.opa.compile import find_opa
 from airflow_team_authz.server.database import Package, Release, connect
 from tests.conftest import REPOSITORY, eventually
@@ -25,7 +25,7 @@ from tests.server.test_protocol import lent, opa
 def signed_by(server: Server, name: str, key: SigningKey) -> bool:
     try:
         return bool(TrustedKeys.of([key.public]).verify(unpack(server.bundle(name).content), scope(name)))
-    except BundleRefused:
+    except BundleRefusedError:
         return False
 
 

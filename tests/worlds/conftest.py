@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running.postgres import programs
+from tests.support.postgres import programs
 from tests.worlds.databases import PostgresDatabases
 from tests.worlds.exceptions import Table
 from tests.worlds.site import Worlds

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, text
 
-from tests.running.postgres import Postgres
+from tests.support.postgres import Postgres
 
 # What Airflow counts itself goes on here, in both worlds.
 _NEXT_NUMBER = 100_000

@@ -22,7 +22,7 @@ from airflow_team_authz.opa.compile import shipped_policies
 from demo.airflow import Airflow, Settings, free_port, merged
 from demo.opa import Opa
 from demo.process import Process, StartError
-from tests.integration.fab_site import CREATE_PEOPLE
+from tests.support.fab_site import CREATE_PEOPLE
 from tests.worlds.build import FIRST_NUMBERS, NUMBERS_APART, TEAMS, instance_id
 from tests.worlds.catalogue import NUMBERED, Catalogue
 from tests.worlds.databases import Databases, SqliteFiles, copy_logs

@@ -77,13 +77,13 @@ def publish(
 ) -> None:
     """Send an artifact to a bundle server, which checks it again and puts it in force. Exit code 1: refused."""
     from airflow_team_authz.bundles.artifact import PLATFORM
-    from airflow_team_authz.opa.archive import BundleRefused, read_manifest, unpack
+    from airflow_team_authz.opa.archive import BundleRefusedError, read_manifest, unpack
 
     try:
         content = artifact.read_bytes()
         metadata = read_manifest(unpack(content))["metadata"]
         owner, version = metadata["owner"], metadata["version"]
-    except (OSError, KeyError, BundleRefused) as error:
+    except (OSError, KeyError, BundleRefusedError) as error:
         raise UserError(f"{artifact} is not an artifact of `team-authz bundle build`: {error}") from None
     path = "platform/package" if owner == PLATFORM else f"teams/{owner}/package"
     chosen = {"environment": environment} if environment else {}
@@ -110,7 +110,7 @@ def aggregate(
     If the command refuses a team's artifact, the team keeps its last good one, and the other teams are not delayed.
     Exit code 1: it refused some.
     """
-    from airflow_team_authz.bundles.offline import Refused, Site
+    from airflow_team_authz.bundles.offline import OfflineError, Site
     from airflow_team_authz.cli.keys import signing_key
     from airflow_team_authz.gate.platform_part import read_platform
 
@@ -119,7 +119,7 @@ def aggregate(
             raise UserError(f"there is no directory {directory}")
     try:
         outcomes = Site(artifacts, trusted, out).aggregate(environment, read_platform(platform), signing_key(key))
-    except Refused as error:
+    except OfflineError as error:
         raise UserError(f"the policy in {platform} cannot be published: {error}") from None
     if output is Output.JSON:
         print_json([outcome._asdict() for outcome in outcomes])
@@ -137,7 +137,7 @@ def push(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Copy the bundles to an object store, with credentials from the environment."""
-    from airflow_team_authz.bundles.push import PushFailed
+    from airflow_team_authz.bundles.push import PushError
     from airflow_team_authz.bundles.push import push as push_files
 
     files = sorted(directory.glob("*.tar.gz"))
@@ -145,7 +145,7 @@ def push(
         raise UserError(f"there are no bundles in {directory}: `team-authz bundle aggregate` makes them")
     try:
         written = push_files(files, url)
-    except PushFailed as error:
+    except PushError as error:
         raise UserError(str(error)) from None
     print_json(written) if output is Output.JSON else print_columns([["wrote", target] for target in written])
 

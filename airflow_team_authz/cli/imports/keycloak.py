@@ -187,7 +187,7 @@ class _Import:
         return sorted(held)
 
     def _common(self) -> tuple[Table, Members]:
-        """What roles may with what is common to all teams, and what roles of teams' members may."""
+        """Permissions of roles on common resources, and those of team members' roles."""
         common: Table = {}
         members: Members = {}
         for type_, resource in COMMON.items():
@@ -334,7 +334,7 @@ def _found_teams(resources: Iterable[str]) -> set[str]:
 
 
 def _of_members(members: Members, common: Table) -> Iterator[Table]:
-    """What a team's members may with what is common, those included who may without being members."""
+    """Permissions of a team's members on common resources, also of people who need no membership."""
     for type_, actions in members.items():
         for action, teams in actions.items():
             for roles in teams.values():

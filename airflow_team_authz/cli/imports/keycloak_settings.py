@@ -1,4 +1,4 @@
-"""What a Keycloak client's authorization settings grant, and to whom: resources, scopes, permissions, policies.
+"""Reads a Keycloak client's authorization settings: resources, scopes, permissions, and the policies that grant them.
 
 The file is what the admin console exports under Clients, Authorization, Export. Terms and strategies are those of
 Keycloak's Authorization Services Guide (https://www.keycloak.org/docs/latest/authorization_services/).
@@ -48,7 +48,7 @@ class _Resource(msgspec.Struct):
     owner: _Named | None = None
 
 
-class _Unknown(Exception):
+class _UnknownSettingError(Exception):
     """A policy that is not understood; the message says why."""
 
 
@@ -68,7 +68,7 @@ class _Export(msgspec.Struct):
 
 
 class _Permission(NamedTuple):
-    """What a permission covers, where ``None`` is everything, and whom it lets in: ``None`` is not understood."""
+    """A permission: its resources (``None``: all), and the people that it admits (``None``: not understood)."""
 
     name: str
     resources: frozenset[str] | None
@@ -91,7 +91,7 @@ class KeycloakSettings:
         self._client = client_id
         self._scopes = {resource.name: {scope.name for scope in resource.scopes} for resource in export.resources}
         self._policies = {policy.name: policy for policy in export.policies}
-        self._evaluated: dict[str, Holders | _Unknown] = {}
+        self._evaluated: dict[str, Holders | _UnknownSettingError] = {}
         self._unanimous = export.decisionStrategy != "AFFIRMATIVE"
         self._permissions = [self._permission(policy) for policy in export.policies if policy.type in _PERMISSIONS]
         self.problems += _server_problems(export)
@@ -121,7 +121,7 @@ class KeycloakSettings:
             return _NOBODY
         try:
             return _all_of(known)
-        except _Unknown as reason:
+        except _UnknownSettingError as reason:
             problem = Untranslated(f"{scope} of {resource}", str(reason), "nothing grants it here: write it as a rule")
             self.problems += [] if problem in self.problems else [problem]
             return _NOBODY
@@ -140,67 +140,67 @@ class KeycloakSettings:
         scopes: frozenset[str] | None = None
         try:
             if policy.config.get("defaultResourceType"):
-                raise _Unknown(f"{policy.name} is for a type of resources")
+                raise _UnknownSettingError(f"{policy.name} is for a type of resources")
             named = _listed(policy, "resources", str)
             resources = frozenset(named) if named or policy.type == "resource" else None
             scopes = frozenset(_listed(policy, "scopes", str)) if policy.type == "scope" else None
             return _Permission(policy.name, resources, scopes, self._evaluate(policy, ()))
-        except _Unknown as reason:
+        except _UnknownSettingError as reason:
             self.problems.append(
                 Untranslated(f"permission {policy.name}", str(reason), "it grants nothing here: write it as a rule")
             )
             return _Permission(policy.name, resources, scopes, None)
 
     def _evaluate(self, policy: _Policy, inside: tuple[str, ...]) -> Holders:
-        """Who satisfies a policy; each is looked at once, however many others apply it."""
+        """The people who satisfy a policy. Each policy is evaluated once, however many others apply it."""
         if policy.name in inside:
-            raise _Unknown(f"{policy.name} is a part of itself")
+            raise _UnknownSettingError(f"{policy.name} is a part of itself")
         if len(inside) > _MAX_DEPTH:
-            raise _Unknown(f"{inside[0]} has more than {_MAX_DEPTH} policies inside of each other")
+            raise _UnknownSettingError(f"{inside[0]} has more than {_MAX_DEPTH} policies inside of each other")
         if policy.name not in self._evaluated:
             try:
                 self._evaluated[policy.name] = self._satisfying(policy, inside)
-            except _Unknown as reason:
+            except _UnknownSettingError as reason:
                 self._evaluated[policy.name] = reason
         found = self._evaluated[policy.name]
-        if isinstance(found, _Unknown):
-            raise _Unknown(*found.args)
+        if isinstance(found, _UnknownSettingError):
+            raise _UnknownSettingError(*found.args)
         return found
 
     def _satisfying(self, policy: _Policy, inside: tuple[str, ...]) -> Holders:
         if policy.logic != "POSITIVE":
-            raise _Unknown(f"{policy.name} has negative logic")
+            raise _UnknownSettingError(f"{policy.name} has negative logic")
         if policy.type == "role":
             return frozenset(self._roles(policy))
         if policy.type == "group":
             return frozenset(_groups(policy))
         if policy.type == "aggregate" or policy.type in _PERMISSIONS:
             return self._together(policy, (*inside, policy.name))
-        raise _Unknown(f"{policy.name} is a policy of the kind {policy.type!r}")
+        raise _UnknownSettingError(f"{policy.name} is a policy of the kind {policy.type!r}")
 
     def _together(self, policy: _Policy, inside: tuple[str, ...]) -> Holders:
         applied = _listed(policy, "applyPolicies", str)
         if not applied:
-            raise _Unknown(f"{policy.name} has no policy")
+            raise _UnknownSettingError(f"{policy.name} has no policy")
         if not all(name in self._policies for name in applied):
-            raise _Unknown(f"{policy.name} cannot be read")
+            raise _UnknownSettingError(f"{policy.name} cannot be read")
         parts = [self._evaluate(self._policies[name], inside) for name in applied]
         if policy.decisionStrategy == "AFFIRMATIVE" or len(parts) == 1:
             return _NOBODY.union(*parts)
         if policy.decisionStrategy == "UNANIMOUS":
             return _all_of(parts)
-        raise _Unknown(f"{policy.name} has the decision strategy {policy.decisionStrategy}")
+        raise _UnknownSettingError(f"{policy.name} has the decision strategy {policy.decisionStrategy}")
 
     def _roles(self, policy: _Policy) -> Iterator[Holder]:
         roles = _listed(policy, "roles", _Role)
         if len(roles) > 1 and any(role.required for role in roles):
-            raise _Unknown(f"{policy.name} requires some of its roles")
+            raise _UnknownSettingError(f"{policy.name} requires some of its roles")
         for role in roles:
             client, _, name = role.id.rpartition("/")
             if client not in {"", self._client}:
-                raise _Unknown(f"{policy.name} is about a role of the client {client}")
+                raise _UnknownSettingError(f"{policy.name} is about a role of the client {client}")
             if not name:
-                raise _Unknown(f"{policy.name} is about a role without a name")
+                raise _UnknownSettingError(f"{policy.name} is about a role without a name")
             yield Holder(roles=frozenset({role.id}))
 
 
@@ -228,29 +228,29 @@ def _listed(policy: _Policy, key: str, kind: type[T]) -> list[T]:
     try:
         found: list[T] = msgspec.json.decode(policy.config.get(key) or "[]", type=list[kind])  # type: ignore[valid-type]
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise _Unknown(f"{policy.name} cannot be read") from None
+        raise _UnknownSettingError(f"{policy.name} cannot be read") from None
     return found
 
 
 def _groups(policy: _Policy) -> Iterator[Holder]:
     # Without the claim's name Keycloak looks into its own memberships, which are what the claim tells.
     if policy.config.get("groupsClaim", "") not in {"", "groups"}:
-        raise _Unknown(f"{policy.name} looks for groups in the claim {policy.config['groupsClaim']}")
+        raise _UnknownSettingError(f"{policy.name} looks for groups in the claim {policy.config['groupsClaim']}")
     for group in _listed(policy, "groups", _Group):
         root, *names = group.path.split("/")
         if root or len(names) != 1 or not names[0]:
-            raise _Unknown(f"{policy.name} is about the group {group.path}, which is inside of another")
+            raise _UnknownSettingError(f"{policy.name} is about the group {group.path}, which is inside of another")
         if group.extendChildren:
-            raise _Unknown(f"{policy.name} counts groups inside of {group.path} too")
+            raise _UnknownSettingError(f"{policy.name} counts groups inside of {group.path} too")
         yield Holder(groups=frozenset({names[0]}))
 
 
 def _all_of(parts: list[Holders]) -> Holders:
-    """Who satisfies each of them. Of somebody who needs more than another does, only the other is kept."""
+    """The people who satisfy all policies. A set that needs more than another set is left out."""
     merged: Holders = frozenset({Holder()})
     for part in parts:
         if len(merged) * len(part) > _MAX_HOLDERS:
-            raise _Unknown("too many combinations of roles and groups are possible")
+            raise _UnknownSettingError("too many combinations of roles and groups are possible")
         merged = frozenset(
             Holder(one.roles | other.roles, one.groups | other.groups) for one, other in product(merged, part)
         )

@@ -254,12 +254,12 @@ def revoke(id_: Annotated[str, typer.Argument(metavar="ID")], database: Database
 def _opened(url: str) -> Engine:
     from sqlalchemy.exc import SQLAlchemyError
 
-    from airflow_team_authz.server.database import BadDatabase, connect, migrate
+    from airflow_team_authz.server.database import UnfitDatabaseError, connect, migrate
 
     try:
         engine = connect(url)
         migrate(engine)
-    except BadDatabase as error:
+    except UnfitDatabaseError as error:
         raise UserError(str(error)) from None
     except SQLAlchemyError as error:
         raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. ``help`` says what to do about it; ``microseconds`` is the time of a decision."""
+    """The result of one check. ``help`` says what to do; ``microseconds`` is the time of a decision."""
 
     check: str
     ok: bool

@@ -89,7 +89,7 @@ class Progress:
         )
 
     def end(self) -> None:
-        """What follows begins a line of its own."""
+        """End the line, so that the next text begins a new one."""
         if self._shown and sys.stderr.isatty():
             _echo("", err=True)
 
@@ -98,12 +98,12 @@ class Progress:
 
 
 def complain(message: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     _echo(f"team-authz: {one_line(message)}", err=True)
 
 
 def print_line(text: str = "", heading: str = "", keep: str = "") -> None:
-    """One line on stdout, escaped but for what to ``keep``; the heading before it is bold, if this is a terminal."""
+    """Print one line on stdout, escaped but for ``keep``. The heading before it is bold on a terminal."""
     _echo((typer.style(escaped(heading), bold=True) if heading else "") + escaped(text, keep))
 
 

@@ -45,7 +45,7 @@ class _Roles(msgspec.Struct):
 
 
 def directory_checks(policy: Path) -> Iterator[Check]:
-    """One failed check a mistake, with its file and place; one good check if there is none."""
+    """A failed check for each mistake, with its file and place; one good check if there is none."""
     help_ = f"correct {policy / _DIRECTORY}"
     try:
         directory = _decode(policy / _DIRECTORY, _Directory)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from airflow_team_authz.cli.support.console import Output, UserError, print_columns, print_json
-from airflow_team_authz.files import TokenUnfit, check_token, read_token
+from airflow_team_authz.files import UnfitTokenError, check_token, read_token
 
 ServerOption = Annotated[
     str,
@@ -88,5 +88,5 @@ def _token(file: Path | None) -> str:
         raise UserError("name the file with the token by --token-file, or put the token into TEAM_AUTHZ_TOKEN")
     try:
         return read_token(file) if file else check_token(given or b"", "TEAM_AUTHZ_TOKEN")
-    except TokenUnfit as error:
+    except UnfitTokenError as error:
         raise UserError(str(error)) from None

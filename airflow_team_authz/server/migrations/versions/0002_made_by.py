@@ -8,7 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Nobody knows what the bundles that are there were made by, so they are built again."""
+    """Build all bundles again, since their origin is unknown."""
     op.add_column("environment", sa.Column("made_by", sa.String(120), nullable=False, server_default=""))
     op.create_table(
         "withheld",

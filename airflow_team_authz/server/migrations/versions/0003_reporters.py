@@ -8,7 +8,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Nobody knows by which token the present ones were reported; each tells of itself again within a minute."""
+    """Forget the present clients: their tokens are unknown, and each reports again within a minute."""
     op.drop_table("client")
     op.create_table(
         "client",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from demo.airflow import Settings
 from demo.site import Site
-from tests.keycloak.server import CLIENT, PASSWORD, Realm
+from tests.support.keycloak import CLIENT, PASSWORD, Realm
 
 
 class KeycloakSite(Site):

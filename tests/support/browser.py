@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Page, sync_playwright
 
-from tests.keycloak.server import PASSWORD
+from tests.support.keycloak import PASSWORD
 
 _MILLISECONDS = 30_000
 
