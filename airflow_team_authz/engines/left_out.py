@@ -48,7 +48,7 @@ class LeftOut:
         if before is None:
             log.error(
                 "lists leave out what team %s owns, until its package changes or is faster (%s): %s",
-                team_id, type(error).__name__, error,
+                team_id, error.code, error,
             )  # fmt: skip
 
     def release(self, team_id: str) -> None:

@@ -30,7 +30,7 @@ class Outages:
         what = _PLATFORM if ours else _part(next(iter(team_ids))) if of_rules and team_ids else _ENGINE
         if what not in self._failing:
             self._failing.add(what)
-            log.error("no decision can be had from %s (%s): %s", what, type(error).__name__, error)
+            log.error("no decision can be had from %s (%s): %s", what, error.code, error)
 
     def answered(self, team_ids: Collection[str | None]) -> None:
         """Note an answered question about what these teams own; logged if something failed before."""
