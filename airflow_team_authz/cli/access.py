@@ -69,9 +69,9 @@ def can(
     opa_url: UrlOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show all that somebody may do with what this Airflow has, or whether somebody may do one thing.
+    """Show every right of a person or task in this Airflow, or whether they have one right.
 
-    Exit code 0: something is allowed. 1: nothing is. 2: there is no answer, or nobody of that name.
+    Exit code 0: the policy allows something. 1: nothing. 2: the engine did not answer, or there is no such user.
     """
     if (action is None) != (resource is None):
         raise UserError("name both ACTION and TYPE/ID, or neither")
@@ -79,7 +79,12 @@ def can(
         somebody = _somebody(who)
         questions = _about(action, resource, team, [somebody]) if action and resource else _all([somebody])
         found = _permissions(point, questions)
-    _print(found, output, _folded(found), [f"this is {somebody.name} with what the login tells of it now"])
+    _print(
+        found,
+        output,
+        _folded(found),
+        [f"the groups and roles of {somebody.name} are those that the login manager reports now"],
+    )
     if not found:
         raise typer.Exit(NOBODY)
 
@@ -93,9 +98,9 @@ def who_can(
     sources: SourcesOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show who may do one thing: people of the login, whoever has a group or claim of the directory, tasks of teams.
+    """Show the people of the login manager, the groups and claims of the directory, and the tasks that have one right.
 
-    Exit code 0: somebody may. 1: nobody who is known here. 2: there is no answer.
+    Exit code 0: somebody has the right. 1: none of these has it. 2: the engine did not answer.
     """
     with _asking(policy, opa_url) as point:
         whos, missing = _population(policy, opa_url, sources)
@@ -120,12 +125,12 @@ def matrix(
         Table, typer.Option("--output", "-o", help="The form; JSON is one permission a line.")
     ] = Table.TABLE,
 ) -> None:
-    """Show who may do what with which thing: only what is allowed.
+    """Show every allowed action of every person, group and task on every resource.
 
-    --by role needs no Airflow: it shows what each role of the policy may do with things of its own team, of another
-    one, and with common ones.
+    --by role needs no Airflow: it shows the rights of each role of the policy on resources of its own team, on those of
+    another team, and on common ones.
 
-    Exit code 0: shown. 2: there is no answer.
+    Exit code 0: shown. 2: the engine did not answer.
     """
     from airflow_team_authz.review.inventory import NOT_COVERED, Wanted
 

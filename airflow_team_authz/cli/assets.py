@@ -27,7 +27,7 @@ WAITING = 1
 def list_(output: OutputOption = Output.TEXT) -> None:
     """Show the Dags that wait because the engine could not decide about their asset events.
 
-    Exit code 0: nothing waits. 1: these do.
+    Exit code 0: no Dag waits. 1: some Dags wait.
     """
     with talking_to_stderr():
         from airflow_team_authz.doors.assets import held_back
@@ -54,9 +54,11 @@ def list_(output: OutputOption = Output.TEXT) -> None:
 
 @app.command("replay")
 def replay(output: OutputOption = Output.TEXT) -> None:
-    """Ask again about waiting Dags, and start those that the policy allows. Each is asked once, also if interrupted.
+    """Ask again about waiting Dags, and start those that the policy allows.
 
-    Exit code 0: nothing waits any more. 2: the engine still cannot decide; the other Dags go on waiting.
+    If it is interrupted, run it again: it goes on with the next Dag.
+
+    Exit code 0: no Dag waits any more. 2: the engine still cannot decide, and the other Dags still wait.
     """
     with talking_to_stderr():
         from airflow_team_authz.doors.assets import REPLAYED

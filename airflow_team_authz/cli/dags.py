@@ -40,10 +40,10 @@ def move(
 ) -> None:
     """Give Dags to another bundle, and so to its team, with their runs and XComs: all of them, or none.
 
-    They start no runs until a file of that bundle has declared them. The old bundle's file is an import error from then
-    on. Works for Dags whose bundle is no longer configured. The audit log of each Dag tells who moved it.
+    The Dags start no runs until a file of the new bundle has declared them. The old bundle's file gets an import error.
+    The old bundle need not be configured any more. The audit log of each Dag names the person who moved it.
 
-    Exit code 0: the Dags are there. 2: nothing has been moved.
+    Exit code 0: the Dags are in the new bundle. 2: the command moved nothing.
     """
     if (to is None) == (to_team is None):
         raise UserError("name the new place of the Dags: either --to BUNDLE or --to-team TEAM")

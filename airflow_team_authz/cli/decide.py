@@ -27,7 +27,7 @@ def decide(
 ) -> None:
     """Ask one question, or many, and print each decision with its reasons.
 
-    Exit code 0: all are allowed. 1: something is denied. 2: there is no decision.
+    Exit code 0: the policy allows all. 1: it denies something. 2: the engine could not decide.
 
     A question is {"subject": {"type": "user", "id": "ann", "roles": ["op"], "team_ids": ["alpha"]}, "action": "read",
     "resource": {"type": "connection", "id": "pg", "team_id": "alpha"}}; a team_id of null means common to all teams.

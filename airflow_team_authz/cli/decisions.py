@@ -60,9 +60,9 @@ def decisions(
 ) -> None:
     """Show the newest records of the decision log, or one record by its id.
 
-    It reads Airflow's database, or the log's file, with the rights of whoever calls it: for administrators of the host.
+    The command is for administrators of the host: it reads Airflow's database, or the log's file, with your rights.
 
-    Exit code 0: shown. 1: there is nothing of that kind. 2: the decision log cannot be read.
+    Exit code 0: shown. 1: no record matches. 2: the decision log cannot be read.
     """
     from airflow_team_authz.decision_log.reading import Wanted
 

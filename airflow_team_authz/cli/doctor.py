@@ -54,7 +54,7 @@ def doctor(
 ) -> None:
     """Check settings, engine and policy, and ask for one decision about each type of resource.
 
-    Exit code 0: all is well. 1: something is wrong. 2: the checks could not be made.
+    Exit code 0: each check passed. 1: a check failed. 2: the command could not check.
     """
     with talking_to_stderr():
         found = list(

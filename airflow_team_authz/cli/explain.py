@@ -49,11 +49,11 @@ def explain(
     ] = None,
     output: Annotated[Report, typer.Option("--output", "-o", help="The form of the explanation.")] = Report.TEXT,
 ) -> None:
-    """Explain an answer: the five steps in order, each rule with its place, and what would change the answer.
+    """Explain an answer: the five steps in order, each rule with its place, and changes that would reverse the answer.
 
     team-authz explain bea read connection/alpha_db
 
-    Exit code 0: it is allowed. 1: it is denied. 2: there is no decision, or no rules to read.
+    Exit code 0: allowed. 1: denied. 2: the engine could not decide, or the command cannot read the rules.
     """
     from airflow_team_authz.engines import DecisionPoint
     from airflow_team_authz.explanation import explain as explain_question
@@ -263,9 +263,9 @@ def _rules(explanation: Explanation, step: Step) -> Iterator[str]:
     for rule in step.rules:
         place = f"{rule.file}:{rule.line}" + (f" ({rule.code})" if rule.code else "")
         if rule.reasons:
-            yield f"{place} says so: {'; '.join(rule.reasons)}"
+            yield f"{place} applies: {'; '.join(rule.reasons)}"
         elif rule.missing is not None and step.allows is not explanation.decision.allow:
-            yield f"{place} would {would} it, but line {rule.missing.line} does not hold: {rule.missing.text}"
+            yield f"{place} would {would} it, but line {rule.missing.line} is not true: {rule.missing.text}"
 
 
 _PRINT = {Report.TEXT: _print_text, Report.JSON: _print_json, Report.MARKDOWN: _print_markdown}

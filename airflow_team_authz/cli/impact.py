@@ -44,12 +44,12 @@ def impact(
     ] = None,
     output: Annotated[Report, typer.Option("--output", "-o", help="The form of the report.")] = Report.TEXT,
 ) -> None:
-    """Show what a change of the policy lets people and tasks do, and what they may no longer do.
+    """Show the rights that a change of the policy gives to people and tasks, and those that it takes.
 
-    Both policies are asked every kind of question, with each name that either of them has and one that neither has; or
-    with --inventory, about the people and things of this Airflow.
+    The command asks both policies every kind of question, with each name in either of them, and with one other name.
+    With --inventory it asks about the people and resources of this Airflow instead.
 
-    Exit code 0: shown. 1: there is what --fail-on names. 2: there is no answer.
+    Exit code 0: shown. 1: there are changes that --fail-on names. 2: an engine did not answer.
     """
     from airflow_team_authz.review import NotDecidedError
     from airflow_team_authz.review.kinds import Kinds

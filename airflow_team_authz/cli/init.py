@@ -60,8 +60,8 @@ def init(
 ) -> None:
     r"""Write a policy directory with rules, tests, CI and editor files. Only --update changes what exists.
 
-    Without --team it is the platform's: set \[team_authz] policy to it. With --team it is a team's own repository, or,
-    if DIR is the platform's directory, the team is added to it.
+    Without --team the directory is the platform's: set \[team_authz] policy to it. With --team it is a team's own
+    repository. If DIR is the platform's directory, --team adds the team to it.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file: name a directory")

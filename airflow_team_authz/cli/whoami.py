@@ -49,7 +49,7 @@ def whoami(
 
     Name a token, a user, or describe somebody: team-authz whoami --group alpha-engineers --role viewer
 
-    Exit code 0: shown. 1: the login could not be verified. 2: there is nobody, or nobody can say.
+    Exit code 0: shown. 1: the login is not verified. 2: there is no such user, or the engine did not answer.
     """
     from airflow_team_authz.engines import DecisionPoint
 

@@ -160,13 +160,13 @@ def test_a_task_is_explained_too(explained):
 
 def test_text_names_file_and_line(explained):
     told = explained({"team_ids": ["gamma"]}, id_="shared", output="text")
-    assert "teams/alpha/alpha.rego:7 would allow it, but line 11 does not hold: borrower in standing.team_ids\n" in told
+    assert "teams/alpha/alpha.rego:7 would allow it, but line 11 is not true: borrower in standing.team_ids\n" in told
     assert "It would be allowed with one of these:\n  the role op in team alpha, which group alpha-ops gives\n" in told
 
 
 def test_a_rule_is_told_by_its_code(explained):
     told = explained({}, id_="sealed", output="text")
-    assert "teams/alpha/alpha.rego:31 (ALPHA-7) says so: ALPHA-7: sealed is sealed" in told
+    assert "teams/alpha/alpha.rego:31 (ALPHA-7) applies: ALPHA-7: sealed is sealed" in told
     (rule,) = [rule for step in explained({}, id_="sealed")["steps"] for rule in step["rules"] if rule["code"]]
     assert (rule["code"], rule["title"]) == ("ALPHA-7", "Sealed")
 

@@ -109,11 +109,11 @@ def import_fab(
     force: ForceOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Write FAB's roles and permissions, custom roles and those on single Dags too, as a policy that decides the same.
+    """Translate FAB's roles and permissions, also custom roles and single Dags, into a policy that decides the same.
 
-    Exit code 0: all of it. 1: written, but for what the list at the end names. 2: nothing was written.
+    Exit code 0: it translated all rights. 1: it wrote a policy, and lists the other rights. 2: it wrote nothing.
 
-    FAB knows no teams, so every role counts for all of them; airflow/directory/data.json is where to change that.
+    FAB has no teams, so every role applies to all of them. Change that in airflow/directory/data.json.
     """
     check_directory(directory)
     address, schema = (database, None) if database is not None else _configured()

@@ -88,11 +88,11 @@ def import_keycloak(
     force: ForceOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Write what Airflow's Keycloak auth manager allows, by roles and teams' groups, as a policy that decides the same.
+    """Translate the rights that Airflow's Keycloak auth manager gives by roles and groups into a policy.
 
-    Exit code 0: all of it. 1: written, but for what the list at the end names. 2: nothing was written.
+    Exit code 0: it translated all rights. 1: it wrote a policy, and lists the other rights. 2: it wrote nothing.
 
-    Keycloak is not asked. Its permissions are not asked any more either when this policy decides.
+    The command does not connect to Keycloak. When this policy decides, Keycloak's permissions have no effect any more.
     """
     from airflow_team_authz.cli.imports.keycloak_settings import read_settings_file
 
