@@ -200,8 +200,9 @@ class EngineError(Exception):
 
     @property
     def code(self) -> str:
-        """The kind of error in records and metrics: the class's name without ``Error``."""
-        return type(self).__name__.removesuffix("Error")
+        """The kind of error in records and metrics: the class's name without ``Error``, but ``EngineError`` itself."""
+        name = type(self).__name__
+        return name if type(self) is EngineError else name.removesuffix("Error")
 
 
 class UnreachableError(EngineError):
