@@ -20,6 +20,7 @@ from airflow_team_authz.bundles.artifact import build_artifact
 from airflow_team_authz.bundles.signing import SigningKey
 from airflow_team_authz.server.app import _tell_errors
 from airflow_team_authz.server.database import Base, Package, connect, migrate
+from airflow_team_authz.server.metrics import Counting
 from airflow_team_authz.server.releases import Releases
 from tests.server.conftest import good
 from tests.support.postgres import Postgres
@@ -89,7 +90,7 @@ def test_an_unexpected_error_tells_no_details() -> None:
     def breaks() -> None:
         raise ValueError("a secret")
 
-    _tell_errors(app)
+    _tell_errors(app, Counting())
 
     async def ask() -> httpx.Response:
         there = httpx.ASGITransport(app, raise_app_exceptions=False)
