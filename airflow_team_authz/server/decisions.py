@@ -22,7 +22,7 @@ from airflow_team_authz.decision_log.database import row_of
 from airflow_team_authz.decision_log.record import Form, encode
 from airflow_team_authz.engines import DecisionPoint, Reply
 from airflow_team_authz.engines.instances import Instances
-from airflow_team_authz.model import Evaluations, Resource, Subject
+from airflow_team_authz.model import Evaluations, Resource, Subject, code_of
 from airflow_team_authz.opa.archive import unpack
 from airflow_team_authz.opa.wasm import Policy, compiled
 from airflow_team_authz.server import ServerError, access
@@ -81,6 +81,16 @@ class Wanted(NamedTuple):
     denied: bool = False
     before: int | None = None
     limit: int = 100
+
+    def fits(self, part: Mapping[str, Any]) -> bool:
+        """Whether a team's part of a record fits too: else a filter would tell of the other parts."""
+        about = part["input"].get("resources") or [part["input"].get("resource") or {}]
+        is_fit = {
+            "type": self.type is None or self.type in {one.get("type") for one in about},
+            "team": self.team is None or self.team in {one.get("team_id") for one in about},
+            "denied": not self.denied or part["custom"]["outcome"] in {"deny", "error"},
+        }
+        return all(is_fit.values())
 
 
 class Shown(NamedTuple):
@@ -200,7 +210,7 @@ class Decisions:
         before, looked_at = wanted.before, 0
         while len(found) < wanted.limit and looked_at < _LOOKED_AT:
             rows = self._rows(wanted._replace(before=before), () if is_platform else who.team_ids)
-            shown = rows if is_platform else readable.parts(who, rows)
+            shown = rows if is_platform else [one for one in readable.parts(who, rows) if wanted.fits(one.record)]
             found += shown
             looked_at += len(rows)
             if len(rows) < wanted.limit:
@@ -386,4 +396,14 @@ def _part(record: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     if result is not None and custom["outcome"] != "list":
         part["result"] = result
     part["custom"] = {name: custom[name] for name in ("outcome", "door", "codes", "repeated") if name in custom}
+    if "resources" in input_ and custom["outcome"] in {"allow", "deny", "other"}:
+        # Both would tell what was decided about the others.
+        part["custom"] |= {"outcome": _outcome(part), "codes": _codes(part.get("result"))}
     return part
+
+
+def _codes(result: Any) -> list[str]:
+    """Codes of the rules that a result names, see ``model.code_of``."""
+    reasons = [one.get("reasons") for one in result or () if isinstance(one, dict)]
+    said = [reason for told in reasons if isinstance(told, list) for reason in told if isinstance(reason, str)]
+    return sorted({code for code in map(code_of, said) if code})

@@ -191,7 +191,9 @@ def seen(server: Server, who: str, **wanted: Any) -> list[dict[str, Any]]:
 def test_who_may_send_and_see_what(server: Server) -> None:
     own = event(connection("alpha", "lent"), custom={"outcome": "deny", "door": "users", "codes": ["ALPHA-1"]})
     both = event(
-        path="airflow/authz/decisions", result=[{"allow": False, "reasons": ["b"]}, {"allow": True, "reasons": []}]
+        path="airflow/authz/decisions",
+        result=[{"allow": False, "reasons": ["BETA-1: b"]}, {"allow": True, "reasons": ["ALPHA-2: a"]}],
+        custom={"outcome": "deny", "door": "users", "codes": ["ALPHA-2", "BETA-1"]},
     )
     both["input"]["resources"] = [connection("beta", "betas"), connection("alpha", "alphas")]
     others = [event(connection("beta")), event(connection(None)), event({"type": "configuration", "team_id": None})]
@@ -208,6 +210,12 @@ def test_who_may_send_and_see_what(server: Server) -> None:
     assert told[own["decision_id"]]["custom"]["codes"] == ["ALPHA-1"]
     part = told[both["decision_id"]]
     assert (part["input"]["resources"], part["result"]) == ([connection("alpha", "alphas")], [both["result"][1]])
+    # That the other team's resource was refused, and by which rule, is not alpha's business: a filter tells as little.
+    assert (part["custom"]["outcome"], part["custom"]["codes"]) == ("allow", ["ALPHA-2"])
+    assert both["decision_id"] not in {one["record"]["decision_id"] for one in seen(server, "alpha", denied=True)}
+    assert both["decision_id"] not in {one["record"]["decision_id"] for one in seen(server, "alpha", team="beta")}
+    for wanted in ({"denied": True}, {"team": "beta"}):
+        assert both["decision_id"] in {one["record"]["decision_id"] for one in seen(server, "platform", **wanted)}
     # Of whom it was about a team hears the name, and nothing of where it happened.
     assert part["input"]["subject"] == {"type": "user", "id": "bob"}
     assert "labels" not in part
