@@ -116,11 +116,11 @@ def test_what_is_odd_is_refused(content: bytes, told: str) -> None:
 _UNPACK = """
 import resource, sys
 from airflow_team_authz.opa import archive as archives
-from airflow_team_authz.opa.archive import BundleRefused, unpack
+from airflow_team_authz.opa.archive import BundleRefusedError, unpack
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 try:
     unpack(sys.stdin.buffer.read())
-except BundleRefused as refused:
+except BundleRefusedError as refused:
     print(refused)
 """
 

@@ -180,7 +180,7 @@ def test_what_is_kept_is_a_teams_own_and_if_damaged_denied(works: Works) -> None
     assert (outcomes["alpha"]["did"], outcomes["beta"]["did"]) == ("refused", "published")
     assert "is damaged, so all is denied" in str(outcomes["alpha"]["detail"])
     for name in ("production", "production.team.alpha"):
-        assert b"deny contains" in unpack((works.out / f"{name}.tar.gz").read_bytes())["teams/alpha/alpha.rego"]
+        assert b"deny contains" in unpack((works.out / f"{name}.tar.gz").read_bytes())["teams/alpha/withheld.rego"]
     works.build("alpha", 1)
     assert works.aggregate()["alpha"]["did"] == "published"
     assert kept.read_bytes() == good
