@@ -130,7 +130,7 @@ def test_while_a_server_is_gone_records_wait_and_those_that_find_no_room_are_tol
     # What was refused when it came is sent once more.
     assert list(dict.fromkeys(told)) == ["first", *map(str, range(100))]
     assert [one["custom"]["lost"] for one in sent if one["custom"]["outcome"] == "gap"] == [50]
-    assert "cannot be recorded in the bundle server (Refused): it answers 503" in caplog.text
+    assert "cannot be recorded in the bundle server (RecordsRefusedError): it answers 503" in caplog.text
 
 
 def test_a_server_that_begins_later_gets_what_waited(listening: Listening) -> None:

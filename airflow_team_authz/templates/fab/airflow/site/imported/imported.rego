@@ -1,9 +1,9 @@
 # METADATA
 # title: Rights of FAB permissions that the role table cannot express
 # description: |
-#   Written by `team-authz import fab`, with data.json beside it. The role table has the rights of each single role. This
-#   package has rights that need several roles at once, and rights on one Dag, one view or one page. If you take a right
-#   from a role in the role table, take it from the role in data.json as well.
+#   Written by `team-authz import fab`, with data.json beside it. The role table has the rights of each single role.
+#   This package has rights that need several roles at once, and rights on one Dag, one view or one page. If you take
+#   a right from a role in the role table, take it from the role in data.json as well.
 #   `permissions[name][verb]` and `dags[name][verb]` are roles of which one is enough; names and verbs are FAB's.
 # scope: package
 # schemas:
