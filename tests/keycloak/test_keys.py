@@ -136,6 +136,7 @@ def test_a_frozen_keycloak_holds_up_nobody_who_is_known(manager: Any, realm: Rea
     assert request(manager, unknown) == (True, False)
 
 
+@pytest.mark.exhaustive
 def test_keycloak_is_stopped(manager: Any, realm: Realm, configured: None) -> None:  # noqa: ARG001
     """Who is logged in goes on; a server that starts meanwhile answers 503, and works when Keycloak is back."""
     from tests.doors.conftest import build
