@@ -132,8 +132,6 @@ def matrix(
 
     Exit code 0: shown. 2: the engine did not answer.
     """
-    from airflow_team_authz.review.inventory import NOT_COVERED, Wanted
-
     if type_ is not None:
         kind_named(type_)
     missing: list[str] = []
@@ -141,8 +139,7 @@ def matrix(
         if by is By.ROLE:
             questions = _of_roles(_sources(policy, opa_url, sources))
         else:
-            whos, missing = _population(policy, opa_url, sources)
-            questions, missing = _things().questions(whos, Wanted()), [*missing, *NOT_COVERED]
+            questions, missing = of_inventory(_sources(policy, opa_url, sources))
         wanted = _only(questions, type_, team)
         _print_matrix(_permitted(point, wanted), output)
     for told in missing:
@@ -179,10 +176,10 @@ def _somebody(word: str) -> Who:
     return person(manager.subject(user))
 
 
-def of_inventory(*policies: Sources) -> tuple[Iterator[Asked], list[str]]:
+def of_inventory(*policies: Sources | None) -> tuple[Iterator[Asked], list[str]]:
     """Every question about what this Airflow has, for whom a policy or the login knows; and what is missing."""
     from airflow_team_authz.cli.support.login import login_manager, name_of
-    from airflow_team_authz.review.inventory import NOT_COVERED, Wanted, population
+    from airflow_team_authz.review.inventory import NOT_COVERED, population
 
     things = _things()
     with talking_to_stderr():
@@ -190,7 +187,7 @@ def of_inventory(*policies: Sources) -> tuple[Iterator[Asked], list[str]]:
         found = [population(manager, name_of(manager), policy, things.team_ids) for policy in policies]
     whos = dict.fromkeys(who for one in found for who in one.whos)
     missing = dict.fromkeys(told for one in found for told in one.not_covered)
-    return things.questions(whos, Wanted()), [*missing, *NOT_COVERED]
+    return things.questions(whos), [*missing, *NOT_COVERED]
 
 
 def _population(policy: Path | None, opa_url: str | None, sources: Path | None) -> tuple[Sequence[Who], list[str]]:
@@ -228,9 +225,7 @@ def _about(action: str, word: str, team: str | None, whos: Iterable[Who]) -> Ite
 
 
 def _all(whos: Sequence[Who]) -> Iterator[Asked]:
-    from airflow_team_authz.review.inventory import Wanted
-
-    return _things().questions(whos, Wanted())
+    return _things().questions(whos)
 
 
 def _of_roles(sources: Sources | None) -> Iterator[Asked]:
