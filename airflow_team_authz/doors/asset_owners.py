@@ -54,7 +54,7 @@ def owning_teams(session: Session, asset_ids: Collection[int] | None = None) -> 
 
 
 class NamedAsset(NamedTuple):
-    """What identifies an asset: its number in the database, and both of its names."""
+    """The identity of an asset: its number in the database, and both of its names."""
 
     id: int
     name: str

@@ -303,7 +303,7 @@ class DecisionPoint:
         question: Evaluations,
         pace: float | None = None,
     ) -> tuple[T, str, bool]:
-        """What ``read`` makes of the engine's answer, the revision, and whether the answer was kept from before.
+        """The result of ``read`` for the engine's answer, the revision, and whether the cache had the answer.
 
         ``read`` makes what nobody can change, since it is kept.
         """

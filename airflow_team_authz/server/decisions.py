@@ -1,7 +1,7 @@
 """Decisions of all engines in one table: OPA servers and Airflow processes send them by OPA's protocol.
 
-What a client sends is its own word: it counts as that of the token by which it came, and replaces nothing of another's.
-A team sees what concerns it as far as the policy lets it read audit logs.
+The server cannot verify a record. Each belongs to the token that sent it, and replaces no record of another token.
+A team sees records about its resources, if the policy lets it read their audit logs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _TABLE: Table = Decision.__table__  # type: ignore[assignment]
 
 
 class NoDecisionsError(ServerError, ValueError):
-    """What was sent is no list of decisions, or a too long one."""
+    """The request is not a list of decisions, or the list is too long."""
 
 
 class TooFastError(ServerError):
@@ -197,7 +197,7 @@ class Decisions:
             deleted += len(numbers)
 
     def search(self, who: Caller, search: Search, readable: Readable) -> Page:
-        """What the caller may see of it. ``NoPolicyError``, an ``EngineError``, or what SQLAlchemy raises."""
+        """A page of the caller's records. Raises ``NoPolicyError``, an ``EngineError``, and errors of SQLAlchemy."""
         is_platform = who.kind == access.PLATFORM
         # The rows are of this person and time; by the rest, a filter would tell a team of the other parts of a record.
         fits = search.wanted._replace(since=None, user=None).fits
@@ -279,7 +279,7 @@ def _moment(event: Any) -> datetime | None:
 
 
 def _outcome(record: Mapping[str, Any]) -> str:
-    """What has come of it, by an OPA's own record."""
+    """The outcome, by an OPA's own record."""
     if record.get("error"):
         return "error"
     result = record.get("result")
@@ -293,7 +293,7 @@ def _outcome(record: Mapping[str, Any]) -> str:
 
 
 class Readable:
-    """What a team may see of records: the policies of the environments are asked, and all of them have to agree."""
+    """The parts of records that a team may see. It asks the policy of each environment, and all have to agree."""
 
     def __init__(self, environments: Sequence[str]) -> None:
         self._names = [wasm_bundle(name) for name in environments]
