@@ -15,8 +15,8 @@ from msgspec import UNSET
 
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import Identity
-from airflow_team_authz.identities.issuer import Issuer
 from airflow_team_authz.identities.tokens import NotVerifiedError, Tokens
+from airflow_team_authz.issuer import Issuer
 from airflow_team_authz.model import KeysUnknownError, Subject
 
 log = logger(__name__)
