@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -153,6 +153,18 @@ class Decision(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...]
     layer: Layer
     team_version: int | UnsetType = UNSET
+
+
+class Provenance(NamedTuple):
+    """How a question came by its answer: the policy's revision, the time that it took, and by whom it was recorded.
+
+    ``record_ids`` are those of the engine's own records of it. ``kept``: an earlier question had the answer.
+    """
+
+    revision: str
+    nanoseconds: int
+    record_ids: Sequence[str] = ()
+    kept: bool = False
 
 
 def code_of(reason: str) -> str:

@@ -19,7 +19,7 @@ from airflow_team_authz.decision_log.tables import decisions
 from airflow_team_authz.decision_log.writer import Sink
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
-from airflow_team_authz.model import Evaluations, Resource, Subject
+from airflow_team_authz.model import Evaluations, Provenance, Resource, Subject
 from benchmarks.harness import compare, compiled, write_policies
 
 OP = Subject("user", "bob", team_ids=("team1",), roles=("op",))
@@ -80,7 +80,7 @@ def rates(home: Path) -> Iterator[dict[str, Any]]:
         start = time.perf_counter()
         while time.perf_counter() - start < SECONDS:
             if writer.waiting() < 5_000:
-                log.decided(question, decided, "r1", 1)
+                log.decided(question, decided, Provenance("r1", 1))
             else:
                 time.sleep(0.001)
         written = writer.written

@@ -13,7 +13,7 @@ from airflow_team_authz.decision_log.levels import Levels
 from airflow_team_authz.decision_log.metrics import Metrics
 from airflow_team_authz.decision_log.record import Form
 from airflow_team_authz.decision_log.sinks import StandardLog
-from airflow_team_authz.model import Decision, Evaluations, Resource, Subject, UnreachableError
+from airflow_team_authz.model import Decision, Evaluations, Provenance, Resource, Subject, UnreachableError
 from airflow_team_authz.server import metrics
 from tests.conftest import REPOSITORY
 
@@ -45,8 +45,8 @@ def known() -> dict[str, set[str]]:
     counted = Metrics(DecisionLog([StandardLog()], Levels("none"), Form()), meter)
     question = Evaluations(Subject("user", "bob"), "read", [Resource("dag", "alpha", "d")])
     for revision in ("1", "2"):
-        counted.decided(question, [Decision(True, (), "team")], revision, 1)
-    counted.listed(question, [], "2", 1)
+        counted.decided(question, [Decision(True, (), "team")], Provenance(revision, 1))
+    counted.listed(question, [], Provenance("2", 1))
     counted.failed(question, UnreachableError("x"), 1)
     (writer,) = counted._log.writers
     writer.written = writer.lost = 1

@@ -50,6 +50,11 @@ def team_bundle(environment: str, team_id: str) -> str:
     return f"{environment}.team.{team_id}"
 
 
+def team_of_bundle(name: str) -> str:
+    """The team whose own bundle has this name; empty for a bundle of all teams."""
+    return name.partition(".team.")[2]
+
+
 def made_by(key: SigningKey, opa: str | None = None) -> str:
     """The inputs of bundles beside packages: key, shipped policy and OPA. A change rebuilds all bundles."""
     capabilities = (shipped_policies() / "capabilities.json").read_bytes()

@@ -90,7 +90,7 @@ def who_can(
     Exit code 0: somebody has the right. 1: none of these has it. 2: the engine did not answer.
     """
     with asking(policy, opa_url) as point:
-        whos, missing = people(policy, opa_url, sources)
+        whos, missing = _people(policy, opa_url, sources)
         found = _permissions(point, _about(action, resource, team, whos))
     rows = [[one.who.name, one.decision.layer, "; ".join(one.decision.reasons)] for one in found]
     _print(found, output, rows, missing)
@@ -128,34 +128,32 @@ def _somebody(word: str) -> Who:
     return person(manager.subject(user))
 
 
-def of_inventory(*policies: Sources) -> tuple[Iterator[Asked], list[str]]:
+def of_inventory(*policies: Sources | None) -> tuple[Iterator[Asked], list[str]]:
     """Every question about what this Airflow has, for whom a policy or the login knows; and what is missing."""
     from airflow_team_authz.cli.support.login import login_manager, name_of
-    from airflow_team_authz.review.inventory import NOT_COVERED, Wanted, population
+    from airflow_team_authz.review.inventory import NOT_COVERED, population
 
-    there = things()
+    there = _things()
     with talking_to_stderr():
         manager = login_manager()
         found = [population(manager, name_of(manager), policy, there.team_ids) for policy in policies]
     whos = dict.fromkeys(who for one in found for who in one.whos)
     missing = dict.fromkeys(told for one in found for told in one.not_covered)
-    return there.questions(whos, Wanted()), [*missing, *NOT_COVERED]
+    return there.questions(whos), [*missing, *NOT_COVERED]
 
 
-def people(policy: Path | None, opa_url: str | None, sources: Path | None) -> tuple[Sequence[Who], list[str]]:
-    """The people of the login manager, the names of the directory and the tasks; and the missing ones."""
+def _people(policy: Path | None, opa_url: str | None, sources: Path | None) -> tuple[Sequence[Who], list[str]]:
     from airflow_team_authz.cli.support.login import login_manager, name_of
     from airflow_team_authz.review.inventory import population
 
     named = sources_named(policy, opa_url, sources)
     with talking_to_stderr():
         manager = login_manager()
-        found = population(manager, name_of(manager), named, things().team_ids)
+        found = population(manager, name_of(manager), named, _things().team_ids)
     return found.whos, [*found.not_covered]
 
 
-def things() -> Things:
-    """The resources of this Airflow; ``UserError`` if its database does not answer."""
+def _things() -> Things:
     from airflow_team_authz.review.inventory import Things
 
     with talking_to_stderr():
@@ -179,9 +177,7 @@ def _about(action: str, word: str, team: str | None, whos: Iterable[Who]) -> Ite
 
 
 def _all(whos: Sequence[Who]) -> Iterator[Asked]:
-    from airflow_team_authz.review.inventory import Wanted
-
-    return things().questions(whos, Wanted())
+    return _things().questions(whos)
 
 
 def sources_named(policy: Path | None, opa_url: str | None, sources: Path | None) -> Sources | None:

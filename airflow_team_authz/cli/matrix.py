@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from airflow_team_authz.cli.access import SourcesOption, asking, people, permitted, sources_named, things
+from airflow_team_authz.cli.access import SourcesOption, asking, of_inventory, permitted, sources_named
 from airflow_team_authz.cli.bundle.build import KeyOption
 from airflow_team_authz.cli.review import signed
 from airflow_team_authz.cli.support.console import Progress, UserError, print_columns, print_line
@@ -79,7 +79,6 @@ def matrix(
     """
     from airflow_team_authz.cli.keys import signing_key
     from airflow_team_authz.review.document import FORMAT, NOT_COVERED_BY_ROLE, Head, once
-    from airflow_team_authz.review.inventory import NOT_COVERED, Wanted
 
     if type_ is not None:
         kind_named(type_)
@@ -96,8 +95,7 @@ def matrix(
         if by is By.ROLE:
             questions, missing = _of_roles(sources_named(policy, opa_url, sources)), [*NOT_COVERED_BY_ROLE]
         else:
-            whos, missing = people(policy, opa_url, sources)
-            questions, missing = things().questions(whos, Wanted()), [*missing, *NOT_COVERED]
+            questions, missing = of_inventory(sources_named(policy, opa_url, sources))
         revision = _revision(point)
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         head = Head(FORMAT, now, revision, by, type_, team, (*missing, *gaps))

@@ -27,7 +27,7 @@ from airflow_team_authz.decision_log.record import (
 from airflow_team_authz.decision_log.sinks import File, LineForm, Lines, StandardLog
 from airflow_team_authz.decision_log.writer import Sink, Writer
 from airflow_team_authz.escaping import logger
-from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource
+from airflow_team_authz.model import Decision, EngineError, Evaluations, Provenance, Resource
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -70,15 +70,7 @@ class DecisionLog:
         # Also by a thread of its own: a line takes several times as long as a record.
         self._lines = Writer(Lines(), LineForm(), _nothing) if tells_lines else None
 
-    def decided(
-        self,
-        question: Evaluations,
-        decisions: Sequence[Decision],
-        revision: str,
-        nanoseconds: int,
-        engines_ids: Sequence[str] = (),
-        kept: bool = False,  # noqa: ARG002 - a decision is one, wherever its answer was
-    ) -> str:
+    def decided(self, question: Evaluations, decisions: Sequence[Decision], how: Provenance) -> str:
         """The id of the record of a refusal; nothing if there is none, or if all is allowed, which needs no id."""
         allowed = 0
         for decision in decisions:
@@ -89,25 +81,17 @@ class DecisionLog:
         recorded = self._levels.of(resources[0].type, question.action)
         try:
             if allowed < len(resources):
-                return self._refused(question, decisions, revision, nanoseconds, allowed, recorded.denied, engines_ids)
+                return self._refused(question, decisions, how, allowed, recorded.denied)
             if not recorded.allowed or not self.writers or not is_taken(recorded.share):
                 return ""
-            entry = _entry(question, decisions, revision, nanoseconds, allowed, self._id, None, None, engines_ids)
+            entry = _entry(question, decisions, how, allowed, self._id)
             self._offer(entry if recorded.share >= 1 else entry._replace(share=recorded.share))
             return ""
         except Exception:
             log.exception("a decision could not be recorded")
             return ""
 
-    def listed(
-        self,
-        question: Evaluations,
-        allowed: Sequence[Resource],
-        revision: str,
-        nanoseconds: int,
-        engines_ids: Sequence[str] = (),
-        kept: bool = False,  # noqa: ARG002 - a decision is one, wherever its answer was
-    ) -> None:
+    def listed(self, question: Evaluations, allowed: Sequence[Resource], how: Provenance) -> None:
         """Note what a list holds."""
         resources = question.resources
         if not resources:
@@ -117,7 +101,7 @@ class DecisionLog:
             return
         try:
             refused = refused_of(resources, allowed)
-            entry = _entry(question, None, revision, nanoseconds, len(allowed), self._id, refused, None, engines_ids)
+            entry = _entry(question, None, how, len(allowed), self._id, refused)
             self._offer(entry if recorded.share >= 1 else entry._replace(share=recorded.share))
         except Exception:
             log.exception("a decision could not be recorded")
@@ -131,7 +115,7 @@ class DecisionLog:
             about = (type(error), *_about(question))
             if before := self._bursts.again(about):
                 return before
-            entry = _entry(question, None, "", nanoseconds, 0, new_id, resources[:MOST_RESOURCES], error)
+            entry = _entry(question, None, Provenance("", nanoseconds), 0, new_id, resources[:MOST_RESOURCES], error)
             return self._begin(about, entry)
         except Exception:
             log.exception("a decision could not be recorded")
@@ -141,23 +125,21 @@ class DecisionLog:
         self,
         question: Evaluations,
         decisions: Sequence[Decision],
-        revision: str,
-        nanoseconds: int,
+        how: Provenance,
         allowed: int,
         is_recorded: bool,
-        engines_ids: Sequence[str],
     ) -> str:
         id_ = ""
         if is_recorded and self.writers:
             about = _about(question)
             if before := self._bursts.again(about):
                 return before
-            entry = _entry(question, decisions, revision, nanoseconds, allowed, new_id, engines_ids=engines_ids)
+            entry = _entry(question, decisions, how, allowed, new_id)
             if (id_ := self._begin(about, entry)) != entry.id:
                 return id_
         if self._lines is not None:
             if not id_:
-                entry = _entry(question, decisions, revision, nanoseconds, allowed, _no_id)
+                entry = _entry(question, decisions, how, allowed, _no_id)
             self._lines.offer(entry)
         return id_
 
@@ -195,13 +177,11 @@ class DecisionLog:
 def _entry(
     question: Evaluations,
     decisions: Sequence[Decision] | None,
-    revision: str,
-    nanoseconds: int,
+    how: Provenance,
     allowed: int,
     id_: Callable[[int], str],
     resources: Sequence[Resource] | None = None,
     error: EngineError | None = None,
-    engines_ids: Sequence[str] = (),
 ) -> Entry:
     """The entry of a decision. Of many resources it keeps a part, which is chosen here unless it is given."""
     asked = len(question.resources)
@@ -215,8 +195,8 @@ def _entry(
     now = time.time_ns()
     # What the class itself does, in a third of the time: whoever asks waits.
     return _new(Entry, (
-        id_(now), now, nanoseconds, origin.current(), question, revision, asked, allowed, resources or (),
-        decisions, error, None, engines_ids, 1.0,
+        id_(now), now, how.nanoseconds, origin.current(), question, how.revision, asked, allowed, resources or (),
+        decisions, error, None, how.record_ids, 1.0,
     ))  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def is_taken(share: float) -> bool:
 
 
 class Levels:
-    """The levels of a setting such as ``changes, variable=all, dag/read=0.01``. The narrowest one counts.
+    """The levels of a setting such as ``changes, variable=all, dag/read=0.01``. The narrowest one is valid.
 
     A number is ``changes``, and such a share of reading and lists, chosen at random.
     """

@@ -14,7 +14,7 @@ from typing import Protocol
 from airflow_team_authz import forks
 from airflow_team_authz.decision_log import DecisionLog, origin
 from airflow_team_authz.escaping import logger
-from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource
+from airflow_team_authz.model import Decision, EngineError, Evaluations, Provenance, Resource
 
 log = logger(__name__)
 
@@ -62,41 +62,25 @@ class Metrics:
         self._failure = ""
         self._told.clear()
 
-    def decided(
-        self,
-        question: Evaluations,
-        decisions: Sequence[Decision],
-        revision: str,
-        nanoseconds: int,
-        engines_ids: Sequence[str] = (),
-        kept: bool = False,
-    ) -> str:
+    def decided(self, question: Evaluations, decisions: Sequence[Decision], how: Provenance) -> str:
         """See ``engines.Observer``."""
         door = origin.door()
         for resource, decision in zip(question.resources, decisions, strict=False):
             self._count(
                 ("decisions", door, decision.layer, "allow" if decision.allow is True else "deny", resource.type)
             )
-        self._took(("decision", door), revision, nanoseconds)
-        self._count(("answers", _CACHE[kept], "decision"))
-        return self._log.decided(question, decisions, revision, nanoseconds, engines_ids, kept)
+        self._took(("decision", door), how)
+        self._count(("answers", _CACHE[how.kept], "decision"))
+        return self._log.decided(question, decisions, how)
 
-    def listed(
-        self,
-        question: Evaluations,
-        allowed: Sequence[Resource],
-        revision: str,
-        nanoseconds: int,
-        engines_ids: Sequence[str] = (),
-        kept: bool = False,
-    ) -> None:
+    def listed(self, question: Evaluations, allowed: Sequence[Resource], how: Provenance) -> None:
         """See ``engines.Observer``."""
         door = origin.door()
         if question.resources:
             self._count(("lists", door, question.resources[0].type))
-            self._took(("list", door), revision, nanoseconds)
-            self._count(("answers", _CACHE[kept], "list"))
-        self._log.listed(question, allowed, revision, nanoseconds, engines_ids, kept)
+            self._took(("list", door), how)
+            self._count(("answers", _CACHE[how.kept], "list"))
+        self._log.listed(question, allowed, how)
 
     def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str:
         """See ``engines.Observer``."""
@@ -108,15 +92,15 @@ class Metrics:
         with self._lock:
             self._counts[counted] = self._counts.get(counted, 0) + 1
 
-    def _took(self, kind: tuple[str, str], revision: str, nanoseconds: int) -> None:
+    def _took(self, kind: tuple[str, str], how: Provenance) -> None:
         durations = self._durations.get(kind)
         if durations is None:
             durations = self._durations.setdefault(kind, deque(maxlen=_MOST_DURATIONS))
-        durations.append(nanoseconds)
-        if revision != self._revision and revision:
+        durations.append(how.nanoseconds)
+        if how.revision != self._revision and how.revision:
             if self._revision:
                 self._count(("policy.changes",))
-            self._revision, self._since = revision, time.monotonic()
+            self._revision, self._since = how.revision, time.monotonic()
         self._begin()
 
     def _begin(self) -> None:

@@ -76,7 +76,7 @@ class _Ids:
         return f"{0x8000 | chance >> 48:04x}-{chance & 0xFFFF_FFFF_FFFF:012x}", count()
 
     def new(self, at: int) -> str:
-        """One whose time is ``at``, Unix time in nanoseconds."""
+        """An id whose time is ``at``, Unix time in nanoseconds."""
         milliseconds = at // 1_000_000
         chance, numbers = self._state
         if (number := next(numbers)) >= self._MANY:

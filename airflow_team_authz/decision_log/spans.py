@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from airflow_team_authz.decision_log import DecisionLog, origin
 from airflow_team_authz.decision_log.metrics import Metrics
 from airflow_team_authz.escaping import logger
-from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource
+from airflow_team_authz.model import Decision, EngineError, Evaluations, Provenance, Resource
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -27,41 +27,26 @@ class Spans:
     def __init__(self, observer: Metrics | DecisionLog, tracer: Tracer) -> None:
         self._observer, self._tracer = observer, tracer
 
-    def decided(
-        self,
-        question: Evaluations,
-        decisions: Sequence[Decision],
-        revision: str,
-        nanoseconds: int,
-        engines_ids: Sequence[str] = (),
-        kept: bool = False,
-    ) -> str:
+    def decided(self, question: Evaluations, decisions: Sequence[Decision], how: Provenance) -> str:
         """See ``engines.Observer``."""
-        id_ = self._observer.decided(question, decisions, revision, nanoseconds, engines_ids, kept)
+        id_ = self._observer.decided(question, decisions, how)
         allowed = sum(decision.allow is True for decision in decisions)
         outcome = "allow" if allowed == len(question.resources) else "deny"
         layer = decisions[0].layer if len(decisions) == 1 else ""
-        about = {"layer": layer, "revision": revision, "decision_id": id_, "cache": _cache(kept)}
-        self._span(question, outcome, nanoseconds, allowed=allowed, **about)
+        about = {"layer": layer, "revision": how.revision, "decision_id": id_, "cache": _cache(how)}
+        self._span(question, outcome, how.nanoseconds, allowed=allowed, **about)
         return id_
 
-    def listed(
-        self,
-        question: Evaluations,
-        allowed: Sequence[Resource],
-        revision: str,
-        nanoseconds: int,
-        engines_ids: Sequence[str] = (),
-        kept: bool = False,
-    ) -> None:
+    def listed(self, question: Evaluations, allowed: Sequence[Resource], how: Provenance) -> None:
         """See ``engines.Observer``."""
-        self._observer.listed(question, allowed, revision, nanoseconds, engines_ids, kept)
-        self._span(question, "list", nanoseconds, allowed=len(allowed), revision=revision, cache=_cache(kept))
+        self._observer.listed(question, allowed, how)
+        about = {"revision": how.revision, "cache": _cache(how)}
+        self._span(question, "list", how.nanoseconds, allowed=len(allowed), **about)
 
     def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str:
         """See ``engines.Observer``."""
         id_ = self._observer.failed(question, error, nanoseconds)
-        self._span(question, "error", nanoseconds, error=type(error).__name__, decision_id=id_)
+        self._span(question, "error", nanoseconds, error=error.code, decision_id=id_)
         return id_
 
     def _span(self, question: Evaluations, outcome: str, nanoseconds: int, **about: str | int) -> None:
@@ -84,5 +69,5 @@ class Spans:
             log.exception("a decision has no span")
 
 
-def _cache(kept: bool) -> str:
-    return "hit" if kept else ""
+def _cache(how: Provenance) -> str:
+    return "hit" if how.kept else ""

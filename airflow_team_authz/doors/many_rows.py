@@ -34,7 +34,7 @@ class Rows(tuple[Row, ...]):
     """
 
     def once(self, key: Hashable, others: tuple[object, ...], make: Callable[[], T]) -> T:
-        """What ``make`` makes of these rows and of these very ``others``: made once, as long as they are the same."""
+        """The result of ``make`` for these rows and these very ``others``; made once, as long as they are the same."""
         made: dict[Hashable, tuple[tuple[object, ...], T]] = self.__dict__.setdefault("made", {})
         known = made.get(key)
         if known is None or any(now is not then for now, then in zip(others, known[0], strict=True)):

@@ -209,7 +209,7 @@ def _asset(*parameters: str, entity: str | None = None) -> Callable[[Request], R
 
 
 def _unknown_asset(parameters: Collection[str], entity: str | None) -> Callable[..., Resource]:
-    """What is asked about an asset that is not there."""
+    """The resource of a question about an asset that does not exist."""
 
     def resource(request: Request, *_: Resource) -> Resource:
         named = {name: value for name in parameters if (value := request.query.get(name))}
@@ -228,7 +228,7 @@ def _no_asset(named: Mapping[str, str]) -> MissingError:
 
 
 def _state_route(action: str, parameter: str) -> Route:
-    """What is kept with an asset. Who may find the asset all the same is only told that nothing is kept with it."""
+    """The state of an asset. A task that may find only the asset gets the answer of an asset without state."""
 
     def shared(request: Request, resource: Resource) -> bool:
         asset = NamedAsset(int(str(resource.id)), str(resource.name), str(resource.uri))

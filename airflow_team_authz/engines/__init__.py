@@ -22,6 +22,7 @@ from airflow_team_authz.model import (
     MalformedError,
     PlatformTooLongError,
     PolicyBrokenError,
+    Provenance,
     Resource,
     Resources,
     Standing,
@@ -79,30 +80,13 @@ class Engine(Protocol):
 
 
 class Observer(Protocol):
-    """Is told of each question and what came of it, after how many nanoseconds, by the thread that asked.
+    """Is told of each question and its answer, by the thread that asked.
 
     It neither raises nor waits. Its answer is the id of the record that it makes of this; empty if it makes none.
-    ``engines_ids`` are those of the engine's own records of it. ``kept``: an earlier question had the answer.
     """
 
-    def decided(
-        self,
-        question: Evaluations,
-        decisions: Sequence[Decision],
-        revision: str,
-        nanoseconds: int,
-        engines_ids: Sequence[str] = (),
-        kept: bool = False,
-    ) -> str: ...
-    def listed(
-        self,
-        question: Evaluations,
-        allowed: Sequence[Resource],
-        revision: str,
-        nanoseconds: int,
-        engines_ids: Sequence[str] = (),
-        kept: bool = False,
-    ) -> None: ...
+    def decided(self, question: Evaluations, decisions: Sequence[Decision], how: Provenance) -> str: ...
+    def listed(self, question: Evaluations, allowed: Sequence[Resource], how: Provenance) -> None: ...
     def failed(self, question: Evaluations, error: EngineError, nanoseconds: int) -> str: ...
 
 
@@ -184,14 +168,13 @@ class DecisionPoint:
             raise
         if aside:
             return Answer(decisions, revision)
-        taken = time.perf_counter_ns() - began
-        return Answer(decisions, revision, self._observer.decided(question, decisions, revision, taken, heard, kept))
+        how = Provenance(revision, time.perf_counter_ns() - began, heard, kept)
+        return Answer(decisions, revision, self._observer.decided(question, decisions, how))
 
     def refuse(self, question: Evaluations, reason: str) -> str:
         """Tell the observer of what a door refuses without asking, as nobody can say what to ask; the record's id."""
-        return self._observer.decided(
-            question, [Decision(False, (reason,), "default")] * len(question.resources), "", 0
-        )
+        refused = [Decision(False, (reason,), "default")] * len(question.resources)
+        return self._observer.decided(question, refused, Provenance("", 0))
 
     def _decide_parts(self, question: Evaluations) -> tuple[list[Decision], str, bool]:
         decisions: list[Decision] = []
@@ -222,7 +205,8 @@ class DecisionPoint:
             error.decision_id = self._observer.failed(question, error, time.perf_counter_ns() - began)
             raise
         if not aside:
-            self._observer.listed(question, allowed, revision, time.perf_counter_ns() - began, heard, kept_all)
+            how = Provenance(revision, time.perf_counter_ns() - began, heard, kept_all)
+            self._observer.listed(question, allowed, how)
         return allowed
 
     def _allowed(self, question: Evaluations) -> _Listed:
@@ -319,7 +303,7 @@ class DecisionPoint:
         question: Evaluations,
         pace: float | None = None,
     ) -> tuple[T, str, bool]:
-        """What ``read`` makes of the engine's answer, the revision, and whether the answer was kept from before.
+        """The result of ``read`` for the engine's answer, the revision, and whether the cache had the answer.
 
         ``read`` makes what nobody can change, since it is kept.
         """

@@ -27,7 +27,7 @@ class _Named(NamedTuple):
 
 
 def rule_code_findings(trees: Mapping[str, Node]) -> Iterator[Finding]:
-    """What is wrong with the codes in files of rules, as ``opa parse --json-include locations`` shows them.
+    """Findings about codes in files of rules, as ``opa parse --json-include locations`` shows these.
 
     A code is unique among all rules of a team, and among those of the site.
     """
@@ -80,7 +80,7 @@ def _of_rule(name: str, rule: Node, known: dict[str, _Named]) -> Iterator[Findin
     line, code, start = row(rule, row(rule["head"], 1)), code_in(rule), _start(rule)
     if not code:
         if (said := code_of(start)) and said not in map(_code, rule.get("annotations") or []):
-            told = f"its reason begins with {said}, and its METADATA do not name this code"
+            told = f"its reason begins with {said}, and its METADATA does not name this code"
             yield Finding("code", name, line, told, f"write `# custom: {{code: {said}}}` into its METADATA", WARNING)
     elif not CODE.fullmatch(code):
         told = f"{code!r} is not a code"

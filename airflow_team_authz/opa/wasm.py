@@ -133,7 +133,7 @@ def trouble_with(wasm: bytes) -> str:
 
 
 def trouble_at_start(wasm: bytes, data: bytes, seconds: int = START_SECONDS, kept: Path | None = None) -> str:
-    """What keeps an engine from compiling and starting it within so many seconds of a processor; empty if nothing does.
+    """The reason why no engine can compile and start it within so many seconds of a processor; empty if one can.
 
     It is compiled and started in a process of its own, which alone can be stopped. ``kept``: see ``compiled``.
     """

@@ -81,7 +81,6 @@ class Things:
         named = list(existing)
         owners = {one.team_id for one in named} | {str(one.id) for one in named if one.type == "team"}
         self.team_ids = sorted(owner for owner in owners if owner is not None)
-        self._by_id = {(one.type, one.id): one for one in named}
         everything: dict[Resource, None] = {}
         for kind in ACTIONS:
             type_, _, entity = kind.partition(".")
@@ -97,26 +96,7 @@ class Things:
                 if fits(action, resource) and not (action == "create" and resource.id is not UNSET):
                     self._by_owner[resource.team_id, action].append(resource)
 
-    def named(self, type_: str, id_: str) -> Resource | None:
-        """The thing of this name, if there is one."""
-        return self._by_id.get((type_, id_))
-
-    def questions(self, whos: Iterable[Who], wanted: Wanted) -> Iterator[Asked]:
+    def questions(self, whos: Iterable[Who]) -> Iterator[Asked]:
         """Every question about these for each of them."""
-        lists = [
-            (action, chosen)
-            for (owner, action), resources in self._by_owner.items()
-            if wanted.action in {None, action}
-            and wanted.team_id in {None, owner}
-            and (chosen := [one for one in resources if wanted.type in {None, one.type}])
-        ]
         for who in whos:
-            yield from (Asked(who, action, resources) for action, resources in lists)
-
-
-class Wanted(NamedTuple):
-    """The resources to ask about; ``None`` for all."""
-
-    action: str | None = None
-    type: str | None = None
-    team_id: str | None = None
+            yield from (Asked(who, action, resources) for (_, action), resources in self._by_owner.items())

@@ -1,7 +1,7 @@
 """Decisions of all engines in one table: OPA servers and Airflow processes send them by OPA's protocol.
 
-What a client sends is its own word: it counts as that of the token by which it came, and replaces nothing of another's.
-A team sees what concerns it as far as the policy lets it read audit logs.
+The server cannot verify a record. Each belongs to the token that sent it, and replaces no record of another token.
+A team sees records about its resources, if the policy lets it read their audit logs.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, Table, delete, insert, or_, select
+from sqlalchemy import Engine, Table, delete, false, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
-from airflow_team_authz.bundles.aggregate import WASM, wasm_bundle
-from airflow_team_authz.decision_log.database import row_of
+from airflow_team_authz.bundles.aggregate import WASM, team_of_bundle, wasm_bundle
+from airflow_team_authz.decision_log.database import column, row_of
+from airflow_team_authz.decision_log.reading import Wanted
 from airflow_team_authz.decision_log.record import Form, encode
 from airflow_team_authz.engines import DecisionPoint, Reply
 from airflow_team_authz.engines.instances import Instances
@@ -51,7 +52,7 @@ _TABLE: Table = Decision.__table__  # type: ignore[assignment]
 
 
 class NoDecisionsError(ServerError, ValueError):
-    """What was sent is no list of decisions, or a too long one."""
+    """The request is not a list of decisions, or the list is too long."""
 
 
 class TooFastError(ServerError):
@@ -70,27 +71,16 @@ class Counts(NamedTuple):
     dropped: int
 
 
-class Wanted(NamedTuple):
-    """Which records are wanted: those that fit everything that is said. ``before`` is a number of a row."""
+class Search(NamedTuple):
+    """Which records are wanted, and where a page of them begins and ends. ``before`` is a number of a row.
 
+    ``id`` is that of a record, or of an OPA server's own record of the same question.
+    """
+
+    wanted: Wanted = Wanted()
     id: str | None = None
-    since: datetime | None = None
-    user: str | None = None
-    team: str | None = None
-    type: str | None = None
-    denied: bool = False
     before: int | None = None
     limit: int = 100
-
-    def fits(self, part: Mapping[str, Any]) -> bool:
-        """Whether a team's part of a record fits too: else a filter would tell of the other parts."""
-        about = part["input"].get("resources") or [part["input"].get("resource") or {}]
-        is_fit = {
-            "type": self.type is None or self.type in {one.get("type") for one in about},
-            "team": self.team is None or self.team in {one.get("team_id") for one in about},
-            "denied": not self.denied or part["custom"]["outcome"] in {"deny", "error"},
-        }
-        return all(is_fit.values())
 
 
 class Shown(NamedTuple):
@@ -163,6 +153,9 @@ class Decisions:
         except (AttributeError, TypeError, KeyError, IndexError):
             # An OPA is asked about other things than ours, of other forms.
             row = row_of(record | {"input": {}}) | {"record": encode(record)}
+        if team_id := team_of_bundle(who.bundle or ""):
+            # The token of one team's own OPA: what it says of other teams is not for those to see.
+            row["teams"] = f",{team_id}," if f",{team_id}," in row["teams"] else ","
         related = str(ids[0])[:_MAX_ID] if isinstance(ids, list) and ids else ""
         return row | {"reporter": who.name, "related": related, "decided_at": _moment(event)}
 
@@ -203,36 +196,38 @@ class Decisions:
                 connection.execute(delete(_TABLE).where(c.number.in_(numbers)))
             deleted += len(numbers)
 
-    def search(self, who: Caller, wanted: Wanted, readable: Readable) -> Page:
-        """What the caller may see of it. ``NoPolicyError``, an ``EngineError``, or what SQLAlchemy raises."""
+    def search(self, who: Caller, search: Search, readable: Readable) -> Page:
+        """A page of the caller's records. Raises ``NoPolicyError``, an ``EngineError``, and errors of SQLAlchemy."""
         is_platform = who.kind == access.PLATFORM
+        # The rows are of this person and time; by the rest, a filter would tell a team of the other parts of a record.
+        fits = search.wanted._replace(since=None, user=None).fits
         found: list[Shown] = []
-        before, looked_at = wanted.before, 0
-        while len(found) < wanted.limit and looked_at < _LOOKED_AT:
-            rows = self._rows(wanted._replace(before=before), () if is_platform else who.team_ids)
-            shown = rows if is_platform else [one for one in readable.parts(who, rows) if wanted.fits(one.record)]
-            found += shown
+        before, looked_at = search.before, 0
+        while len(found) < search.limit and looked_at < _LOOKED_AT:
+            rows = self._rows(search._replace(before=before), None if is_platform else who.team_ids)
+            found += rows if is_platform else (one for one in readable.parts(who, rows) if fits(one.record))
             looked_at += len(rows)
-            if len(rows) < wanted.limit:
-                return Page(found[: wanted.limit], _after(found, wanted.limit, None))
+            if len(rows) < search.limit:
+                return Page(found[: search.limit], _after(found, search.limit, None))
             before = rows[-1].number
-        return Page(found[: wanted.limit], _after(found, wanted.limit, before))
+        return Page(found[: search.limit], _after(found, search.limit, before))
 
-    def _rows(self, wanted: Wanted, teams: Sequence[str]) -> list[Shown]:
-        c = _TABLE.c
-        query = select(c.number, c.reporter, c.record).order_by(c.number.desc()).limit(wanted.limit)
-        if teams:
-            query = query.where(or_(*(_of_team(team) for team in teams)))
-        if wanted.before is not None:
-            query = query.where(c.number < wanted.before)
-        if wanted.id is not None:
-            query = query.where(or_(c.decision_id == wanted.id, c.related == wanted.id, c.decision_id.in_(
-                select(c.related).where(c.decision_id == wanted.id, c.related != ""))))  # fmt: skip
+    def _rows(self, search: Search, teams: Sequence[str] | None) -> list[Shown]:
+        """``teams``: only rows about one of these; ``None`` for all."""
+        c, wanted = _TABLE.c, search.wanted
+        query = select(c.number, c.reporter, c.record).order_by(c.number.desc()).limit(search.limit)
+        if teams is not None:
+            query = query.where(or_(false(), *map(_of_team, teams)))
+        if search.before is not None:
+            query = query.where(c.number < search.before)
+        if search.id is not None:
+            query = query.where(or_(c.decision_id == search.id, c.related == search.id, c.decision_id.in_(
+                select(c.related).where(c.decision_id == search.id, c.related != ""))))  # fmt: skip
         if wanted.since is not None:
             query = query.where(c.decided_at >= wanted.since)
-        for column, value in ((c.subject, wanted.user), (c.type, wanted.type)):
+        for of_row, value in ((c.subject, wanted.user), (c.type, wanted.type)):
             if value is not None:
-                query = query.where(column == value)
+                query = query.where(of_row == column(value))
         if wanted.team is not None:
             query = query.where(_of_team(wanted.team))
         if wanted.denied:
@@ -284,7 +279,7 @@ def _moment(event: Any) -> datetime | None:
 
 
 def _outcome(record: Mapping[str, Any]) -> str:
-    """What has come of it, by an OPA's own record."""
+    """The outcome, by an OPA's own record."""
     if record.get("error"):
         return "error"
     result = record.get("result")
@@ -298,7 +293,7 @@ def _outcome(record: Mapping[str, Any]) -> str:
 
 
 class Readable:
-    """What a team may see of records: the policies of the environments are asked, and all of them have to agree."""
+    """The parts of records that a team may see. It asks the policy of each environment, and all have to agree."""
 
     def __init__(self, environments: Sequence[str]) -> None:
         self._names = [wasm_bundle(name) for name in environments]

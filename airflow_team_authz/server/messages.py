@@ -95,7 +95,7 @@ class StatusModel(BaseModel):
 
 
 class NotedModel(BaseModel):
-    """What has become of the decisions that were sent."""
+    """The result for decisions that a client has sent."""
 
     received: int
     written: int = Field(description="The others were there already, or are none.")

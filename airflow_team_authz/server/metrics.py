@@ -46,12 +46,12 @@ class Counting:
         self._counts: Counter[tuple[str, ...]] = Counter()
 
     def note(self, name: str, *labels: str) -> None:
-        """One more."""
+        """Count one more."""
         with self._lock:
             self._counts[name, *labels] += 1
 
     def refused(self, findings: Iterable[Finding]) -> None:
-        """What the gate has found."""
+        """Count findings of the gate."""
         for finding in findings:
             self.note("findings_total", finding.rule)
 

@@ -20,13 +20,13 @@ from starlette.concurrency import run_in_threadpool
 
 from airflow_team_authz.bundles.artifact import PLATFORM as PLATFORM_OWNER
 from airflow_team_authz.bundles.signing import TrustedKeys
-from airflow_team_authz.decision_log.database import column
+from airflow_team_authz.decision_log.reading import Wanted
 from airflow_team_authz.server import access, clients, metrics, page
 from airflow_team_authz.server.access import Access, Caller, UnknownClientError
 from airflow_team_authz.server.bodies import MAX_STATUS_BYTES
 from airflow_team_authz.server.clients import StatusReport
 from airflow_team_authz.server.database import Freeze, OwnerKeys, Package, Release, Token, WithheldPackage
-from airflow_team_authz.server.decisions import Decisions, Readable, Wanted
+from airflow_team_authz.server.decisions import Decisions, Readable, Search
 from airflow_team_authz.server.messages import (
     ARTIFACT,
     BUNDLE,
@@ -417,9 +417,9 @@ async def decisions(
         _forbid("a reader's token reports decisions; the platform and teams see them")
     if since is not None and since.tzinfo is None:
         since = since.replace(tzinfo=UTC)
-    wanted = Wanted(id_, since, user and column(user), team, type_, denied, before, limit)
+    search = Search(Wanted(since, user, team, type_, denied), id_, before, limit)
     readable = parts.readable.with_bundles(parts.served.names())
-    page_ = await parts.searches.run(who.name, parts.decisions.search, who, wanted, readable)
+    page_ = await parts.searches.run(who.name, parts.decisions.search, who, search, readable)
     return DecisionsModel(decisions=[DecisionModel(**one._asdict()) for one in page_.found], next=page_.next)
 
 

@@ -14,7 +14,7 @@ from airflow_team_authz import decision_log
 from airflow_team_authz.decision_log import DecisionLog, writer
 from airflow_team_authz.decision_log.levels import Levels
 from airflow_team_authz.decision_log.record import DEFAULT_MASKS, Form, encode
-from airflow_team_authz.model import Decision, EngineError, Evaluations, Resource, Subject
+from airflow_team_authz.model import Decision, EngineError, Evaluations, Provenance, Resource, Subject
 from tests.conftest import REPOSITORY
 
 SCHEMA = json.loads(Path(decision_log.__file__).with_name("record.schema.json").read_text())
@@ -61,7 +61,7 @@ class Made:
 
     def decided(self, *resources: Resource, decision: Decision = NO, action: str = "read", by: Subject = BOB) -> str:
         question = Evaluations(by, action, resources or [Resource("connection", "alpha", "db")])
-        return self.log.decided(question, [decision] * len(question.resources), "r1", 7)
+        return self.log.decided(question, [decision] * len(question.resources), Provenance("r1", 7))
 
     def failed(self, error: EngineError, action: str = "read") -> str:
         return self.log.failed(Evaluations(BOB, action, [Resource("connection", "alpha", "db")]), error, 7)

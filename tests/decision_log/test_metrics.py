@@ -14,7 +14,7 @@ import pytest
 
 from airflow_team_authz.decision_log.metrics import Metrics
 from airflow_team_authz.decision_log.origin import come_in
-from airflow_team_authz.model import Evaluations, Resource, UnreachableError
+from airflow_team_authz.model import Evaluations, Provenance, Resource, UnreachableError
 from tests.conftest import errors
 from tests.decision_log.conftest import BOB, NO, YES, Made
 
@@ -58,11 +58,11 @@ def test_decisions_lists_and_errors_are_counted_by_door(metered: tuple[Metrics, 
     def request() -> None:
         come_in("users", {"type": "http"})
         for _ in range(3):
-            metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 2_000_000)
-        metrics.decided(Evaluations(BOB, "read", [DB, DB]), [YES, NO], "r2", 2_000_000)
-        metrics.decided(Evaluations(BOB, "read", [DB]), [YES], "r2", 0, kept=True)
-        metrics.listed(Evaluations(BOB, "list", [DB]), [], "r2", 9_000_000)
-        metrics.listed(Evaluations(BOB, "list", [DB]), [DB], "r2", 0, kept=True)
+            metrics.decided(Evaluations(BOB, "read", [DB]), [NO], Provenance("r1", 2_000_000))
+        metrics.decided(Evaluations(BOB, "read", [DB, DB]), [YES, NO], Provenance("r2", 2_000_000))
+        metrics.decided(Evaluations(BOB, "read", [DB]), [YES], Provenance("r2", 0, kept=True))
+        metrics.listed(Evaluations(BOB, "list", [DB]), [], Provenance("r2", 9_000_000))
+        metrics.listed(Evaluations(BOB, "list", [DB]), [DB], Provenance("r2", 0, kept=True))
         metrics.failed(Evaluations(BOB, "read", [DB]), UnreachableError("gone"), 1)
 
     thread = threading.Thread(target=request)
@@ -90,7 +90,7 @@ def test_decisions_lists_and_errors_are_counted_by_door(metered: tuple[Metrics, 
 
 def test_no_tag_holds_an_id(metered: tuple[Metrics, Meter]) -> None:
     metrics, meter = metered
-    metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 1)
+    metrics.decided(Evaluations(BOB, "read", [DB]), [NO], Provenance("r1", 1))
     metrics.tell()
     assert not {"bob", "secret_name", "alpha", "r1"} & {tag for _, _, tags in meter.told for tag in tags}
 
@@ -99,7 +99,7 @@ def test_many_threads_lose_no_count(metered: tuple[Metrics, Meter]) -> None:
     metrics, meter = metered
     question = Evaluations(BOB, "read", [DB])
     threads = [
-        threading.Thread(target=lambda: [metrics.decided(question, [YES], "r", 1) for _ in range(2_000)])
+        threading.Thread(target=lambda: [metrics.decided(question, [YES], Provenance("r", 1)) for _ in range(2_000)])
         for _ in range(8)
     ]
     for thread in threads:
@@ -118,15 +118,15 @@ def test_a_meter_that_fails_disturbs_nobody_and_is_told_once(
     metrics, meter = metered
     meter.incr = None  # type: ignore[assignment]
     for _ in range(3):
-        metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 1)
+        metrics.decided(Evaluations(BOB, "read", [DB]), [NO], Provenance("r1", 1))
         metrics.tell()
     assert len(errors(caplog)) == 1
     del meter.incr
-    metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 1)
+    metrics.decided(Evaluations(BOB, "read", [DB]), [NO], Provenance("r1", 1))
     metrics.tell()
     assert meter.sums()["team_authz.decisions", "baseline", "connection", "deny", "other"] == 1
     meter.incr = None  # type: ignore[assignment]
-    metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 1)
+    metrics.decided(Evaluations(BOB, "read", [DB]), [NO], Provenance("r1", 1))
     metrics.tell()
     assert len(errors(caplog)) == 2
 
@@ -137,8 +137,8 @@ def test_a_thread_that_cannot_start_disturbs_nobody(
     metrics, meter = metered
     with monkeypatch.context() as starved:
         starved.setattr(threading.Thread, "start", no_more_threads)
-        metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 1)
-    metrics.decided(Evaluations(BOB, "read", [DB]), [NO], "r1", 1)
+        metrics.decided(Evaluations(BOB, "read", [DB]), [NO], Provenance("r1", 1))
+    metrics.decided(Evaluations(BOB, "read", [DB]), [NO], Provenance("r1", 1))
     assert metrics._thread
     metrics.tell()
     assert meter.sums()["team_authz.decisions", "baseline", "connection", "deny", "other"] == 2
@@ -147,10 +147,10 @@ def test_a_thread_that_cannot_start_disturbs_nobody(
 def test_a_forked_child_tells_only_its_own(metered: tuple[Metrics, Meter]) -> None:
     metrics, meter = metered
     question = Evaluations(BOB, "read", [DB])
-    metrics.decided(question, [NO], "r1", 1)
+    metrics.decided(question, [NO], Provenance("r1", 1))
     read, write = os.pipe()
     if os.fork() == 0:
-        metrics.decided(question, [NO], "r1", 1)
+        metrics.decided(question, [NO], Provenance("r1", 1))
         metrics.tell()
         told = sum(value for (name, *_), value in meter.sums().items() if name == "team_authz.decisions")
         os.write(write, str(told).encode())

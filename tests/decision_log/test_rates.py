@@ -21,7 +21,7 @@ from airflow_team_authz.decision_log.record import Form
 from airflow_team_authz.decision_log.sinks import File
 from airflow_team_authz.decision_log.tables import decisions
 from airflow_team_authz.decision_log.writer import Sink
-from airflow_team_authz.model import Decision, Evaluations, Resource, Subject
+from airflow_team_authz.model import Decision, Evaluations, Provenance, Resource, Subject
 from tests.server.conftest import database_server, running
 
 pytestmark = pytest.mark.exhaustive
@@ -121,7 +121,7 @@ def asked(log: DecisionLog, seconds: float) -> tuple[int, list[int]]:
     while (passed := time.monotonic() - began) < seconds:
         while count < passed * RATE:
             question = Evaluations(BOB, "update", [Resource("connection", "alpha", f"db{count % 1000}")])
-            log.decided(question, YES, "r1", 1)
+            log.decided(question, YES, Provenance("r1", 1))
             count += 1
         if len(memory) < passed:
             memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))

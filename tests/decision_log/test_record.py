@@ -20,7 +20,16 @@ from airflow_team_authz.decision_log.bursts import Bursts, Repeated
 from airflow_team_authz.decision_log.levels import Levels
 from airflow_team_authz.decision_log.record import MOST_RESOURCES, Entry, Form, encode, new_id
 from airflow_team_authz.engines import DecisionPoint, Reply
-from airflow_team_authz.model import Context, Decision, EngineError, Evaluations, Resource, Subject, UnreachableError
+from airflow_team_authz.model import (
+    Context,
+    Decision,
+    EngineError,
+    Evaluations,
+    Provenance,
+    Resource,
+    Subject,
+    UnreachableError,
+)
 from tests.decision_log.conftest import BOB, NO, SCHEMA, YES, Kept, Made, valid
 
 Make = Callable[..., Made]
@@ -45,7 +54,7 @@ def test_a_refusal_is_an_event_of_opas_form(make: Make) -> None:
 def test_codes_of_the_rules_that_decide_are_told(make: Make) -> None:
     made = make("denied")
     said = [Decision(False, ("B-2: closed", "A-1: sealed", "no code: x"), "team"), Decision(False, ("A-1: y",), "team")]
-    made.log.decided(Evaluations(BOB, "use", [DB, Resource("pool", "alpha", "p")]), said, "", 1)
+    made.log.decided(Evaluations(BOB, "use", [DB, Resource("pool", "alpha", "p")]), said, Provenance("", 1))
     (record,) = made.records()
     assert record["custom"]["codes"] == ["A-1", "B-2"]
 
@@ -72,7 +81,7 @@ def test_of_many_resources_the_refused_ones_are_kept(make: Make) -> None:
     made = make("denied")
     resources = [Resource("pool", "alpha", f"p{number}") for number in range(300)]
     decisions = [NO if number in {5, 299} else YES for number in range(300)]
-    made.log.decided(Evaluations(BOB, "use", resources), decisions, "", 1)
+    made.log.decided(Evaluations(BOB, "use", resources), decisions, Provenance("", 1))
     (record,) = made.records()
     shown = [resource["id"] for resource in record["input"]["resources"]]
     assert shown[:2] == ["p5", "p299"]
@@ -85,7 +94,7 @@ def test_of_many_resources_the_refused_ones_are_kept(make: Make) -> None:
 def test_of_a_list_the_counts_and_what_was_refused_are_kept(make: Make) -> None:
     made = make("all")
     resources = [Resource("dag", "alpha", str(number)) for number in range(1000)]
-    made.log.listed(Evaluations(BOB, "list", resources), resources[::2], "r1", 1)
+    made.log.listed(Evaluations(BOB, "list", resources), resources[::2], Provenance("r1", 1))
     (record,) = made.records()
     assert record["path"] == "airflow/authz/allowed"
     assert [resource["id"] for resource in record["input"]["resources"]] == [str(n) for n in range(1, 100, 2)]
@@ -113,7 +122,7 @@ def test_a_level_says_what_is_recorded(make: Make, levels: str, recorded: str) -
         for action in ("read", "update")
         for sign, decision in (("-", NO), ("+", YES))
     } | {"error": made.failed(UnreachableError("nobody"))}
-    made.log.listed(Evaluations(BOB, "list", [DB]), [], "", 1)
+    made.log.listed(Evaluations(BOB, "list", [DB]), [], Provenance("", 1))
     signs = {"deny": "-", "allow": "+"}
     found = {record["decision_id"]: record for record in made.records()}
     told = {
@@ -133,7 +142,7 @@ def test_of_reading_a_share_is_recorded_and_says_so(make: Make) -> None:
     made = make("denied, connection=0.1")
     for number in range(2_000):
         made.decided(Resource("connection", "alpha", f"r{number}"), decision=YES)
-        made.log.listed(Evaluations(BOB, "list", [DB]), [DB], "r1", 1)
+        made.log.listed(Evaluations(BOB, "list", [DB]), [DB], Provenance("r1", 1))
         if number % 100 == 0:
             # On a busy machine the queue would be full.
             made.log.flush()
@@ -256,8 +265,8 @@ def test_all_sinks_have_the_same_id_of_what_is_allowed() -> None:
     kept = [Kept(), Kept()]
     log = DecisionLog(kept, Levels("all"), Form())
     question = Evaluations(BOB, "read", [DB])
-    log.decided(question, [YES], "r1", 1)
-    log.listed(question, [DB], "r1", 1)
+    log.decided(question, [YES], Provenance("r1", 1))
+    log.listed(question, [DB], Provenance("r1", 1))
     log.close()
     first, second = ([record["decision_id"] for record in sink.records] for sink in kept)
     assert first == second
@@ -314,7 +323,9 @@ def test_a_mask_takes_its_part_away_and_says_so(make: Make, mask: str, gone: lis
     resources = [Resource("connection", "alpha", name) for name in names]
     said = Decision(False, ("bob may not",), "baseline")
     with origin.at("users", {"method": "GET", "path": "/a/path"}):
-        made.log.decided(Evaluations(subject, "read", resources, Context("carl")), [said] * len(names), "r", 1)
+        made.log.decided(
+            Evaluations(subject, "read", resources, Context("carl")), [said] * len(names), Provenance("r", 1)
+        )
     (record,) = made.records()
     text = json.dumps({name: part for name, part in record.items() if name != "erased"})
     if not many and mask.startswith("/input/resources"):
@@ -352,7 +363,9 @@ def test_what_looks_like_a_secret_is_in_no_record(make: Make, kind: str) -> None
         "headers": [(b"x-request-id", secret.encode())],
     }
     with origin.at("users", scope):
-        made.log.decided(Evaluations(subject, "read", [resource]), [Decision(False, (secret,), "team")], secret, 1)
+        made.log.decided(
+            Evaluations(subject, "read", [resource]), [Decision(False, (secret,), "team")], Provenance(secret, 1)
+        )
         made.log.failed(Evaluations(subject, "read", [resource]), EngineError(secret), 1)
     for record in made.records():
         assert "MARKED" not in json.dumps(record)
@@ -366,7 +379,9 @@ ODD = ["\n2026 forged", "\x1b[2J", "\u202egnp", "\0", "\ud800", "é" * 3, "\x7f"
 def test_no_text_breaks_a_record(make: Make, text: str) -> None:
     made = make("all", "none")
     resource = Resource("connection", "alpha", text)
-    made.log.decided(Evaluations(Subject("user", text), text, [resource]), [Decision(False, (text,), "team")], text, 1)
+    made.log.decided(
+        Evaluations(Subject("user", text), text, [resource]), [Decision(False, (text,), "team")], Provenance(text, 1)
+    )
     (record,) = made.records()
     line = encode(record)
     assert line.isascii()
@@ -411,7 +426,7 @@ def test_a_fault_in_the_log_changes_no_decision(make: Make, monkeypatch: pytest.
     made = make("all")
     monkeypatch.setattr("airflow_team_authz.decision_log._entry", lambda *_, **__: 1 / 0)
     assert made.decided(DB) == made.decided(DB, decision=YES) == made.failed(UnreachableError("gone")) == ""
-    made.log.listed(Evaluations(BOB, "list", [DB]), [], "", 1)
+    made.log.listed(Evaluations(BOB, "list", [DB]), [], Provenance("", 1))
     assert made.records() == []
 
 

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from airflow_team_authz.decision_log import origin
 from airflow_team_authz.decision_log.spans import Spans
-from airflow_team_authz.model import Evaluations, Resource, UnreachableError
+from airflow_team_authz.model import Evaluations, Provenance, Resource, UnreachableError
 from tests.decision_log.conftest import BOB, NO, YES, Made
 
 DB = Resource("connection", "alpha", "secret_name")
@@ -23,13 +23,13 @@ def test_outcomes_are_spans_with_their_time_and_no_ids_of_resources() -> None:
     provider.add_span_processor(SimpleSpanProcessor(kept))
     tracer, made = provider.get_tracer("test"), Made()
     spans = Spans(made.log, tracer)
-    spans.decided(QUESTION, [NO], "r1", 1_000)
+    spans.decided(QUESTION, [NO], Provenance("r1", 1_000))
     assert kept.get_finished_spans() == ()
     with tracer.start_as_current_span("request") as request, origin.at("users"):
         before = time.time_ns()
-        refused = spans.decided(QUESTION, [NO], "r1", 5_000_000)
-        spans.decided(Evaluations(BOB, "read", [DB, DB]), [YES, YES], "r1", 1)
-        spans.listed(QUESTION, [DB], "r1", 1)
+        refused = spans.decided(QUESTION, [NO], Provenance("r1", 5_000_000))
+        spans.decided(Evaluations(BOB, "read", [DB, DB]), [YES, YES], Provenance("r1", 1))
+        spans.listed(QUESTION, [DB], Provenance("r1", 1))
         failed = spans.failed(QUESTION, UnreachableError("nobody"), 1)
     *told, _ = kept.get_finished_spans()
     assert all(span.parent and span.parent.span_id == request.get_span_context().span_id for span in told)
@@ -54,5 +54,5 @@ def test_a_fault_in_tracing_changes_no_decision(monkeypatch: pytest.MonkeyPatch)
     spans = Spans(made.log, tracer)
     with tracer.start_as_current_span("request"):
         monkeypatch.setattr(tracer, "start_span", lambda *_, **__: 1 / 0)
-        id_ = spans.decided(QUESTION, [NO], "r1", 1)
+        id_ = spans.decided(QUESTION, [NO], Provenance("r1", 1))
     assert [record["decision_id"] for record in made.records()] == [id_]

@@ -23,7 +23,7 @@ from airflow_team_authz.decision_log.origin import Origin
 from airflow_team_authz.decision_log.record import Entry, Form, new_id
 from airflow_team_authz.decision_log.sinks import File, StandardLog
 from airflow_team_authz.decision_log.writer import Writer
-from airflow_team_authz.model import Decision, Evaluations, Resource, Subject
+from airflow_team_authz.model import Decision, Evaluations, Provenance, Resource, Subject
 from tests.conftest import eventually
 from tests.decision_log.conftest import NO, YES, Kept, valid
 
@@ -355,7 +355,7 @@ def test_a_line_tells_of_each_refusal_also_while_the_sink_takes_nothing(caplog: 
         question = Evaluations(
             Subject("user", "bob"), "read", [Resource(type_, "alpha", str(n)) for n in range(len(said))]
         )
-        return log.decided(question, said, "r1", 1)
+        return log.decided(question, said, Provenance("r1", 1))
 
     with caplog.at_level(logging.INFO):
         ids = [decided("connection", NO) for _ in range(3)]

@@ -20,7 +20,7 @@ from airflow_team_authz.engines import CHUNK, DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.engines.kept import Kept, Key, key
 from airflow_team_authz.engines.opa_server import OpaServer
-from airflow_team_authz.model import Context, Evaluations, PolicyBrokenError, Resource, Resources, Subject
+from airflow_team_authz.model import Context, Evaluations, PolicyBrokenError, Provenance, Resource, Resources, Subject
 from airflow_team_authz.opa import wasm
 from airflow_team_authz.opa.compile import ENTRYPOINTS, compile_directory, find_opa, shipped_policies
 from tests.conftest import REPOSITORY, eventually, opened, write
@@ -128,12 +128,12 @@ def test_the_observer_is_told_of_every_decision_and_whether_it_was_kept(engine: 
     told: list[tuple[int, str, bool]] = []
 
     class Observing:
-        def decided(self, _: Any, decisions: Any, revision: str, __: int, ___: Any = (), kept: bool = False) -> str:
-            told.append((len(decisions), revision, kept))
+        def decided(self, _: Any, decisions: Any, how: Provenance) -> str:
+            told.append((len(decisions), how.revision, how.kept))
             return f"id{len(told)}"
 
-        def listed(self, _: Any, allowed: Any, revision: str, __: int, ___: Any = (), kept: bool = False) -> None:
-            told.append((len(allowed), revision, kept))
+        def listed(self, _: Any, allowed: Any, how: Provenance) -> None:
+            told.append((len(allowed), how.revision, how.kept))
 
         def failed(self, *_: Any) -> str:
             raise AssertionError("nothing fails here")

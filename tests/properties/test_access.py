@@ -6,7 +6,7 @@ from random import Random
 
 from airflow_team_authz.model import Evaluations, Resource, Subject
 from airflow_team_authz.review import Who, permissions
-from airflow_team_authz.review.inventory import Things, Wanted, tasks
+from airflow_team_authz.review.inventory import Things, tasks
 from airflow_team_authz.review.kinds import holder
 from tests.properties.conftest import Opened
 from tests.properties.words import GROUPS, NAMES, ROLE_SPELLINGS
@@ -25,10 +25,10 @@ def test_what_is_shown_is_what_single_questions_are_answered(opened: Opened) -> 
         *tasks(opened.teams[:1]),
     ]
     point = opened.engines.in_process
-    shown = {(one.who.name, one.action, one.resource) for one in permissions(point, things.questions(whos, Wanted()))}
+    shown = {(one.who.name, one.action, one.resource) for one in permissions(point, things.questions(whos))}
     asked = 0
     for who in whos:
-        for one in things.questions([who], Wanted()):
+        for one in things.questions([who]):
             for resource in one.resources:
                 asked += 1
                 (decision,) = point.decide(Evaluations(who.subject, one.action, [resource])).decisions

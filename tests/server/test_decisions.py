@@ -17,6 +17,7 @@ from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.decision_log import DecisionLog
 from airflow_team_authz.decision_log.levels import Levels
 from airflow_team_authz.decision_log.over_http import BundleServer
+from airflow_team_authz.decision_log.reading import Wanted
 from airflow_team_authz.decision_log.record import Form, new_id
 from airflow_team_authz.engines import Answer, DecisionPoint
 from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
@@ -30,8 +31,8 @@ from airflow_team_authz.server.decisions import (
     NoDecisionsError,
     NoPolicyError,
     Readable,
+    Search,
     TooFastError,
-    Wanted,
     read,
 )
 from airflow_team_authz.server.served import ServedBundle
@@ -68,7 +69,7 @@ def table(tmp_path: Path) -> Decisions:
 
 
 def everything(table: Decisions, **wanted: Any) -> list[dict[str, Any]]:
-    page = table.search(Caller("platform", "platform"), Wanted(**wanted), Readable([]))
+    page = table.search(Caller("platform", "platform"), Search(**wanted), Readable([]))
     return [one.record for one in page.found]
 
 
@@ -110,10 +111,21 @@ def test_the_same_once_more_is_one_record_and_nobody_replaces_anothers(table: De
     assert taken(table, first, event(connection("beta"))) == Counts(2, 1, 0)
     other = first | {"result": {"allow": True}}
     assert taken(table, other, who=Caller("token 2", READER)) == Counts(1, 1, 0)
-    found = table.search(Caller("p", "platform"), Wanted(id=first["decision_id"]), Readable([])).found
+    found = table.search(Caller("p", "platform"), Search(id=first["decision_id"]), Readable([])).found
     assert [(one.reporter, one.record["custom"]["outcome"]) for one in found] == [
         ("token 2", "allow"), ("token 1", "deny"),
     ]  # fmt: skip
+
+
+def test_the_opa_of_one_team_plants_no_record_among_anothers(table: Decisions) -> None:
+    own, both = event(connection("alpha")), event(path="airflow/authz/decisions", result=[{"allow": False}] * 2)
+    both["input"]["resources"] = [connection("beta"), connection("alpha")]
+    alphas = Caller("token a", READER, (), "production.team.alpha")
+    assert taken(table, own, both, event(connection("beta")), who=alphas).written == 3
+    assert len(everything(table)) == 3
+    assert [len(everything(table, wanted=Wanted(team=team))) for team in ("alpha", "beta")] == [2, 0]
+    assert taken(table, event(connection("beta")), who=Caller("token b", READER, (), "production")).written == 1
+    assert len(everything(table, wanted=Wanted(team="beta"))) == 1
 
 
 def test_many_records_take_few_statements(table: Decisions) -> None:
@@ -222,7 +234,7 @@ def test_who_may_send_and_see_what(server: Server) -> None:
     assert not any("betas" in json.dumps(record) or "secret-group" in json.dumps(record) for record in told.values())
 
 
-def test_the_policy_decides_what_a_team_sees(table: Decisions, tmp_path: Path) -> None:
+def test_the_policy_decides_what_a_team_sees(table: Decisions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rules of the site take one audit log away; without any policy nobody but the platform sees anything."""
     taken(table, event(connection("alpha", "open")), event(connection("alpha", "sealed")))
     (tmp_path / "policy/airflow/site").mkdir(parents=True)
@@ -236,7 +248,7 @@ def test_the_policy_decides_what_a_team_sees(table: Decisions, tmp_path: Path) -
     alpha, readable = Caller("token a", "team", ("alpha",)), Readable(["staging", "production"])
 
     def seen_with(**held: ServedBundle) -> list[str]:
-        page = table.search(alpha, Wanted(), readable.with_bundles({f"{name}.wasm": it for name, it in held.items()}))
+        page = table.search(alpha, Search(), readable.with_bundles({f"{name}.wasm": it for name, it in held.items()}))
         return [one.record["input"]["resource"]["id"] for one in page.found]
 
     with pytest.raises(NoPolicyError):
@@ -246,6 +258,9 @@ def test_the_policy_decides_what_a_team_sees(table: Decisions, tmp_path: Path) -
     # All environments have to agree: one of them may be what a team tries out.
     assert seen_with(staging=usual, production=strict) == ["open"]
     assert seen_with(staging=strict, production=usual) == ["open"]
+    monkeypatch.setattr(decisions, "_LOOKED_AT", 1)
+    # The number of a row would tell how many there are.
+    assert table.search(Caller("nobody", "team"), Search(limit=1), readable) == ([], None)
 
 
 def test_pages_follow_each_other(server: Server) -> None:
