@@ -29,12 +29,12 @@ from airflow_team_authz.server.decisions import (
     Counts,
     Decisions,
     NoDecisionsError,
-    NoPolicyError,
     Readable,
     Search,
     TooFastError,
     read,
 )
+from airflow_team_authz.server.policies import NoPolicyError, Policies
 from airflow_team_authz.server.served import ServedBundle
 from tests.conftest import eventually
 from tests.server.conftest import Server, good, newest
@@ -69,7 +69,7 @@ def table(tmp_path: Path) -> Decisions:
 
 
 def everything(table: Decisions, **wanted: Any) -> list[dict[str, Any]]:
-    page = table.search(Caller("platform", "platform"), Search(**wanted), Readable([]))
+    page = table.search(Caller("platform", "platform"), Search(**wanted), Readable(Policies([])))
     return [one.record for one in page.found]
 
 
@@ -111,7 +111,7 @@ def test_the_same_once_more_is_one_record_and_nobody_replaces_anothers(table: De
     assert taken(table, first, event(connection("beta"))) == Counts(2, 1, 0)
     other = first | {"result": {"allow": True}}
     assert taken(table, other, who=Caller("token 2", READER)) == Counts(1, 1, 0)
-    found = table.search(Caller("p", "platform"), Search(id=first["decision_id"]), Readable([])).found
+    found = table.search(Caller("p", "platform"), Search(id=first["decision_id"]), Readable(Policies([]))).found
     assert [(one.reporter, one.record["custom"]["outcome"]) for one in found] == [
         ("token 2", "allow"), ("token 1", "deny"),
     ]  # fmt: skip
@@ -245,10 +245,12 @@ def test_the_policy_decides_what_a_team_sees(table: Decisions, tmp_path: Path, m
     compile_directory(tmp_path / "policy", tmp_path / "strict")
     compile_directory(shipped_policies(), tmp_path / "usual")
     strict, usual = (ServedBundle(name, (tmp_path / name).read_bytes(), "r", 1) for name in ("strict", "usual"))
-    alpha, readable = Caller("token a", "team", ("alpha",)), Readable(["staging", "production"])
+    alpha, policies = Caller("token a", "team", ("alpha",)), Policies(["staging", "production"])
+    readable = Readable(policies)
 
     def seen_with(**held: ServedBundle) -> list[str]:
-        page = table.search(alpha, Search(), readable.with_bundles({f"{name}.wasm": it for name, it in held.items()}))
+        policies.with_bundles({f"{name}.wasm": it for name, it in held.items()})
+        page = table.search(alpha, Search(), readable)
         return [one.record["input"]["resource"]["id"] for one in page.found]
 
     with pytest.raises(NoPolicyError):
