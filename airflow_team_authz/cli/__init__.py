@@ -23,6 +23,7 @@ from airflow_team_authz.cli import (
     imports,
     init,
     keys,
+    recorded,
     server,
     whoami,
 )
@@ -98,6 +99,7 @@ app.command("init")(init.init)
 app.add_typer(imports.app, name="import")
 app.add_typer(keys.app, name="keys")
 app.add_typer(server.app, name="server")
+app.add_typer(recorded.shadow_app, name="shadow")
 app.command("matrix")(access.matrix)
 app.command("who-can")(access.who_can)
 app.command("whoami")(whoami.whoami)
