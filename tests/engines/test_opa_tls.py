@@ -24,6 +24,7 @@ from airflow_team_authz.model import (
     EngineError,
     Evaluations,
     MalformedError,
+    NotAnsweringError,
     Resource,
     UnreachableError,
 )
@@ -166,7 +167,8 @@ def test_the_deadline_holds_when_a_tls_server_reads_slowly(connect: Connect, our
         question = Evaluations(QUESTION.subject, "read", [Resource("dag", None, "x" * 20_000_000)])
         began = time.monotonic()
         try:
-            with pytest.raises(DeadlineExceededError):
+            # It takes no second connection, so it does not answer for its health.
+            with pytest.raises((DeadlineExceededError, NotAnsweringError)):
                 decisions.decide(question)
             assert time.monotonic() - began < 3
         finally:
