@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.decisions import moment_of, records_in
+from airflow_team_authz.cli.decisions import moment_of, open_records
 from airflow_team_authz.cli.support.changes import FailOnOption, ReportOption, Told, places, print_changes
 from airflow_team_authz.cli.support.console import Report, complain
 
@@ -52,7 +52,7 @@ def shadow_report(
     from airflow_team_authz.review.recorded import beside
 
     wanted = Wanted(moment_of(since), user, team, type_, shadow=True)
-    with records_in(file) as records:
+    with open_records(file) as records:
         found = beside(records.each(wanted), "shadow")
     _print(found, output, "the shadow policy", fail_on)
 

@@ -220,13 +220,13 @@ def told(change: Change, places: tuple[str, ...] = ()) -> str:
     """A line: who gains or loses what, and by which rule or role."""
     is_many = len(change.whos) > 1 or change.whos[0].kind == "people"
     verb = ("gain" if change.first.gained else "lose") + ("" if is_many else "s")
-    line = f"{_listed([who.name for who in change.whos])} {verb}: {what(change)}, {why(change, places)}"
+    line = f"{listed([who.name for who in change.whos])} {verb}: {what(change)}, {why(change, places)}"
     return line if (seen := change.seen) is None else f"{line}: {_how_often(seen)}"
 
 
 def _how_often(seen: Seen) -> str:
     decisions = f"{seen.times:,} decision{'' if seen.times == 1 else 's'}"
-    return f"{decisions} of {_listed(seen.people)}, such as {seen.decision_id}"
+    return f"{decisions} of {listed(seen.people)}, such as {seen.decision_id}"
 
 
 def what(change: Change) -> str:
@@ -238,9 +238,9 @@ def what(change: Change) -> str:
     for (kind, id_), actions in by_kind.items():
         if not id_ or not {*actions} <= {*by_kind.get((kind, ""), ())}:
             by_actions[id_, tuple(dict.fromkeys(actions))].append(kind)
-    parts = [f"{', '.join(actions)} {_listed(kinds)}{id_ and ' '}{id_}" for (id_, actions), kinds in by_actions.items()]
-    owners = _listed([_whose(owner) for owner in change.owners])
-    return f"{_listed(parts, '; ')} {owners}"
+    parts = [f"{', '.join(actions)} {listed(kinds)}{id_ and ' '}{id_}" for (id_, actions), kinds in by_actions.items()]
+    owners = listed([_whose(owner) for owner in change.owners])
+    return f"{listed(parts, '; ')} {owners}"
 
 
 def _whose(owner: str | None) -> str:
@@ -256,7 +256,8 @@ def _id(resource: Resource) -> str:
     return "" if named == OTHER else str(named)
 
 
-def _listed(names: Sequence[str], between: str = ", ") -> str:
+def listed(names: Sequence[str], between: str = ", ") -> str:
+    """The first of them, and how many more there are."""
     shown = between.join(names[:_MOST_NAMED])
     return f"{shown} and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else shown
 
@@ -269,7 +270,7 @@ def why(change: Change, places: tuple[str, ...] = ()) -> str:
     if not change.reasons:
         # Lists have no reasons.
         return "by no rule or role any more"
-    return f"{'' if one.said is one.new else 'no longer '}{by} ({_listed(change.reasons, '; ')})"
+    return f"{'' if one.said is one.new else 'no longer '}{by} ({listed(change.reasons, '; ')})"
 
 
 def rego_test(change: Change) -> str:
