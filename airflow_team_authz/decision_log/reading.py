@@ -229,6 +229,33 @@ def _outcome(record: Record) -> Any:
     return custom.get("outcome") if isinstance(custom, dict) else None
 
 
+def of_opa(path: Path) -> Iterator[Record]:
+    """The records of an OPA server's own decision log, one in a line, as it writes them to its console or by a plugin.
+
+    They get what ours have in ``custom``. Raises ``OSError``.
+    """
+    with path.open("rb") as file:
+        for record in _records(file):
+            if not isinstance(record.get("custom"), dict) or "outcome" not in record["custom"]:
+                record["custom"] = {"outcome": "other", "door": "opa"}
+            if not _is_question(record.get("input")):
+                # Of another policy than ours.
+                record["input"] = {}
+            try:
+                is_dated = moment(record).tzinfo is not None
+            except (KeyError, TypeError, ValueError):
+                is_dated = False
+            if is_dated:
+                yield record
+
+
+def _is_question(asked: object) -> bool:
+    if not isinstance(asked, dict) or not isinstance(asked.get("subject"), dict):
+        return False
+    about = asked.get("resources", [asked.get("resource")])
+    return isinstance(about, list) and all(isinstance(one, dict) for one in about)
+
+
 def _rest(file: IO[bytes]) -> list[Record]:
     """The records of all lines from here on that have an end."""
     start = file.tell()

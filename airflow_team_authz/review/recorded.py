@@ -187,6 +187,7 @@ def _ask(
 
 # What a record holds
 
+NOT_RECORDED = "decisions that the levels of the decision log leave out, such as allowed reads"
 _GAP = "decisions that the log has lost"
 _MASKED = "decisions whose question is masked"
 _SECRET = f"decisions whose question has {HIDDEN} for what looks like a secret"

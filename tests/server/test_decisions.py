@@ -12,8 +12,10 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy.event import listen
+from typer.testing import CliRunner
 
 from airflow_team_authz.bundles.artifact import Artifact
+from airflow_team_authz.cli import app, recorded
 from airflow_team_authz.decision_log import DecisionLog
 from airflow_team_authz.decision_log.levels import Levels
 from airflow_team_authz.decision_log.over_http import BundleServer
@@ -36,7 +38,7 @@ from airflow_team_authz.server.decisions import (
     read,
 )
 from airflow_team_authz.server.served import ServedBundle
-from tests.conftest import eventually
+from tests.conftest import eventually, write
 from tests.server.conftest import Server, good, newest
 from tests.server.test_protocol import opa
 
@@ -370,3 +372,21 @@ def test_a_server_that_answers_no_keeps_the_records_waiting(server: Server, tmp_
     (tmp_path / "token").write_text(server.tokens["reader"])
     assert sink.write(records) == 0
     assert sink.write([{"decision_id": "no record"}, *records]) == 1
+
+
+def test_what_the_server_has_collected_is_decided_again(server: Server, tmp_path: Path) -> None:
+    subject = {"type": "user", "id": "replayed", "team_ids": ["alpha"], "roles": ["op"]}
+    asked = {"subject": subject, "action": "update", "resource": connection("alpha", "closed")}
+    made = [event(input=asked, result={"allow": True, "reasons": [], "layer": "baseline"}) for _ in range(3)]
+    assert sent(server, *made).status_code == 200
+    rule = 'package teams.alpha\n\ndeny contains "closed" if input.resource.id == "closed"\n'
+    candidate = write(tmp_path / "next", {"teams/alpha/alpha.rego": rule})
+    (tmp_path / "token").write_text(server.tokens["platform"])
+    options = ["--server", server.url, "--token-file", str(tmp_path / "token"), "--user", "replayed", "-o", "json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorded, "_PAGE", 2)
+        done = CliRunner().invoke(app, ["replay", str(candidate), *options])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["questions"] == 3
+    assert [(change["direction"], change["decisions"]) for change in told["changes"]] == [("lost", 3)]
