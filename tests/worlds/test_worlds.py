@@ -98,6 +98,14 @@ def test_with_concealed_refusals_no_exemption_is_left(concealing: Worlds, table:
     no_leaks(concealing, table, person, brief=True)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("person", STRANGERS)
+def test_with_concealed_refusals_who_writes_changes_nothing_of_alphas(
+    concealing: Worlds, table: Table, person: str
+) -> None:
+    no_effects(concealing, table, person)
+
+
 def test_each_exemption_is_needed(worlds: Worlds, table: Table) -> None:  # noqa: ARG001 - after the tests before
     assert table.unneeded() == []
 
