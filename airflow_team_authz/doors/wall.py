@@ -325,7 +325,12 @@ def _within(context: Callable[[], AbstractContextManager[None]], function: Calla
 
 
 def guard(module: ModuleType) -> None:
-    """See ``airflow_team_authz.hooks``: the module is that of the questions which Airflow's routes ask."""
+    """See ``airflow_team_authz.hooks``: the module is one of those whose questions come before what they are about."""
+    if module.__name__.endswith(".task_instances"):
+        # The handler of a bulk change asks about each Dag, and looks for its task instances after that.
+        service = vars(module)["BulkTaskInstanceService"]
+        service._categorize_entities = asked_before_handler(service._categorize_entities)
+        return
     for name, make in vars(module).copy().items():
         if name.startswith("requires_access_"):
             setattr(module, name, _asking_before_handler(make))
@@ -336,14 +341,14 @@ def guard(module: ModuleType) -> None:
 FOUND_BY_HANDLE = {"requires_access_backfill", "requires_access_dag_from_file_token", "requires_access_event_log"}
 
 
-def asked_before_handler(name: str, ask: Callable[..., Any]) -> Callable[..., Any]:
-    """One of Airflow's questions, each call of which sees what it has to; ``name`` is that of its maker."""
+def asked_before_handler(ask: Callable[..., Any], name: str = "") -> Callable[..., Any]:
+    """One of Airflow's questions, each call of which sees what it has to; ``name`` is that of its maker, if any."""
     return _within(partial(requests.before_handler, sees_everything=name not in FOUND_BY_HANDLE), ask)
 
 
 def _asking_before_handler(make: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
     @wraps(make)
     def made(*arguments: Any, **named: Any) -> Callable[..., Any]:
-        return asked_before_handler(make.__name__, make(*arguments, **named))
+        return asked_before_handler(make(*arguments, **named), make.__name__)
 
     return made

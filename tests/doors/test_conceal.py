@@ -62,7 +62,7 @@ def site(opened_site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
             # As the hooks have it, for what is imported after them.
             name = getattr(part.call, "__qualname__", "").partition(".")[0]
             if name.startswith("requires_access_"):
-                monkeypatch.setattr(part, "call", wall.asked_before_handler(name, part.call))
+                monkeypatch.setattr(part, "call", wall.asked_before_handler(part.call, name))
     monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", "conceal")
     decision_point.forget()
     yield opened_site
@@ -121,6 +121,23 @@ def test_no_route_tells_another_teams_things_from_what_is_not_there(site: Site, 
     assert statuses[404] > 20, statuses
     assert max(statuses) < 500, statuses
     assert _rows() == before
+
+
+@pytest.mark.parametrize("action", ["update", "delete"])
+@pytest.mark.parametrize("map_index", [-1, None])
+def test_a_bulk_change_names_another_teams_dag_like_one_that_is_not_there(
+    site: Site, action: str, map_index: int | None
+) -> None:
+    def told(dag_id: str, path: str) -> str:
+        task = {"dag_id": dag_id, "dag_run_id": "first", "task_id": "work", "map_index": map_index, "note": "x"}
+        body = {"actions": [{"action": action, "entities": [task]}]}
+        answer = site.ask("bob", "PATCH", path, json=body)
+        assert answer.status_code == 200
+        assert len(answer.json()[action]["errors"]) == 1
+        return answer.text.replace(dag_id, MISSING)
+
+    for path in ("dags/~/dagRuns/~/taskInstances", "dags/beta_daily/dagRuns/first/taskInstances"):
+        assert told("alpha_daily", f"/api/v2/{path}") == told(MISSING, f"/api/v2/{path}")
 
 
 def test_the_audit_log_holds_no_row_about_what_was_concealed_as_if_it_had_happened(site: Site) -> None:
