@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -36,12 +38,30 @@ def make_private(directory: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write all of it or nothing: whoever reads the file meanwhile finds it whole, as it was or as it is now."""
+def write_new(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write a file that is not there yet; ``FileExistsError``."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as opened:
+        opened.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write a new content to, which takes the place of ``path`` at the end, or is removed after an error.
+
+    A reader finds the file whole at all times, with the old content or the new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that the rename is atomic.
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
     try:
-        fresh.write_bytes(content)
+        yield fresh
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write all of it or nothing, see ``replacing``. ``mode`` is of the new file, as far as the umask allows."""
+    with replacing(path) as fresh:
+        write_new(fresh, content, mode)

@@ -38,3 +38,11 @@ def test_hooks_before_a_commit_run_checks_of_the_project_and_download_nothing() 
 def test_the_workflow_runs_what_ci_runs() -> None:
     (job,) = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text())["jobs"].values()
     assert ".ci/run" in [step.get("run") for step in job["steps"]]
+
+
+def test_one_module_knows_the_differences_between_versions_of_airflow() -> None:
+    package = REPOSITORY / "airflow_team_authz"
+    # What Airflow's version is compared with, or a part that an older one lacks is looked for.
+    sign = re.compile(r"Airflow 3\.[12]\b|airflow\.__version__|hasattr\((?:module|AssetManager|BaseAuthManager)\b")
+    found = [file for file in package.rglob("*.py") if sign.search(file.read_text())]
+    assert found == [package / "airflow_compat.py"]

@@ -23,6 +23,8 @@ from airflow_team_authz.cli import (
     imports,
     init,
     keys,
+    matrix,
+    review,
     server,
     whoami,
 )
@@ -98,7 +100,8 @@ app.command("init")(init.init)
 app.add_typer(imports.app, name="import")
 app.add_typer(keys.app, name="keys")
 app.add_typer(server.app, name="server")
-app.command("matrix")(access.matrix)
+app.command("matrix")(matrix.matrix)
+app.add_typer(review.app, name="review")
 app.command("who-can")(access.who_can)
 app.command("whoami")(whoami.whoami)
 

@@ -72,7 +72,7 @@ def decisions(
             raise UserError("name a decision, or select some by options: not both")
         _print([record_of(decision, file)], output, whole=True)
         return
-    with _records(file) as records:
+    with open_records(file) as records:
         if follow:
             records.begin()
         found_now = records.newest(wanted, limit)
@@ -87,7 +87,7 @@ def record_of(decision: str, file: Path | None = None) -> Record:
     """The record of a decision, of a file or as the settings say; ``UserError`` or ``typer.Exit`` if there is none."""
     if not re.fullmatch(_ID, decision):
         raise UserError(f"{decision!r} is not the id of a decision: such an id is 01a21b3a-846f-7e1e-b060-5da91a6773a4")
-    with _records(file) as records:
+    with open_records(file) as records:
         if (found := records.one(decision)) is None:
             complain(
                 f"the decision log has no record {decision}: it may be written in a moment, be older than "
@@ -108,8 +108,8 @@ def _follow(new: Callable[[], list[Record]], output: Table) -> None:
 
 
 @contextmanager
-def _records(file: Path | None) -> Iterator[Records]:
-    """Where the records are; ``UserError`` if they cannot be read there."""
+def open_records(file: Path | None) -> Iterator[Records]:
+    """The records in a file, or as the settings say; ``UserError`` if they cannot be read there."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from airflow_team_authz.decision_log.database import NoTableError

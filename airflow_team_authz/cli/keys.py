@@ -16,6 +16,7 @@ from airflow_team_authz.cli.support.console import (
     print_json,
     print_line,
 )
+from airflow_team_authz.files import replace_file, write_new
 
 if TYPE_CHECKING:
     from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
@@ -37,7 +38,7 @@ def new(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
             raise UserError(f"{path} exists: name another file, or replace its key with `team-authz keys rotate`")
     key = SigningKey.new()
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write(file, key.pem())
+    write_new(file, key.pem())
     _public(file).write_bytes(key.public.pem())
     _show(TrustedKeys.of([key.public]), output, f"Keep {file} secret. Give {_public(file)} to each verifier.")
 
@@ -54,8 +55,8 @@ def rotate(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
     key = SigningKey.new()
     trusted = TrustedKeys.of([key.public, *old.values()])
     # First those who check: a key that is lost before anybody has signed with it does no harm.
-    _replace(_public(file), trusted.pem(), 0o644)
-    _replace(file, key.pem(), 0o600)
+    replace_file(_public(file), trusted.pem(), 0o644)
+    replace_file(file, key.pem(), 0o600)
     _show(
         trusted,
         output,
@@ -70,7 +71,7 @@ def retire(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
 
     key = SigningKey.load(_read(file), str(file))
     trusted = TrustedKeys.of([key.public])
-    _replace(_public(file), trusted.pem(), 0o644)
+    replace_file(_public(file), trusted.pem(), 0o644)
     _show(trusted, output, f"Give {_public(file)} to each verifier.")
 
 
@@ -114,17 +115,6 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
-
-
-def _write(file: Path, content: bytes, mode: int = 0o600) -> None:
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as opened:
-        opened.write(content)
-
-
-def _replace(file: Path, content: bytes, mode: int) -> None:
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    _write(fresh, content, mode)
-    fresh.replace(file)
 
 
 def _show(keys: TrustedKeys, output: Output, next_: str = "") -> None:

@@ -20,6 +20,8 @@ Record = dict[str, Any]
 # What is committed late may have a lower number than what was read before: so many numbers are read again.
 _OVERLAP = 2_000
 _SEEN = 50_000
+_AT_ONCE = 1_000
+_USES = ("allow", "gap")
 
 
 class Wanted(NamedTuple):
@@ -60,6 +62,9 @@ class Records(Protocol):
 
     def one(self, decision_id: str) -> Record | None:
         """The record of this id."""
+
+    def uses(self) -> Iterator[Record]:
+        """All records of allowed decisions, and gaps; one after the other, since there may be millions."""
 
 
 def resources(record: Record) -> list[dict[str, Any]]:
@@ -112,6 +117,13 @@ class InDatabase:
         with self._engine.connect() as connection:
             text = connection.scalar(query)
         return None if text is None else json.loads(text)
+
+    def uses(self) -> Iterator[Record]:
+        """See ``Records``."""
+        query = select(self.table.c.record).where(self.table.c.outcome.in_(_USES))
+        with self._engine.connect() as connection:
+            rows = connection.execution_options(yield_per=_AT_ONCE).execute(query)
+            yield from (json.loads(text) for (text,) in rows)
 
     def _rows(self, wanted: Wanted, narrowed: Callable[[Any], Any]) -> list[tuple[int, Record]]:
         c = self.table.c
@@ -171,6 +183,10 @@ class InFile:
         """See ``Records``."""
         return next((record for record in self._all() if record["decision_id"] == decision_id), None)
 
+    def uses(self) -> Iterator[Record]:
+        """See ``Records``."""
+        return (record for record in self._all() if _outcome(record) in _USES)
+
     def _all(self) -> Iterator[Record]:
         for number in range(KEPT, -1, -1):
             path = Path(f"{self._path}.{number}") if number else self._path
@@ -178,6 +194,11 @@ class InFile:
                 continue
             with path.open("rb") as file:
                 yield from _records(file)
+
+
+def _outcome(record: Record) -> Any:
+    custom = record.get("custom")
+    return custom.get("outcome") if isinstance(custom, dict) else None
 
 
 def _rest(file: IO[bytes]) -> list[Record]:

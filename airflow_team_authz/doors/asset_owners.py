@@ -21,6 +21,7 @@ from airflow.models.trigger import Trigger
 from msgspec import UNSET, Struct
 from sqlalchemy import Select, String, cast, func, literal, select, union, union_all
 
+from airflow_team_authz import airflow_compat
 from airflow_team_authz.doors.many_rows import Rows, many_rows
 from airflow_team_authz.model import Subject
 
@@ -100,8 +101,7 @@ def _teams(dag_id: Any) -> Select[Any]:
 
 def _consumers(owner: str, asset: NamedAsset, session: Session) -> set[str]:
     """The teams that the owner's Dags let consume the asset (``AssetAccessControl``)."""
-    # Airflow 3.2 knows no consent.
-    if (consumers := getattr(TaskOutletAssetReference, "allow_consumer_teams", None)) is None:
+    if (consumers := airflow_compat.consumer_teams(TaskOutletAssetReference)) is None:
         return set()
     statement = _teams(TaskOutletAssetReference.dag_id).with_only_columns(consumers)
     team = dag_bundle_team_association_table.c.team_name
@@ -152,7 +152,7 @@ def _references() -> Select[Any]:
         "reads": TaskInletAssetReference,
     }
     parts = [_reference(kind, table.asset_id, table.dag_id, table.created_at) for kind, table in of_dags.items()]
-    if (team_of_trigger := getattr(Trigger, "team_name", None)) is not None:
+    if (team_of_trigger := airflow_compat.team_of_trigger(Trigger)) is not None:
         watching = _reference(_WATCHER, AssetWatcherModel.asset_id, team_of_trigger, Trigger.created_date)
         parts.append(watching.join(Trigger, AssetWatcherModel.trigger_id == Trigger.id))
     together = union_all(*parts).subquery()
@@ -166,8 +166,7 @@ def _reference(kind: str, asset_id: Any, by: Any, since: Any) -> Select[Any]:
 @cache
 def _producing() -> Select[Any]:
     claims = [_of_dags(TaskOutletAssetReference)]
-    # Airflow 3.2 knows no teams of triggers.
-    if (team_of_trigger := getattr(Trigger, "team_name", None)) is not None:
+    if (team_of_trigger := airflow_compat.team_of_trigger(Trigger)) is not None:
         columns = (AssetWatcherModel.asset_id, team_of_trigger.label("team_id"), Trigger.created_date.label("since"))
         claims.append(select(*columns).join(Trigger, AssetWatcherModel.trigger_id == Trigger.id))
     return _oldest(claims)

@@ -21,6 +21,7 @@ from airflow.models.log import Log
 from msgspec import UNSET
 from sqlalchemy import delete, select
 
+from airflow_team_authz import airflow_compat
 from airflow_team_authz.decision_log import origin
 from airflow_team_authz.doors.decision_point import decision_point, settings
 from airflow_team_authz.escaping import logger
@@ -139,8 +140,7 @@ def _source(task_instance: Any, session: Session) -> _Source:
         from airflow.models.trigger import Trigger
 
         trigger = session.get(Trigger, trigger_id)
-        # Airflow 3.2 does not know whose a trigger is.
-        of_trigger = _teams(getattr(trigger, "team_name", None))
+        of_trigger = _teams(airflow_compat.team_of_trigger(trigger))
         names = sorted({watcher.name for watcher in getattr(trigger, "asset_watchers", ())})
         return _Source(Subject("watcher", ", ".join(names) or "unnamed", of_trigger), of_trigger)
     change = _change.get()
@@ -159,16 +159,15 @@ def _question(source: _Source, asset_id: int, dags: Iterable[DagModel], session:
     teams = teams_of_dags([dag.dag_id for dag in ordered], session)
     resources = []
     for dag in ordered:
-        # Airflow 3.2 knows no consent; without any, Airflow lets events of common Dags start what they may.
-        reference = references.get(dag.dag_id)
+        producers = airflow_compat.producers(references.get(dag.dag_id))
         delivery = Delivery(
             dag.dag_id,
             teams[dag.dag_id],
             names,
-            bool(getattr(reference, "allow_global_producers", True)),
+            producers.from_common_dags,
             consent.global_consumers,
             dag.dag_id in consent.airflow_allows,
-            tuple(getattr(reference, "allow_producer_teams", None) or ()),
+            producers.from_teams,
             UNSET if consent.consumer_teams is None else tuple(consent.consumer_teams),
         )
         resources.append(Resource("dag", delivery.team_id, dag.dag_id, "run", delivery=delivery))
@@ -332,9 +331,11 @@ def _replay(row: Log, held: HeldDelivery, session: Session) -> ReplayResult:
         with origin.at("datasets"):
             ((_, against),) = _pairs(question, decision_point().decide(question).decisions)
         if not against:
+            partition = {"partition_date": held.partition_date}
+            partition = airflow_compat.known_arguments(AssetManager._queue_dagruns, partition)
             AssetManager._queue_dagruns(
                 asset_id=held.asset_id, dags_to_queue={dag}, event=event, partition_key=event.partition_key,
-                task_instance=None, session=session, **_of_this_airflow(partition_date=held.partition_date),
+                task_instance=None, session=session, **partition,
             )  # fmt: skip
     row.event = REFUSED if against else REPLAYED
     session.execute(delete(Log).where(Log.id.in_(_parts(row))))
@@ -346,8 +347,7 @@ def _question_now(held: HeldDelivery, dag: DagModel, session: Session) -> Evalua
     """The question about such an event at present: Dags move to other teams, and authors change their minds."""
     source = _source_now(held, session)
     with _set(_consent, None):
-        # Airflow 3.2 has none, and knows no consent.
-        if hasattr(AssetManager, "_filter_dags_by_team"):
+        if airflow_compat.compares_teams_of_events(AssetManager):
             asset = session.get_one(AssetModel, held.asset_id)
             of_person = source.subject.type == "user"
             consumers = _consumers_now(held, session)
@@ -386,13 +386,6 @@ def _consumers_now(held: HeldDelivery, session: Session) -> dict[str, Any]:
     assert isinstance(delivery, Delivery)  # noqa: S101
     named = None if delivery.consumer_teams is UNSET else list(delivery.consumer_teams)
     return {"allow_consumer_teams": named, "allow_global_consumers": delivery.global_consumers}
-
-
-def _of_this_airflow(**named: Any) -> dict[str, Any]:
-    """The arguments that this Airflow's `_queue_dagruns` takes: Airflow 3.2 has no partition date."""
-    known = AssetManager._queue_dagruns.__kwdefaults__ or {}
-    names = {*AssetManager._queue_dagruns.__code__.co_varnames, *known}
-    return {name: value for name, value in named.items() if name in names}
 
 
 def _told(event_id: int, reasons: Iterable[str]) -> str:

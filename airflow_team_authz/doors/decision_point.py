@@ -7,7 +7,7 @@ from functools import cache
 from threading import Lock
 from typing import Any
 
-from airflow_team_authz import forks
+from airflow_team_authz import airflow_compat, forks
 from airflow_team_authz.decision_log import DecisionLog, open_log
 from airflow_team_authz.decision_log.metrics import Metrics
 from airflow_team_authz.decision_log.spans import Spans
@@ -70,10 +70,7 @@ def _metrics() -> Metrics | None:
         # Airflow itself goes on without metrics, and so do decisions.
         log.warning("decisions are not counted, since [metrics] cannot be read: %s", error)
         return None
-    from airflow.observability import stats
-
-    # Airflow 3.2 has the functions in a class.
-    return Metrics(decision_log(), stats if hasattr(stats, "incr") else stats.Stats)
+    return Metrics(decision_log(), airflow_compat.stats())
 
 
 def _with_spans(observer: Metrics | DecisionLog) -> Observer:

@@ -14,6 +14,7 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
+from airflow_team_authz import airflow_compat
 from airflow_team_authz.identities import requests
 
 
@@ -70,11 +71,9 @@ def _of_slots_alone(statuses: Callable[..., Iterator[Any]]) -> Callable[..., Ite
     def of_slots(self: Any, ti: Any, *arguments: Any, **named: Any) -> Iterator[Any]:
         from airflow.models.pool import Pool
         from sqlalchemy import select
-        from sqlalchemy.orm import Session
         from sqlalchemy.orm.attributes import set_committed_value
 
-        # Airflow 3.2 has its place before the dependency's context.
-        session = next(given for given in (*arguments, *named.values()) if isinstance(given, Session))
+        session = airflow_compat.session_among(arguments, named)
         statement = select(Pool).where(Pool.pool == ti.pool)
         with requests.unfiltered():
             there = session.scalar(statement) is not None

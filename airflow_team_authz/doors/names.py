@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import exists, insert, or_, select, update
 
+from airflow_team_authz import airflow_compat
 from airflow_team_authz.doors import DoorError
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import requests
@@ -118,8 +119,7 @@ def _guard_parsing(module: Any) -> None:
 
 def _guard_watchers(module: Any) -> None:
     """Keep another team's watchers of an asset: each description of the asset would replace them."""
-    # Airflow 3.2 knows no teams of triggers.
-    if not hasattr(module.Trigger, "team_name"):
+    if airflow_compat.team_of_trigger(module.Trigger) is None:
         return
     add = module.AssetModelOperation.add_asset_trigger_references
 
@@ -144,12 +144,9 @@ def _guard_references(module: Any) -> None:
     Airflow forgets what all stale Dags produce when any file is deleted, also another team's. Once the file is back,
     the others would have produced the asset for longer, and have its state.
     """
-    from importlib.util import find_spec
-
     from sqlalchemy.orm import aliased
 
-    # Airflow 3.2 keeps no state with assets.
-    if find_spec("airflow.models.asset_state_store") is None:
+    if not airflow_compat.keeps_state_of_assets():
         return
     forget = module.remove_references_to_deleted_dags
 
@@ -250,11 +247,8 @@ def _guard_cache(module: Any) -> None:
 
     And whoever asks: a Dag that a person may not see must not seem to be common.
     """
-    get_team_name, get_many = module.DagModel.get_team_name, module.DagModel.get_dag_id_to_team_name_mapping
-    # Airflow 3.2 keeps nothing.
-    if hasattr(module, "_team_name_cache"):
-        get_team_name = get_team_name.__wrapped__
-    module.DagModel.get_team_name = staticmethod(_whoever_asks(get_team_name))
+    get_many = module.DagModel.get_dag_id_to_team_name_mapping
+    module.DagModel.get_team_name = staticmethod(_whoever_asks(airflow_compat.uncached_team_name(module)))
     module.DagModel.get_dag_id_to_team_name_mapping = staticmethod(_whoever_asks(get_many))
 
 

@@ -17,7 +17,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant, get_flat_dependant
 from fastapi.routing import APIRoute
 
-from airflow_team_authz import questions
+from airflow_team_authz import airflow_compat, questions
 from airflow_team_authz.doors import DoorError, audit_rows, user_routes
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import requests
@@ -71,10 +71,10 @@ def put_into(app: Any) -> None:
 
 
 def _put_middlewares_into(app: Any) -> None:
-    """Airflow 3.2 does not ask its auth manager for any."""
+    """Where Airflow does not do it."""
     from airflow.api_fastapi.auth.managers.base_auth_manager import BaseAuthManager
 
-    if not hasattr(BaseAuthManager, "get_fastapi_middlewares"):
+    if not airflow_compat.asks_for_middlewares(BaseAuthManager):
         for middleware, options in app.state.auth_manager.get_fastapi_middlewares():
             app.add_middleware(middleware, **options)
 

@@ -20,7 +20,7 @@ from fastapi import HTTPException
 from msgspec import UNSET, UnsetType
 from sqlalchemy import select
 
-from airflow_team_authz import questions
+from airflow_team_authz import airflow_compat, questions
 from airflow_team_authz.decision_log import origin
 from airflow_team_authz.doors import disclosure, wall
 from airflow_team_authz.doors.bodies import TeamChanges, team_change
@@ -67,7 +67,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
 
     def get_fastapi_middlewares(self) -> list[Any]:
         """The login manager's, one that adds the reasons of refusals, and one that sees changes of teams."""
-        return [*getattr(super(), "get_fastapi_middlewares", list)(), (RefusalReasons, {}), (TeamChanges, {})]
+        return [*airflow_compat.login_middlewares(super()), (RefusalReasons, {}), (TeamChanges, {})]
 
     async def get_user_from_token(self, token: str, *arguments: Any, **named: Any) -> Any:
         """As the login manager has it. The request keeps the user, for routes about which Airflow asks nothing."""

@@ -38,6 +38,7 @@ from airflow_team_authz.opa.compile import (
     find_opa,
     functions,
     merged,
+    run_opa,
     scratch_directory,
     shipped_policies,
 )
@@ -331,6 +332,7 @@ class _Check:
             yield Finding(rule, otherwise, 1, told, "run `opa check --strict .` in the directory")
 
     def _run(self, place: str, *arguments: str, seconds: int = _SECONDS) -> Done:
+        """Run ``opa`` on what strangers wrote: unlike ``run_opa``, with limits and without our environment."""
         try:
             done = subprocess.run(  # noqa: S603 - our own arguments, no shell
                 [self._opa, *arguments],
@@ -418,6 +420,6 @@ def _reference(team_id: str) -> str:
 def _test_capabilities(opa: str) -> dict[str, Any]:
     """Capabilities of tests: those of policies, and the built-ins that OPA turns tests into."""
     ours: dict[str, Any] = json.loads((shipped_policies() / "capabilities.json").read_bytes())
-    done = subprocess.run([opa, "capabilities", "--current"], capture_output=True, check=True)  # noqa: S603
-    more = [builtin for builtin in json.loads(done.stdout)["builtins"] if builtin["name"] in _FOR_TESTS]
+    current = json.loads(run_opa([opa, "capabilities", "--current"]))
+    more = [builtin for builtin in current["builtins"] if builtin["name"] in _FOR_TESTS]
     return ours | {"builtins": sorted(ours["builtins"] + more, key=lambda builtin: str(builtin["name"]))}

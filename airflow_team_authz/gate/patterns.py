@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,7 @@ from airflow_team_authz.gate.findings import Finding
 from airflow_team_authz.gate.modules import Pattern
 from airflow_team_authz.model import EngineError
 from airflow_team_authz.opa.archive import unpack
-from airflow_team_authz.opa.compile import ENTRYPOINT_OPTIONS, scratch_directory
+from airflow_team_authz.opa.compile import ENTRYPOINT_OPTIONS, run_opa, scratch_directory
 from airflow_team_authz.opa.wasm import FUEL_BASE, FUEL_PER_TEAM, Policy, compiled, start
 
 # Half of what a question about another team more may take: all patterns of a package together.
@@ -151,6 +150,5 @@ def trying_policy(opa: str) -> Policy:
     """The policy that tries patterns, compiled once in a process: it takes half a second."""
     with scratch_directory() as directory:
         (Path(directory) / "try.rego").write_text(_TRY)
-        command = [opa, "build", "--target", "wasm", *ENTRYPOINT_OPTIONS, "try.rego"]
-        subprocess.run(command, cwd=directory, check=True, capture_output=True)  # noqa: S603 - our own arguments
+        run_opa([opa, "build", "--target", "wasm", *ENTRYPOINT_OPTIONS, "try.rego"], Path(directory))
         return compiled(unpack((Path(directory) / "bundle.tar.gz").read_bytes())["policy.wasm"], quick=True)

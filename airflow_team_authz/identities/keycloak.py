@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 from airflow.configuration import conf
 from msgspec import UNSET
 
+from airflow_team_authz import airflow_compat
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.identities import Identity
-from airflow_team_authz.identities.issuer import Issuer
 from airflow_team_authz.identities.tokens import NotVerifiedError, Tokens
+from airflow_team_authz.issuer import Issuer
 from airflow_team_authz.model import KeysUnknownError, Subject
 
 log = logger(__name__)
@@ -82,7 +83,7 @@ class KeycloakIdentity(Identity):
 
     def get_fastapi_middlewares(self) -> list[Any]:
         """Keycloak's own, and inside of it one that sees the tokens that it has renewed."""
-        return [(RenewedTokens, {"identity": self}), *super().get_fastapi_middlewares()]  # type: ignore[misc]
+        return [(RenewedTokens, {"identity": self}), *airflow_compat.login_middlewares(super())]
 
     def verifies(self) -> str:
         """See ``Identity``; asks for the realm's keys."""

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from airflow_team_authz import airflow_compat
 from airflow_team_authz.identities import requests
 from airflow_team_authz.model import Subject
 
@@ -122,8 +123,7 @@ _SUPERVISORS: dict[str, list[tuple[str, Callable[[Any], Callable[[Any], Subject 
         ("DagFileProcessorProcess", lambda parsing: lambda session: dag_processor(parsing.bundle_name, session))
     ],
     "airflow.jobs.triggerer_job_runner": [
-        # Airflow 3.2 has no triggerers of teams.
-        ("TriggerRunnerSupervisor", lambda running: lambda _: triggerer(getattr(running, "team_name", None)))
+        ("TriggerRunnerSupervisor", lambda running: lambda _: triggerer(airflow_compat.team_of_triggerer(running)))
     ],
     "airflow.sdk.execution_time.supervisor": [
         # `dag.test()` and `airflow tasks test`.

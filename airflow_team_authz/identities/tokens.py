@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jwt
 from jwt import exceptions as failures
 
-from airflow_team_authz.identities.issuer import Issuer, Keys
+from airflow_team_authz.issuer import Issuer, Keys
 from airflow_team_authz.model import KeysUnknownError
 
 MAX_TOKEN_CHARACTERS = 32 * 1024

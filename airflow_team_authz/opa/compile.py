@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
+from airflow_team_authz.files import replacing
 from airflow_team_authz.opa.errors import OpaError, Problem, in_one_text, problems
 
 MINIMUM_OPA = (1, 22, 2)
@@ -206,10 +207,7 @@ def _build(staged: Path, out: Path, opa: str) -> None:
 
 def _compile(place: Path, bundle: str, out: Path, revision: str, opa: str) -> None:
     capabilities = shipped_policies() / "capabilities.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the rename is atomic and a reader never sees half a bundle.
-    fresh = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with replacing(out) as fresh:
         run_opa(
             [
                 *(opa, "build", "--target", "wasm", "--bundle", bundle),
@@ -218,9 +216,6 @@ def _compile(place: Path, bundle: str, out: Path, revision: str, opa: str) -> No
             ],
             cwd=place,
         )
-        fresh.replace(out)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def check_ownership(source: Path, opa: str) -> None:

@@ -193,7 +193,7 @@ _MOST_NAMED = 4
 def told(change: Change, places: tuple[str, ...] = ()) -> str:
     """A line: who gains or loses what, and by which rule or role."""
     verb = ("gain" if change.first.gained else "lose") + ("" if len(change.whos) > 1 else "s")
-    return f"{_listed([who.name for who in change.whos])} {verb}: {what(change)}, {why(change, places)}"
+    return f"{listed([who.name for who in change.whos])} {verb}: {what(change)}, {why(change, places)}"
 
 
 def what(change: Change) -> str:
@@ -205,9 +205,9 @@ def what(change: Change) -> str:
     for (kind, id_), actions in by_kind.items():
         if not id_ or not {*actions} <= {*by_kind.get((kind, ""), ())}:
             by_actions[id_, tuple(dict.fromkeys(actions))].append(kind)
-    parts = [f"{', '.join(actions)} {_listed(kinds)}{id_ and ' '}{id_}" for (id_, actions), kinds in by_actions.items()]
-    owners = _listed([_whose(owner) for owner in change.owners])
-    return f"{_listed(parts, '; ')} {owners}"
+    parts = [f"{', '.join(actions)} {listed(kinds)}{id_ and ' '}{id_}" for (id_, actions), kinds in by_actions.items()]
+    owners = listed([_whose(owner) for owner in change.owners])
+    return f"{listed(parts, '; ')} {owners}"
 
 
 def _whose(owner: str | None) -> str:
@@ -223,7 +223,8 @@ def _id(resource: Resource) -> str:
     return "" if named == OTHER else str(named)
 
 
-def _listed(names: Sequence[str], between: str = ", ") -> str:
+def listed(names: Sequence[str], between: str = ", ") -> str:
+    """The first of them, and how many more there are."""
     shown = between.join(names[:_MOST_NAMED])
     return f"{shown} and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else shown
 
@@ -233,7 +234,7 @@ def why(change: Change, places: tuple[str, ...] = ()) -> str:
     one = change.first
     by = {"baseline": "by its roles", "guardrail": "by the platform", "team": "by the team"}.get(one.said.layer, "")
     by = f"by {', '.join(places)}" if places else by
-    return f"{'' if one.said is one.new else 'no longer '}{by} ({_listed(change.reasons, '; ')})"
+    return f"{'' if one.said is one.new else 'no longer '}{by} ({listed(change.reasons, '; ')})"
 
 
 def rego_test(change: Change) -> str:

@@ -6,28 +6,37 @@ import hashlib
 import hmac
 import secrets
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import jwt
-from jwt.exceptions import PyJWTError
+from jwt import PyJWK
+from jwt.exceptions import InvalidKeyError, PyJWTError
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from airflow_team_authz.issuer import ALGORITHMS, RENEW_SECONDS, Issuer
 from airflow_team_authz.server import ServerError
 from airflow_team_authz.server.database import Token
-from airflow_team_authz.server.issuer import IssuerKeys
 
 PLATFORM, TEAM, READER = "platform", "team", "reader"
 _PREFIX = "taz"
 # A revoked token counts as long as this at most.
 _REMEMBERED_SECONDS = 1.0
-_ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+# Whoever asks in vain, or for a key that there is not, keeps the issuer from being asked for this time.
+_PAUSE_SECONDS = 10.0
+# The longest time that a caller waits for the issuer.
+_TURN_SECONDS = 1.0
 
 
 class UnknownClientError(ServerError):
     """The token is none, is over or was revoked."""
+
+
+class IssuerUnreachableError(ServerError):
+    """The issuer's keys cannot be had, so its tokens cannot be checked."""
 
 
 class Caller(NamedTuple):
@@ -90,7 +99,7 @@ class Access:
     def __init__(self, engine: Engine, oidc: Oidc | None = None) -> None:
         self._engine = engine
         self._oidc = oidc
-        self._keys = IssuerKeys(oidc.issuer if oidc else "")
+        self._issuer = Issuer(f"{oidc.issuer.rstrip('/')}/.well-known/openid-configuration") if oidc else None
         self._seen: dict[str, _Seen] = {}
 
     def remembered(self, token: str) -> Caller | None:
@@ -147,7 +156,7 @@ class Access:
             return Caller(f"token {id_}", found.kind, teams, found.bundle), found.expires_at
 
     def _issuers(self, token: str) -> tuple[Caller, datetime]:
-        if self._oidc is None:
+        if self._oidc is None or self._issuer is None:
             raise UnknownClientError("the token is none of this server's")
         try:
             # Of whom it says to be is looked at first: the issuer is not asked because of just any text.
@@ -156,8 +165,8 @@ class Access:
                 raise UnknownClientError("the token is none of this server's, nor of its issuer")
             claims = jwt.decode(
                 token,
-                self._keys.key(unverified["header"].get("kid")).key,
-                algorithms=_ALGORITHMS,
+                _key(self._issuer, self._oidc.issuer, unverified["header"].get("kid")),
+                algorithms=sorted(ALGORITHMS),
                 audience=self._oidc.audience,
                 issuer=self._oidc.issuer,
                 leeway=10,
@@ -179,6 +188,22 @@ class Access:
         if not named:
             raise UnknownClientError(f"the token's claim {oidc.team_claim} names no team")
         return Caller(name, TEAM, tuple(named))
+
+
+def _key(issuer: Issuer, name: str, id_: object) -> PyJWK:
+    """One key of an issuer; ``InvalidKeyError`` if it has no such key, and ``IssuerUnreachableError``."""
+    keys = issuer.keys
+    is_good = keys is not None and id_ in keys.by_id and issuer.unanswered_seconds < RENEW_SECONDS
+    if not is_good and issuer.untried_seconds > _PAUSE_SECONDS:
+        with suppress(TimeoutError):
+            issuer.fetch().result(_TURN_SECONDS)
+    keys = issuer.keys
+    if keys is None or issuer.unanswered_seconds > RENEW_SECONDS + _PAUSE_SECONDS:
+        # Not why: the issuer's answer may quote where it sends us.
+        raise IssuerUnreachableError(f"the keys of {name} cannot be had")
+    if not isinstance(id_, str) or id_ not in keys.by_id:
+        raise InvalidKeyError("its issuer has no such key")
+    return keys.by_id[id_]
 
 
 def _hash(secret: str) -> str:

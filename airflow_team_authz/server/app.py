@@ -20,10 +20,9 @@ from airflow_team_authz.gate.findings import sarif
 from airflow_team_authz.model import EngineError, UnfitKeyError
 from airflow_team_authz.opa.archive import BundleRefusedError
 from airflow_team_authz.opa.compile import CompileError
-from airflow_team_authz.server.access import Access, Oidc, UnknownClientError
+from airflow_team_authz.server.access import Access, IssuerUnreachableError, Oidc, UnknownClientError
 from airflow_team_authz.server.bodies import Bodies
 from airflow_team_authz.server.decisions import Decisions, NoDecisionsError, NoPolicyError, Readable, TooFastError
-from airflow_team_authz.server.issuer import IssuerUnreachableError
 from airflow_team_authz.server.metrics import CountedRequests, Counting
 from airflow_team_authz.server.releases import FrozenError, NotFoundError, NotPublishableError, OutdatedError, Releases
 from airflow_team_authz.server.routes import ServerParts, router

@@ -18,9 +18,9 @@ pytest.importorskip("requests", reason="requests is not installed")
 
 from cryptography.hazmat.primitives.asymmetric import rsa  # noqa: E402
 
-from airflow_team_authz.identities import issuer as module  # noqa: E402
-from airflow_team_authz.identities.issuer import Issuer  # noqa: E402
+from airflow_team_authz import issuer as module  # noqa: E402
 from airflow_team_authz.identities.tokens import NotVerifiedError, Tokens  # noqa: E402
+from airflow_team_authz.issuer import Issuer  # noqa: E402
 from airflow_team_authz.model import KeysUnknownError  # noqa: E402
 from tests.conftest import eventually, forked  # noqa: E402
 
@@ -159,6 +159,22 @@ def test_a_bad_answer_leaves_the_keys_that_are_known(
     assert read(tokens, token(groups=["h"])) == ["h"]
     with pytest.raises(KeysUnknownError):
         read(tokens, token(kid="two"))
+
+
+def test_without_an_address_the_issuers_document_says_where_its_keys_are(fake: FakeIssuer) -> None:
+    issuer = Issuer(f"{fake.url}/discovery")
+    fake.answers["/discovery"] = json.dumps({"issuer": "us", "jwks_uri": f"{fake.url}/keys"}).encode()
+    assert issuer.fetch().result(30) is True
+    assert set(issuer.required_keys().by_id) == {"one"}
+
+
+@pytest.mark.parametrize("place", [None, 1, ["x"], "ftp://x", "", "file:///etc/passwd"])
+def test_a_document_that_names_no_place_of_keys_is_an_error(fake: FakeIssuer, place: object) -> None:
+    issuer = Issuer(f"{fake.url}/discovery")
+    fake.answers["/discovery"] = json.dumps({"issuer": "us", "jwks_uri": place}).encode()
+    assert issuer.fetch().result(30) is False
+    with pytest.raises(KeysUnknownError):
+        issuer.required_keys()
 
 
 def test_a_slow_issuer_holds_up_nobody_whose_key_is_known(fake: FakeIssuer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 from sqlalchemy import create_engine
 
-from airflow_team_authz.server.access import Access, Oidc, UnknownClientError
-from airflow_team_authz.server.issuer import IssuerUnreachableError
+from airflow_team_authz.server.access import Access, IssuerUnreachableError, Oidc, UnknownClientError
 from tests.conftest import eventually
 from tests.server.conftest import Server, told
 
@@ -105,7 +104,7 @@ class _Documents(BaseHTTPRequestHandler):
         self.server.asked.append(self.path)
         public = json.loads(RSAAlgorithm.to_jwk(self.server.key.public_key()))
         documents = {
-            "/.well-known/openid-configuration": {"jwks_uri": f"{self.server.url}/keys"},
+            "/.well-known/openid-configuration": {"issuer": self.server.url, "jwks_uri": f"{self.server.url}/keys"},
             "/keys": {"keys": [public | {"kid": "one", "use": "sig", "alg": "RS256"}]},
         }
         self.send_response(200)
@@ -193,7 +192,7 @@ def test_made_up_key_ids_do_not_ask_the_issuer_each_time(issuer: Issuer) -> None
 
 
 def test_an_issuer_that_says_nothing_is_waited_for_once(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_team_authz.server.issuer._TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr("airflow_team_authz.issuer._TIMEOUT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         access, began = asks(address), time.monotonic()
@@ -205,6 +204,18 @@ def test_an_issuer_that_says_nothing_is_waited_for_once(issuer: Issuer, monkeypa
             with pytest.raises(IssuerUnreachableError):
                 access.caller(issuer.token(iss=address, team_id="alpha"))
         assert time.monotonic() - began < 2.5
+
+
+def test_the_keys_of_an_issuer_that_is_gone_are_good_for_minutes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Issuer() as gone:
+        access, tokens = asks(gone.url), [gone.token(team_id="alpha", jti=str(number)) for number in range(3)]
+        assert access.caller(tokens[0]).owns("alpha")
+        gone.shutdown()
+    assert access.caller(tokens[1]).owns("alpha")
+    monkeypatch.setattr("airflow_team_authz.server.access.RENEW_SECONDS", 0.0)
+    monkeypatch.setattr("airflow_team_authz.server.access._PAUSE_SECONDS", 0.0)
+    with pytest.raises(IssuerUnreachableError):
+        access.caller(tokens[2])
 
 
 def test_where_an_issuer_sends_us_is_neither_followed_nor_told(issuer: Issuer) -> None:

@@ -1,4 +1,4 @@
-"""An OpenID Connect issuer's public keys: cached, renewed and fetched beside whoever asks.
+"""An OpenID Connect issuer's public keys: cached, renewed, and fetched by a thread of their own.
 
 OpenID Connect Discovery 1.0 (https://openid.net/specs/openid-connect-discovery-1_0.html), RFC 7517 for the keys.
 """
@@ -46,18 +46,19 @@ class Keys(NamedTuple):
 class Issuer:
     """The keys of the issuer at ``discovery`` (an address that ends in ``/.well-known/openid-configuration``).
 
-    Nothing here waits for the network but the thread that fetches: at most one at a time, at most one fetch a second.
-    When the issuer is gone, the keys that are known stay.
+    The keys are at ``keys_url``; without it, where the issuer's own document says (``jwks_uri``). Nothing here waits
+    for the network but the thread that fetches: at most one at a time, at most one fetch a second. When the issuer is
+    gone, the keys that are known stay; ``unanswered_seconds`` tells how old they are.
     """
 
-    def __init__(self, discovery: str, keys_url: str) -> None:
+    def __init__(self, discovery: str, keys_url: str | None = None) -> None:
         self._discovery = discovery
         self._keys_url = keys_url
         self._keys: Keys | None = None
         self._published: object = None
         self._asked = -RENEW_SECONDS
         self._failure = "nobody has asked yet"
-        self._tried = -math.inf
+        self._tried = self._answered = -math.inf
         self._lock = threading.Lock()
         self._fetching: Future[bool] | None = None
         forks.after_fork(self._after_fork)
@@ -76,7 +77,17 @@ class Issuer:
     @property
     def is_overdue(self) -> bool:
         """Whether this process has not tried to renew the keys for long: who can wait for that is to do so."""
-        return time.monotonic() - self._tried > OVERDUE_SECONDS
+        return self.untried_seconds > OVERDUE_SECONDS
+
+    @property
+    def untried_seconds(self) -> float:
+        """The time since the last try to get the keys ended; without end where there was none in this process."""
+        return time.monotonic() - self._tried
+
+    @property
+    def unanswered_seconds(self) -> float:
+        """The time since the issuer told its keys last; without end where it never did."""
+        return time.monotonic() - self._answered
 
     def required_keys(self) -> Keys:
         """``keys``, or ``KeysUnknownError`` with what went wrong."""
@@ -104,7 +115,8 @@ class Issuer:
         try:
             time.sleep(max(0.0, self._asked + PAUSE_SECONDS - time.monotonic()))
             self._asked = time.monotonic()
-            issuer, published = _get(self._discovery).get("issuer"), _get(self._keys_url)
+            document = _get(self._discovery)
+            issuer, published = document.get("issuer"), _get(self._keys_url or _text(document.get("jwks_uri")))
             if not isinstance(issuer, str) or not issuer:
                 raise ValueError(f"{self._discovery} names no issuer")
             if (issuer, published) != self._published:
@@ -113,7 +125,7 @@ class Issuer:
                 log.info("%d keys of %s are known", len(self._keys.by_id), issuer)
             elif self._failure:
                 log.info("%s answers again", issuer)
-            failure = ""
+            failure, self._answered = "", time.monotonic()
         except Exception as error:  # of the network, of TLS, of whatever the answer holds
             failure = f"{type(error).__name__}: {error}"[:300]
             if failure != self._failure:
@@ -123,6 +135,12 @@ class Issuer:
             with self._lock:
                 self._fetching = None
             done.set_result(not failure)
+
+
+def _text(address: object) -> str:
+    if not isinstance(address, str):
+        raise ValueError("the issuer's document names no place of its keys (jwks_uri)")
+    return address
 
 
 def _usable(published: Mapping[str, Any]) -> dict[str, PyJWK]:
