@@ -221,6 +221,10 @@ class UnreachableError(EngineError):
     """No server answers at the engine's address."""
 
 
+class NotAnsweringError(EngineError):
+    """The server at the engine's address answers neither questions nor its health check, so it is not asked."""
+
+
 class DeadlineExceededError(EngineError):
     """The answer did not come within ``[team_authz] deadline_ms``."""
 

@@ -101,7 +101,8 @@ class Settings(BaseModel):
         le=60_000,
         description=(
             "Milliseconds until a question to an OPA server becomes an error. Each further resource of "
-            "a list adds 0.1 ms."
+            "a list adds 0.1 ms. A server that answers nothing at all stops the requests of a process for "
+            "this time once, not each of them."
         ),
     )
     opa_ca_file: Path | None = Field(None, description="Certificates (PEM) that verify an https OPA server.")

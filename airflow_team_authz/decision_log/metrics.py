@@ -41,8 +41,22 @@ class Meter(Protocol):
     def timing(self, stat: str, dt: float, *, tags: dict[str, str]) -> None: ...
 
 
+class Breaker(Protocol):
+    """The circuit breaker of an engine: whether questions are errors at once, and how often they began to be."""
+
+    @property
+    def is_open(self) -> bool: ...
+    @property
+    def openings(self) -> int: ...
+
+
 class Metrics:
-    """An observer of the decision point, in front of the decision log. It neither waits nor raises."""
+    """An observer of the decision point, in front of the decision log. It neither waits nor raises.
+
+    ``breaker`` is that of the engine, if it has one.
+    """
+
+    breaker: Breaker | None = None
 
     def __init__(self, decision_log: DecisionLog, meter: Meter) -> None:
         self._log = decision_log
@@ -134,6 +148,7 @@ class Metrics:
                 for nanoseconds in taken:
                     self._meter.timing("team_authz.duration", nanoseconds / 1e6, tags={"door": door, "kind": kind})
             self._meter.gauge("team_authz.policy.age_seconds", round(time.monotonic() - self._since), tags={})
+            self._tell_of_breaker()
             self._tell_of_log()
             self._failure = ""
         except Exception as error:
@@ -141,6 +156,15 @@ class Metrics:
             if self._failure != repr(error):
                 log.exception("Airflow's metrics took no counts")
             self._failure = repr(error)
+
+    def _tell_of_breaker(self) -> None:
+        if self.breaker is None:
+            return
+        self._meter.gauge("team_authz.breaker.open", int(self.breaker.is_open), tags={})
+        total = self.breaker.openings
+        if more := total - self._told["openings", ""]:
+            self._meter.incr("team_authz.breaker.openings", more, tags={})
+            self._told["openings", ""] = total
 
     def _tell_of_log(self) -> None:
         for writer in self._log.writers:

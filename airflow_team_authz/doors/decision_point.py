@@ -51,7 +51,10 @@ def settings() -> Settings:
 @cache
 def _opened() -> DecisionPoint:
     with forks.whole():
-        return DecisionPoint(open_engine(settings()), _with_spans(_metrics() or decision_log()))
+        engine = open_engine(settings())
+        if (metrics := _metrics()) is not None:
+            metrics.breaker = getattr(engine, "breaker", None)
+        return DecisionPoint(engine, _with_spans(metrics or decision_log()))
 
 
 @cache
