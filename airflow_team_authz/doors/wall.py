@@ -326,11 +326,9 @@ def _within(context: Callable[[], AbstractContextManager[None]], function: Calla
 
 def guard(module: ModuleType) -> None:
     """See ``airflow_team_authz.hooks``: the module is one of those whose questions come before what they are about."""
-    if module.__name__.endswith(".task_instances"):
+    if service := vars(module).get("BulkTaskInstanceService"):
         # The handler of a bulk change asks about each Dag, and looks for its task instances after that.
-        service = vars(module)["BulkTaskInstanceService"]
         service._categorize_entities = asked_before_handler(service._categorize_entities)
-        return
     for name, make in vars(module).copy().items():
         if name.startswith("requires_access_"):
             setattr(module, name, _asking_before_handler(make))
