@@ -130,7 +130,8 @@ class _Listed(NamedTuple):
 class DecisionPoint:
     """The policy decision point (PDP) as the rest of the package sees it."""
 
-    def __init__(self, engine: Engine, observer: Observer | None = None) -> None:
+    def __init__(self, engine: Engine, observer: Observer | None = None, name: str = "") -> None:
+        """``name``: of the policy in the log, unless it is the one in force."""
         self._engine = engine
         self._observer: Observer = observer or _Nobody()
         self._encode = msgspec.json.Encoder().encode
@@ -140,8 +141,8 @@ class DecisionPoint:
         self._decode_standing = msgspec.json.Decoder(Standing, strict=True).decode
         self._kept: Callable[[], Kept | None] = getattr(engine, "kept", _nothing)
         self._check: Callable[[], None] = getattr(engine, "check", _nothing)
-        self._outages = Outages()
-        self._left_out = LeftOut()
+        self._outages = Outages(name)
+        self._left_out = LeftOut(name)
         self._pace = 1.0
         self._heard = _Heard()
         if (report := getattr(engine, "report_left_out", None)) is not None:
@@ -176,7 +177,7 @@ class DecisionPoint:
     def refuse(self, question: Evaluations, reason: str) -> str:
         """Tell the observer of what a door refuses without asking, as nobody can say what to ask; the record's id."""
         refused = [Decision(False, (reason,), "default")] * len(question.resources)
-        return self._observer.decided(question, refused, Provenance("", 0))
+        return self._observer.decided(question, refused, Provenance("", 0, by_policy=False))
 
     def _decide_parts(self, question: Evaluations) -> tuple[list[Decision], str, bool]:
         decisions: list[Decision] = []

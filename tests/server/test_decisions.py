@@ -234,6 +234,21 @@ def test_who_may_send_and_see_what(server: Server) -> None:
     assert not any("betas" in json.dumps(record) or "secret-group" in json.dumps(record) for record in told.values())
 
 
+def test_a_team_sees_the_other_answer_about_its_own_and_nothing_of_several(server: Server) -> None:
+    candidate = {"direction": "opens", "result": {"allow": True, "reasons": ["x"]}, "revision": "r2"}
+    custom = {"outcome": "shadow", "door": "users", "candidate": candidate}
+    one, several = (event(connection("alpha", "lent"), custom=custom) for _ in range(2))
+    several["input"]["resources"] = [several["input"].pop("resource"), connection("beta")]
+    assert sent(server, one, several).status_code == 200
+    told = {
+        record["record"]["decision_id"]: record["record"]["custom"] for record in seen(server, "alpha", shadow=True)
+    }
+    assert told[one["decision_id"]]["candidate"] == candidate
+    assert "candidate" not in told[several["decision_id"]]
+    for who in ("alpha", "platform"):
+        assert not told.keys() & {record["record"]["decision_id"] for record in seen(server, who)}
+
+
 def test_the_policy_decides_what_a_team_sees(table: Decisions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rules of the site take one audit log away; without any policy nobody but the platform sees anything."""
     taken(table, event(connection("alpha", "open")), event(connection("alpha", "sealed")))
