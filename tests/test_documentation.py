@@ -204,6 +204,6 @@ def test_options_that_the_documentation_names_alone_exist() -> None:
 
 def options(command: Any) -> Iterator[str]:
     """Of a command and those below it."""
-    yield from (option for parameter in command.params for option in parameter.opts)
+    yield from (option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts))
     for below in getattr(command, "commands", {}).values():
         yield from options(below)

@@ -23,6 +23,9 @@ from airflow_team_authz.cli import (
     imports,
     init,
     keys,
+    matrix,
+    recorded,
+    review,
     server,
     whoami,
 )
@@ -98,7 +101,10 @@ app.command("init")(init.init)
 app.add_typer(imports.app, name="import")
 app.add_typer(keys.app, name="keys")
 app.add_typer(server.app, name="server")
-app.command("matrix")(access.matrix)
+app.command("replay")(recorded.replay)
+app.add_typer(recorded.shadow_app, name="shadow")
+app.command("matrix")(matrix.matrix)
+app.add_typer(review.app, name="review")
 app.command("who-can")(access.who_can)
 app.command("whoami")(whoami.whoami)
 

@@ -1,14 +1,10 @@
-"""``team-authz can``, ``who-can`` and ``matrix``: who may do what, by the policy and what this Airflow has."""
+"""``team-authz can`` and ``who-can``: who may do what, by the policy and what this Airflow has."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +14,6 @@ from airflow_team_authz.cli.support.console import (
     Output,
     OutputOption,
     Progress,
-    Table,
     UserError,
     complain,
     print_columns,
@@ -27,8 +22,7 @@ from airflow_team_authz.cli.support.console import (
     talking_to_stderr,
 )
 from airflow_team_authz.cli.support.engine import PolicyOption, UrlOption, configured_engine, named_engine, opened
-from airflow_team_authz.cli.support.resources import kind_named, resource_named, unreadable
-from airflow_team_authz.cli.support.spreadsheet import harmless
+from airflow_team_authz.cli.support.resources import resource_named, unreadable
 
 if TYPE_CHECKING:
     from airflow_team_authz.engines import DecisionPoint
@@ -47,13 +41,6 @@ SourcesOption = Annotated[
 TeamOption = Annotated[
     str | None, typer.Option(metavar="ID", help="The owner of the resource, if it does not exist yet.")
 ]
-
-
-class By(StrEnum):
-    """The subjects of a matrix: people and names, or roles."""
-
-    SUBJECT = "subject"
-    ROLE = "role"
 
 
 def can(
@@ -75,7 +62,7 @@ def can(
     """
     if (action is None) != (resource is None):
         raise UserError("name both ACTION and TYPE/ID, or neither")
-    with _asking(policy, opa_url) as point:
+    with asking(policy, opa_url) as point:
         somebody = _somebody(who)
         questions = _about(action, resource, team, [somebody]) if action and resource else _all([somebody])
         found = _permissions(point, questions)
@@ -102,48 +89,13 @@ def who_can(
 
     Exit code 0: somebody has the right. 1: none of these has it. 2: the engine did not answer.
     """
-    with _asking(policy, opa_url) as point:
-        whos, missing = _population(policy, opa_url, sources)
+    with asking(policy, opa_url) as point:
+        whos, missing = _people(policy, opa_url, sources)
         found = _permissions(point, _about(action, resource, team, whos))
     rows = [[one.who.name, one.decision.layer, "; ".join(one.decision.reasons)] for one in found]
     _print(found, output, rows, missing)
     if not found:
         raise typer.Exit(NOBODY)
-
-
-def matrix(
-    by: Annotated[
-        By,
-        typer.Option(help="Show the rights of people, groups and tasks in this Airflow, or of each role of a policy."),
-    ] = By.SUBJECT,
-    type_: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only resources of this type.")] = None,
-    team: Annotated[str | None, typer.Option(metavar="ID", help="Only resources of this team.")] = None,
-    policy: PolicyOption = None,
-    opa_url: UrlOption = None,
-    sources: SourcesOption = None,
-    output: Annotated[
-        Table, typer.Option("--output", "-o", help="The form; JSON is one permission a line.")
-    ] = Table.TABLE,
-) -> None:
-    """Show every allowed action of every person, group and task on every resource.
-
-    --by role needs no Airflow: it shows the rights of each role of the policy on resources of its own team, on those of
-    another team, and on common ones.
-
-    Exit code 0: shown. 2: the engine did not answer.
-    """
-    if type_ is not None:
-        kind_named(type_)
-    missing: list[str] = []
-    with _asking(policy, opa_url) as point:
-        if by is By.ROLE:
-            questions = _of_roles(_sources(policy, opa_url, sources))
-        else:
-            questions, missing = of_inventory(_sources(policy, opa_url, sources))
-        wanted = _only(questions, type_, team)
-        _print_matrix(_permitted(point, wanted), output)
-    for told in missing:
-        complain(f"not covered: {told}")
 
 
 # Who and what
@@ -181,20 +133,20 @@ def of_inventory(*policies: Sources | None) -> tuple[Iterator[Asked], list[str]]
     from airflow_team_authz.cli.support.login import login_manager, name_of
     from airflow_team_authz.review.inventory import NOT_COVERED, population
 
-    things = _things()
+    there = _things()
     with talking_to_stderr():
         manager = login_manager()
-        found = [population(manager, name_of(manager), policy, things.team_ids) for policy in policies]
+        found = [population(manager, name_of(manager), policy, there.team_ids) for policy in policies]
     whos = dict.fromkeys(who for one in found for who in one.whos)
     missing = dict.fromkeys(told for one in found for told in one.not_covered)
-    return things.questions(whos), [*missing, *NOT_COVERED]
+    return there.questions(whos), [*missing, *NOT_COVERED]
 
 
-def _population(policy: Path | None, opa_url: str | None, sources: Path | None) -> tuple[Sequence[Who], list[str]]:
+def _people(policy: Path | None, opa_url: str | None, sources: Path | None) -> tuple[Sequence[Who], list[str]]:
     from airflow_team_authz.cli.support.login import login_manager, name_of
     from airflow_team_authz.review.inventory import population
 
-    named = _sources(policy, opa_url, sources)
+    named = sources_named(policy, opa_url, sources)
     with talking_to_stderr():
         manager = login_manager()
         found = population(manager, name_of(manager), named, _things().team_ids)
@@ -228,25 +180,7 @@ def _all(whos: Sequence[Who]) -> Iterator[Asked]:
     return _things().questions(whos)
 
 
-def _of_roles(sources: Sources | None) -> Iterator[Asked]:
-    from airflow_team_authz.review.kinds import Kinds
-
-    if sources is None:
-        raise UserError("an OPA server does not show its role table: name the policy directory by --sources")
-    return Kinds(sources).of_roles()
-
-
-def _only(questions: Iterator[Asked], type_: str | None, team: str | None) -> Iterator[Asked]:
-    for asked in questions:
-        resources = [
-            one for one in asked.resources
-            if type_ in {None, one.type, f"{one.type}.{one.entity}"} and team in {None, one.team_id}
-        ]  # fmt: skip
-        if resources:
-            yield asked._replace(resources=resources)
-
-
-def _sources(policy: Path | None, opa_url: str | None, sources: Path | None) -> Sources | None:
+def sources_named(policy: Path | None, opa_url: str | None, sources: Path | None) -> Sources | None:
     """The policy's directory and role table, if they can be read."""
     from airflow_team_authz.review.names import Sources as Read
     from airflow_team_authz.review.names import read_sources
@@ -265,7 +199,8 @@ def _settings(policy: Path | None, opa_url: str | None) -> EngineSettings:
 
 
 @contextmanager
-def _asking(policy: Path | None, opa_url: str | None) -> Iterator[DecisionPoint]:
+def asking(policy: Path | None, opa_url: str | None) -> Iterator[DecisionPoint]:
+    """The engine of the options, or of the settings. A policy that fails is a ``UserError``."""
     from airflow_team_authz.engines import DecisionPoint
     from airflow_team_authz.review import NotDecidedError
 
@@ -279,7 +214,8 @@ def _asking(policy: Path | None, opa_url: str | None) -> Iterator[DecisionPoint]
 # What is printed
 
 
-def _permitted(point: DecisionPoint, questions: Iterator[Asked]) -> Iterator[Allowed]:
+def permitted(point: DecisionPoint, questions: Iterator[Asked]) -> Iterator[Allowed]:
+    """The permissions among these questions. It shows the progress on stderr."""
     from airflow_team_authz.review import permissions
 
     progress = Progress("permissions found")
@@ -290,7 +226,7 @@ def _permitted(point: DecisionPoint, questions: Iterator[Asked]) -> Iterator[All
 
 
 def _permissions(point: DecisionPoint, questions: Iterator[Asked]) -> list[Allowed]:
-    return list(_permitted(point, questions))
+    return list(permitted(point, questions))
 
 
 def _row(one: Allowed) -> dict[str, str]:
@@ -327,26 +263,3 @@ def _print(found: Sequence[Allowed], output: Output, rows: list[list[str]], miss
         print_line("The policy allows nothing.")
     for told in missing:
         complain(f"not covered: {told}")
-
-
-def _print_matrix(found: Iterator[Allowed], output: Table) -> None:
-    if output is Table.TABLE:
-        by_who: dict[str, list[Allowed]] = defaultdict(list)
-        for one in found:
-            by_who[one.who.name].append(one)
-        rows = [[name, *row] for name, theirs in by_who.items() for row in _folded(theirs)]
-        print_columns([["who", "may", "type", "id", "team", "layer", "reason"], *rows])
-        return
-    if output is Table.CSV:
-        _print_cells(_COLUMNS)
-    for one in found:
-        if output is Table.CSV:
-            _print_cells(_row(one).values())
-        else:
-            print_line(json.dumps(_row(one), ensure_ascii=False))
-
-
-def _print_cells(cells: Iterable[str]) -> None:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow([harmless(cell) for cell in cells])
-    print_line(out.getvalue())

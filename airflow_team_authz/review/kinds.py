@@ -18,7 +18,7 @@ from airflow_team_authz.team_ids import is_team_id
 
 # What no policy names.
 OTHER = "any-other"
-_ANOTHER = f"{OTHER}-team"
+ANOTHER = f"{OTHER}-team"
 # What things are called that no policy has a name for.
 _ANY = {UNSET, OTHER, "1", "asset", "any-dag"}
 _MACHINES: tuple[SubjectType, ...] = ("dag_processor", "triggerer", "watcher")
@@ -104,7 +104,7 @@ class Kinds:
         whos += [self._with_role(role) for role in self.roles]
         machines = _Block(None, OTHER, (), (), Names())
         whos += [who for who, _ in self._machines(machines, [OTHER]) if who.kind == "task"]
-        for owner in (OTHER, _ANOTHER, None):
+        for owner in (OTHER, ANOTHER, None):
             by_action = self._resources(_Block(owner, OTHER, (), (), Names()))
             yield from (Asked(who, action, resources) for who in whos for action, resources in by_action.items())
 
@@ -115,7 +115,7 @@ class Kinds:
             names = joined(*(names for package in packages for names in package.together()))
             named = names.of("subject.team_ids") if owner in self._teams else ()
             others = self._few({name for name in named if is_team_id(name)} - {owner}, "teams")
-            yield _Block(owner, owner or OTHER, (*others, *([] if owner is None else [_ANOTHER])), packages, names)
+            yield _Block(owner, owner or OTHER, (*others, *([] if owner is None else [ANOTHER])), packages, names)
 
     def _packages(self, owner: str | None) -> tuple[Package, ...]:
         return tuple(policy.packages[owner] for policy in self._policies if owner in policy.packages)
@@ -145,14 +145,14 @@ class Kinds:
             for role in [None, *self.roles] if team == block.own else [None]:
                 held = "a member" if role is None else role
                 roles = () if role is None else (role,)
-                yield Who("person", f"user {id_} as {held} in {_team(team)}", Subject("user", id_, (team,), roles))
+                yield Who("person", f"user {id_} as {held} in {team_words(team)}", Subject("user", id_, (team,), roles))
 
     def _members(self, teams: Iterable[str]) -> Iterator[Who]:
         for team in teams:
-            yield Who("team", f"a member of {_team(team)} without a role", Subject("user", OTHER, (team,), ()))
+            yield Who("team", f"a member of {team_words(team)} without a role", Subject("user", OTHER, (team,), ()))
             # What may be a team, and nobody has a role there, needs no role.
-            for role in self.roles if team in {*self._teams, OTHER, _ANOTHER} else []:
-                yield Who("role", f"{role} in {_team(team)}", Subject("user", OTHER, (team,), (role,)))
+            for role in self.roles if team in {*self._teams, OTHER, ANOTHER} else []:
+                yield Who("role", f"{role} in {team_words(team)}", Subject("user", OTHER, (team,), (role,)))
 
     def _with_role(self, role: str) -> Who:
         return Who("role", f"{role} without a team", Subject("user", OTHER, (), (role,)))
@@ -190,7 +190,10 @@ class Kinds:
         # The id of a task has two halves.
         named += [(id_, *_halves(id_), "any-run") for id_ in ids if "." in id_]
         for team in [None, *teams]:
-            held, of = (() if team is None else (team,)), " without a team" if team is None else f" of {_team(team)}"
+            held, of = (
+                (() if team is None else (team,)),
+                " without a team" if team is None else f" of {team_words(team)}",
+            )
             yield Who("task", f"a task{of}", _task("any-dag", "any-task", "any-run", held)), None
             for word, dag, task, run in named:
                 yield Who("task", f"task {dag}.{task}{of} in {run}", _task(dag, task, run, held)), word
@@ -263,10 +266,11 @@ class Kinds:
         return found[:_MOST_NAMES]
 
 
-def _team(team: str) -> str:
+def team_words(team: str) -> str:
+    """A team as people call it, also one that no policy names."""
     if team == OTHER:
         return "its own team"
-    return "another team" if team == _ANOTHER else f"team {team}"
+    return "another team" if team == ANOTHER else f"team {team}"
 
 
 def holder(table: str, name: str) -> Who:

@@ -157,10 +157,18 @@ def test_what_cannot_be_meant_is_an_error_and_no_empty_answer(run, policy, argum
 
 
 @pytest.mark.usefixtures("simple")
-def test_the_matrix_agrees_with_the_other_commands_and_the_engine(run, policy, point):
-    result = run("matrix", "--type", "connection", "--policy", policy, "-o", "json")
+def test_the_matrix_agrees_with_the_other_commands_and_the_engine(run, policy, point, tmp_path):
+    used = {"subject": {"type": "user", "id": "bob"}, "action": "read",
+            "resource": {"type": "connection", "team_id": "alpha", "id": "connection_of_alpha"}}  # fmt: skip
+    record = {"decision_id": "1", "timestamp": "2026-11-20T10:00:00Z", "custom": {"outcome": "allow"}, "input": used}
+    (tmp_path / "log").write_text(json.dumps(record))
+    result = run("matrix", "--type", "connection", "--policy", policy, "-o", "json", "--log", tmp_path / "log")
     assert result.exit_code == 0, result.output
-    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    document = json.loads(result.stdout)
+    rows = document["permissions"]
+    assert {row["last_use"] for row in rows} == {"2026-11-20T10:00:00Z", "none"}
+    assert [(row["who"], row["action"]) for row in rows if row["last_use"] != "none"] == [("user bob", "read")]
+    assert document["head"]["not_covered"][-2].startswith("uses before the 1 allowed decisions")
     cells = {(row["who"], row["action"], row["type"], row["id"], row["team"]) for row in rows}
     assert {cell for cell in cells if cell[0] == "user bob"} == {
         one for one in permissions(run("can", "bob", "--policy", policy, "-o", "json")) if one[2] == "connection"
@@ -183,21 +191,22 @@ def test_csv_is_for_spreadsheets_and_holds_no_formula(run, tmp_path):
     files = {"airflow/directory/data.json": json.dumps({"groups": groups}), "airflow/site/site.rego": rule}
     result = run("matrix", "--type", "connection", "--policy", write(tmp_path / "policy", files), "-o", "csv")
     rows = list(csv.reader(io.StringIO(result.stdout)))
-    assert rows[0] == ["who", "kind", "action", "type", "id", "team", "layer", "reason"]
-    assert {len(row) for row in rows} == {8}
-    assert any(row[-1] == "'=cmd()" for row in rows)
+    assert rows[0] == ["who", "kind", "action", "type", "id", "team", "layer", "reason", "last_use"]
+    assert {len(row) for row in rows} == {9}
+    assert rows[1][7].startswith("policy revision ")
+    assert any(row[7] == "'=cmd()" for row in rows)
     assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row)
 
 
 def test_roles_are_shown_without_any_airflow(run, policy):
     result = run("matrix", "--by", "role", "--type", "variable", "--policy", policy, "-o", "json")
     assert result.exit_code == 0, result.output
-    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    rows = json.loads(result.stdout)["permissions"]
     may = {(row["who"], row["action"], row["team"]) for row in rows if row["type"] == "variable"}
-    assert ("op in its own team", "update", "any-other") in may
-    assert ("viewer in its own team", "update", "any-other") not in may
-    assert ("op in its own team", "update", "any-other-team") not in may
-    assert ("a task of its own team", "update", "any-other") in may
+    assert ("op in its own team", "update", "its own team") in may
+    assert ("viewer in its own team", "update", "its own team") not in may
+    assert ("op in its own team", "update", "another team") not in may
+    assert ("a task of its own team", "update", "its own team") in may
 
 
 @pytest.mark.exhaustive

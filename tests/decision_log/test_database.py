@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from airflow_team_authz.decision_log import database
 from airflow_team_authz.decision_log.database import Database, clean_part
 from airflow_team_authz.decision_log.db_manager import DecisionLogManager
+from airflow_team_authz.decision_log.reading import InDatabase
 from airflow_team_authz.decision_log.record import Form, new_id
 from airflow_team_authz.decision_log.tables import TABLE, decisions
 from airflow_team_authz.decision_log.writer import Writer
@@ -93,6 +94,14 @@ def test_a_row_has_what_a_record_is_found_by(engine: Engine) -> None:
     )  # fmt: skip
     assert f"{row.decided_at:%Y-%m-%dT%H:%M:%S.%f}Z" == sent["timestamp"]
     assert written(engine) == [sent]
+
+
+def test_the_records_of_uses_are_those_of_allowed_decisions_and_gaps(engine: Engine) -> None:
+    outcomes = {outcome: record() for outcome in ("allow", "deny", "list", "gap", "error")}
+    for outcome, one in outcomes.items():
+        one["custom"]["outcome"] = outcome
+    Database(lambda: engine, None, 90).write(list(outcomes.values()))
+    assert list(InDatabase(engine, None).uses()) == [outcomes["allow"], outcomes["gap"]]
 
 
 def test_what_is_masked_is_in_no_column(engine: Engine) -> None:
