@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from types import SimpleNamespace
 
 import yaml
 
@@ -48,6 +49,8 @@ def known() -> dict[str, set[str]]:
         counted.decided(question, [Decision(True, (), "team")], Provenance(revision, 1))
     counted.listed(question, [], Provenance("2", 1))
     counted.failed(question, UnreachableError("x"), 1)
+    counted.beside("same")
+    counted.breaker = SimpleNamespace(is_open=True, openings=1)
     (writer,) = counted._log.writers
     writer.written = writer.lost = 1
     counted.close()

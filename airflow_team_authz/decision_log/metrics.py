@@ -29,6 +29,7 @@ _TAGS = {
     "errors": ("door", "error"),
     "lists": ("door", "type"),
     "policy.changes": (),
+    "shadow": ("outcome",),
 }
 _CACHE = {True: "hit", False: "miss"}
 
@@ -41,8 +42,22 @@ class Meter(Protocol):
     def timing(self, stat: str, dt: float, *, tags: dict[str, str]) -> None: ...
 
 
+class Breaker(Protocol):
+    """The circuit breaker of an engine: whether questions are errors at once, and how often they began to be."""
+
+    @property
+    def is_open(self) -> bool: ...
+    @property
+    def openings(self) -> int: ...
+
+
 class Metrics:
-    """An observer of the decision point, in front of the decision log. It neither waits nor raises."""
+    """An observer of the decision point, in front of the decision log. It neither waits nor raises.
+
+    ``breaker`` is that of the engine, if it has one.
+    """
+
+    breaker: Breaker | None = None
 
     def __init__(self, decision_log: DecisionLog, meter: Meter) -> None:
         self._log = decision_log
@@ -87,6 +102,11 @@ class Metrics:
         self._count(("errors", origin.door(), error.code))
         self._begin()
         return self._log.failed(question, error, nanoseconds)
+
+    def beside(self, outcome: str, count: int = 1) -> None:
+        """Count questions that a policy was asked which is not in force."""
+        with self._lock:
+            self._counts["shadow", outcome] = self._counts.get(("shadow", outcome), 0) + count
 
     def _count(self, counted: tuple[str, ...]) -> None:
         with self._lock:
@@ -134,6 +154,7 @@ class Metrics:
                 for nanoseconds in taken:
                     self._meter.timing("team_authz.duration", nanoseconds / 1e6, tags={"door": door, "kind": kind})
             self._meter.gauge("team_authz.policy.age_seconds", round(time.monotonic() - self._since), tags={})
+            self._tell_of_breaker()
             self._tell_of_log()
             self._failure = ""
         except Exception as error:
@@ -141,6 +162,15 @@ class Metrics:
             if self._failure != repr(error):
                 log.exception("Airflow's metrics took no counts")
             self._failure = repr(error)
+
+    def _tell_of_breaker(self) -> None:
+        if self.breaker is None:
+            return
+        self._meter.gauge("team_authz.breaker.open", int(self.breaker.is_open), tags={})
+        total = self.breaker.openings
+        if more := total - self._told["openings", ""]:
+            self._meter.incr("team_authz.breaker.openings", more, tags={})
+            self._told["openings", ""] = total
 
     def _tell_of_log(self) -> None:
         for writer in self._log.writers:

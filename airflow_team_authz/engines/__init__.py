@@ -72,7 +72,8 @@ class Engine(Protocol):
         Raises an ``EngineError``, and nothing else, if there is none.
 
         An engine that knows which policy would answer now has a method ``kept`` as well: what that policy has answered
-        before, as in ``Reply``; ``None`` if no policy would answer.
+        before, as in ``Reply``; ``None`` if no policy would answer. One that knows when a question is of no use has a
+        method ``check``, which raises the error that ``query`` would: a long question takes its time to write.
         """
 
     def close(self) -> None:
@@ -129,7 +130,8 @@ class _Listed(NamedTuple):
 class DecisionPoint:
     """The policy decision point (PDP) as the rest of the package sees it."""
 
-    def __init__(self, engine: Engine, observer: Observer | None = None) -> None:
+    def __init__(self, engine: Engine, observer: Observer | None = None, name: str = "") -> None:
+        """``name``: of the policy in the log, unless it is the one in force."""
         self._engine = engine
         self._observer: Observer = observer or _Nobody()
         self._encode = msgspec.json.Encoder().encode
@@ -137,9 +139,10 @@ class DecisionPoint:
         self._decode_decisions = msgspec.json.Decoder(tuple[Decision, ...], strict=True).decode
         self._decode_indices = msgspec.json.Decoder(list[int], strict=True).decode
         self._decode_standing = msgspec.json.Decoder(Standing, strict=True).decode
-        self._kept: Callable[[], Kept | None] = getattr(engine, "kept", _nothing_kept)
-        self._outages = Outages()
-        self._left_out = LeftOut()
+        self._kept: Callable[[], Kept | None] = getattr(engine, "kept", _nothing)
+        self._check: Callable[[], None] = getattr(engine, "check", _nothing)
+        self._outages = Outages(name)
+        self._left_out = LeftOut(name)
         self._pace = 1.0
         self._heard = _Heard()
         if (report := getattr(engine, "report_left_out", None)) is not None:
@@ -155,6 +158,11 @@ class DecisionPoint:
 
         ``aside``: nobody is refused or allowed anything by this, so the observer is told of errors only.
         """
+        answer, how = self.weigh(question)
+        return answer if aside else self.settle(question, answer, how)
+
+    def weigh(self, question: Evaluations) -> tuple[Answer, Provenance]:
+        """The answer as ``decide`` gives it, for a caller who may find that it does not count; else see ``settle``."""
         began = time.perf_counter_ns()
         heard = self._heard.ids = []
         try:
@@ -166,15 +174,16 @@ class DecisionPoint:
         except EngineError as error:
             error.decision_id = self._observer.failed(question, error, time.perf_counter_ns() - began)
             raise
-        if aside:
-            return Answer(decisions, revision)
-        how = Provenance(revision, time.perf_counter_ns() - began, heard, kept)
-        return Answer(decisions, revision, self._observer.decided(question, decisions, how))
+        return Answer(decisions, revision), Provenance(revision, time.perf_counter_ns() - began, heard, kept)
+
+    def settle(self, question: Evaluations, answer: Answer, how: Provenance) -> Answer:
+        """An answer of ``weigh`` counts: the observer is told of it, and makes its record."""
+        return Answer(answer.decisions, answer.revision, self._observer.decided(question, answer.decisions, how))
 
     def refuse(self, question: Evaluations, reason: str) -> str:
         """Tell the observer of what a door refuses without asking, as nobody can say what to ask; the record's id."""
         refused = [Decision(False, (reason,), "default")] * len(question.resources)
-        return self._observer.decided(question, refused, Provenance("", 0))
+        return self._observer.decided(question, refused, Provenance("", 0, by_policy=False))
 
     def _decide_parts(self, question: Evaluations) -> tuple[list[Decision], str, bool]:
         decisions: list[Decision] = []
@@ -307,13 +316,20 @@ class DecisionPoint:
 
         ``read`` makes what nobody can change, since it is kept.
         """
-        kept = self._kept()
         try:
-            place, encoded = self._key(entrypoint, question)
-            if kept is not None and (known := kept.get(place)) is not None:
-                if self._outages:
-                    self._answered(question)
-                return known, kept.revision, True
+            self._check()
+        except EngineError as not_asked:
+            self._outages.failed(not_asked, ())
+            raise
+        kept = self._kept()
+        place, encoded = None, b""
+        try:
+            if kept is not None:
+                place, encoded = self._key(entrypoint, question)
+                if (known := kept.get(place)) is not None:
+                    if self._outages:
+                        self._answered(question)
+                    return known, kept.revision, True
             encoded = encoded or self._encode(question)
         except UnicodeEncodeError:
             # Half a surrogate pair: no JSON can hold it. Not the engine's fault, so no outage.
@@ -337,7 +353,7 @@ class DecisionPoint:
             raise malformed from None
         if self._outages:
             self._answered(question)
-        if reply.kept is not None:
+        if reply.kept is not None and place is not None:
             # Where it belongs: the policy may be another one than a moment ago.
             who = question.subject.type, question.subject.id
             reply.kept.keep(place, answer, _size(answer, reply.value), who)
@@ -402,8 +418,8 @@ def _size(answer: object, value: Value) -> int:
     return len(answer) if isinstance(answer, bytes) else _DECISION_BYTES * memoryview(value).nbytes
 
 
-def _nothing_kept() -> None:
-    """For an engine that keeps no answers."""
+def _nothing() -> None:
+    """For an engine that keeps no answers, or answers each question or fails to."""
 
 
 def _owners(question: Evaluations) -> Set[str | None]:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from airflow_team_authz.bundles.aggregate import team_of_bundle
 from airflow_team_authz.decision_log.database import column, row_of
-from airflow_team_authz.decision_log.reading import Wanted
+from airflow_team_authz.decision_log.reading import BESIDE, Wanted
 from airflow_team_authz.decision_log.record import Form, encode
 from airflow_team_authz.model import Evaluations, Resource, Subject, code_of
 from airflow_team_authz.server import ServerError, access
@@ -223,6 +223,7 @@ class Decisions:
                 query = query.where(of_row == column(value))
         if wanted.team is not None:
             query = query.where(_of_team(wanted.team))
+        query = query.where(c.outcome.in_(BESIDE) if wanted.shadow else c.outcome.not_in(BESIDE))
         if wanted.denied:
             query = query.where(c.outcome.in_(("deny", "error")))
         with self._engine.connect() as connection:
@@ -354,6 +355,9 @@ def _part(record: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     if result is not None and custom["outcome"] != "list":
         part["result"] = result
     part["custom"] = {name: custom[name] for name in ("outcome", "door", "codes", "repeated") if name in custom}
+    if "resources" not in input_ and "candidate" in custom:
+        # Of one resource it tells nothing about others.
+        part["custom"]["candidate"] = custom["candidate"]
     if "resources" in input_ and custom["outcome"] in {"allow", "deny", "other"}:
         # Both would tell what was decided about the others.
         part["custom"] |= {"outcome": _outcome(part), "codes": _codes(part.get("result"))}

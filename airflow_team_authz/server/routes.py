@@ -417,6 +417,7 @@ async def decisions(
     team: Annotated[str | None, Query(max_length=64)] = None,
     type_: Annotated[str | None, Query(alias="type", max_length=50)] = None,
     denied: bool = False,
+    shadow: Annotated[bool, Query(description="Different answers of policies that are not in force, alone.")] = False,
     before: Annotated[int | None, Query(ge=1, lt=2**63, description="`next` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> DecisionsModel:
@@ -427,7 +428,7 @@ async def decisions(
         _forbid("a reader's token reports decisions; the platform and teams see them")
     if since is not None and since.tzinfo is None:
         since = since.replace(tzinfo=UTC)
-    search = Search(Wanted(since, user, team, type_, denied), id_, before, limit)
+    search = Search(Wanted(since, user, team, type_, denied, shadow), id_, before, limit)
     parts.policies.with_bundles(parts.served.names())
     page_ = await parts.searches.run(who.name, parts.decisions.search, who, search, parts.readable)
     return DecisionsModel(decisions=[DecisionModel(**one._asdict()) for one in page_.found], next=page_.next)

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,6 +87,17 @@ def test_decisions_lists_and_errors_are_counted_by_door(metered: tuple[Metrics, 
         "team_authz.log.waiting",
         "team_authz.log.written",
     }
+
+
+def test_the_state_of_the_breaker_and_its_openings_are_told(metered: tuple[Metrics, Meter]) -> None:
+    metrics, meter = metered
+    metrics.tell()
+    assert not [stat for stat, *_ in meter.told if "breaker" in stat]
+    for is_open, openings in ((True, 2), (False, 2), (True, 3)):
+        metrics.breaker = SimpleNamespace(is_open=is_open, openings=openings)
+        metrics.tell()
+    assert [value for stat, value, _ in meter.told if stat == "team_authz.breaker.open"] == [1, 0, 1]
+    assert [value for stat, value, _ in meter.told if stat == "team_authz.breaker.openings"] == [2, 1]
 
 
 def test_no_tag_holds_an_id(metered: tuple[Metrics, Meter]) -> None:

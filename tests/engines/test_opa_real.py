@@ -17,6 +17,7 @@ import pytest
 from airflow_team_authz.model import (
     DeadlineExceededError,
     Evaluations,
+    NotAnsweringError,
     PolicyBrokenError,
     Resource,
     Subject,
@@ -109,22 +110,20 @@ def test_opa_comes_back_without_its_policy(connect: Connect, real: Opa) -> None:
     assert allow(decisions) is True
 
 
-def test_a_stopped_opa_is_past_its_deadline(connect: Connect, real: Opa) -> None:
+def test_a_stopped_opa_answers_the_next_question_and_not_one_before(connect: Connect, real: Opa) -> None:
     decisions = connect(real.url, 1_000)
     decisions.decide(QUESTION)
     real.send(signal.SIGSTOP)
     try:
         for _ in range(2):
-            began = time.monotonic()
-            with pytest.raises(DeadlineExceededError):
+            with pytest.raises(NotAnsweringError):
                 decisions.decide(QUESTION)
-            assert time.monotonic() - began < 5
     finally:
         real.send(signal.SIGCONT)
     # On a busy machine it takes its time to wake up; the first answer that comes has to be the one to this question.
     answers: list[bool] = []
     while not answers:
-        with contextlib.suppress(DeadlineExceededError):
+        with contextlib.suppress(DeadlineExceededError, NotAnsweringError):
             answers.append(allow(decisions, ABOUT_EVE))
     assert answers == [False]
     assert allow(connect(real.url, PATIENT_MS)) is True
@@ -173,7 +172,7 @@ def test_a_stopped_opa_is_not_asked_about_each_team(
     real.send(signal.SIGSTOP)
     try:
         began = time.monotonic()
-        with pytest.raises(DeadlineExceededError):
+        with pytest.raises(NotAnsweringError):
             decisions.allowed(Evaluations(QUESTION.subject, "read", listed))
         assert time.monotonic() - began < 3
     finally:

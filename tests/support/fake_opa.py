@@ -32,7 +32,6 @@ QUESTION = Evaluations(Subject("user", "ann", ("alpha",), ("op",)), "read", [Res
 LIST = Evaluations(QUESTION.subject, "read", [Resource("connection", "alpha", name) for name in ("a", "b", "c")])
 ALLOW = b'{"result":[{"allow":true,"reasons":["op in team alpha"],"layer":"baseline"}]}'
 # What a bad answer may take here before it counts as hanging; it is never what a test waits for.
-# What a bad answer may take here before it counts as hanging; it is never what a test waits for.
 DEADLINE_MS = 1_500
 
 
@@ -55,11 +54,15 @@ DENY = answer(b'{"result":[{"allow":false,"reasons":["no"],"layer":"default"}]}'
 
 
 class FakeOpa:
-    """Answers each question with the next of ``answers``: bytes, or what to do with the connection; then with GOOD."""
+    """Answers each question with the next of ``answers``: bytes, or what to do with the connection; then with GOOD.
+
+    It is in good health, and does not count who asks for that, unless ``health`` says something else.
+    """
 
     def __init__(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         self.answers: list[Said] = []
         self.questions: list[bytes] = []
+        self.health: Said = answer(b"{}")
         self.connections = 0
         self.failures: list[Exception] = []
         self._tls = tls
@@ -82,8 +85,12 @@ class FakeOpa:
             connection = self._tls.wrap_socket(plain, server_side=True) if self._tls else plain
             with connection:
                 while (question := self._read(connection)) is not None:
-                    self.questions.append(question)
-                    said = self.answers.pop(0) if self.answers else GOOD
+                    if question.startswith(b"GET "):
+                        self.connections -= 1
+                        said = self.health
+                    else:
+                        self.questions.append(question)
+                        said = self.answers.pop(0) if self.answers else GOOD
                     if callable(said):
                         said(connection)
                     else:
@@ -100,7 +107,7 @@ class FakeOpa:
                 return None
             received += data
         head, _, body = received.partition(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or b"0")
         while len(body) < length:
             body += connection.recv(65536)
         return head + b"\r\n\r\n" + body
