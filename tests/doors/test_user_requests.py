@@ -45,7 +45,6 @@ PEOPLE = {
     "nil": SimpleAuthManagerUser(username="nil", role=None, teams=["beta"]),
     "two": SimpleAuthManagerUser(username="two", role="op", teams=["alpha", "beta"]),
     "pat": SimpleAuthManagerUser(username="pat", role="admin", teams=[]),
-    "nil": SimpleAuthManagerUser(username="nil", role=None, teams=[]),
     "una": SimpleAuthManagerUser(username="una", role=None, teams=[]),
 }
 NEWEST = pytest.mark.skipif(Version(airflow.__version__) < Version("3.3"), reason="this Airflow has no such route")
