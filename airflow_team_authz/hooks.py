@@ -17,6 +17,7 @@ from types import ModuleType
 DOORS: dict[str, tuple[str, ...]] = {
     "airflow.api_fastapi.core_api.app": ("airflow_team_authz.doors.user_requests",),
     "airflow.api_fastapi.core_api.security": ("airflow_team_authz.doors.wall",),
+    "airflow.api_fastapi.core_api.services.public.task_instances": ("airflow_team_authz.doors.wall",),
     "airflow.api_fastapi.execution_api.app": ("airflow_team_authz.doors.tasks",),
     "airflow.api_fastapi.execution_api.routes.xcoms": ("airflow_team_authz.doors.tasks",),
     "airflow.api_fastapi.execution_api.security": ("airflow_team_authz.doors.tasks",),

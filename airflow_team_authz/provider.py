@@ -7,7 +7,7 @@ from typing import Any
 from airflow_team_authz import __version__
 from airflow_team_authz.settings import SECTION, Settings
 
-_TYPES: dict[Any, str] = {int: "integer", bool: "boolean"}
+_TYPES: dict[Any, str] = {int: "integer", float: "float", bool: "boolean"}
 
 
 def get_provider_info() -> dict[str, Any]:

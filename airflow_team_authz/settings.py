@@ -127,6 +127,24 @@ class Settings(BaseModel):
             "the resource."
         ),
     )
+    shadow: Path | None = Field(
+        None,
+        description=(
+            "A policy that decides nothing: a policy directory or a bundle file. After each answer, this process also "
+            "asks this policy, and records different answers in the decision log. `team-authz shadow report` shows "
+            "them. Unset: none."
+        ),
+    )
+    shadow_sample: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description=(
+            "The share of the questions that `shadow` gets, at random: `0.1` is one of ten. The policy in `shadow` "
+            "takes as much of the processor as the one in force."
+        ),
+    )
     decision_log: str = Field(
         "database",
         description=(
@@ -182,6 +200,14 @@ class Settings(BaseModel):
     def _empty_is_unset(cls, value: Any, info: Any) -> Any:
         # Airflow's configuration has no way to say "not set" but the empty string.
         return cls.model_fields[info.field_name].default if value == "" else value
+
+    @field_validator("shadow", mode="before")
+    @classmethod
+    def _is_path(cls, value: Any) -> Any:
+        # Whether it is there is no matter of the settings: a candidate that is gone must not stop Airflow.
+        if isinstance(value, str) and "://" in value:
+            raise ValueError("name a policy directory or a bundle file: the shadow is not downloaded")
+        return value
 
     @field_validator("opa_url")
     @classmethod

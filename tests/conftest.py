@@ -41,6 +41,9 @@ names.guard(sys.modules["airflow.models.dag"])
 from airflow.api_fastapi.core_api import app as users_app  # noqa: E402
 
 user_requests.guard(users_app)
+from airflow.api_fastapi.core_api.services.public import task_instances  # noqa: E402
+
+wall.guard(task_instances)
 from airflow.api_fastapi.execution_api import security  # noqa: E402
 
 from airflow_team_authz.doors import tasks  # noqa: E402

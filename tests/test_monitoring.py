@@ -49,6 +49,7 @@ def known() -> dict[str, set[str]]:
         counted.decided(question, [Decision(True, (), "team")], Provenance(revision, 1))
     counted.listed(question, [], Provenance("2", 1))
     counted.failed(question, UnreachableError("x"), 1)
+    counted.beside("same")
     counted.breaker = SimpleNamespace(is_open=True, openings=1)
     (writer,) = counted._log.writers
     writer.written = writer.lost = 1

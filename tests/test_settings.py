@@ -38,6 +38,8 @@ DEFAULTS = {
     "opa_token_file": None,
     "own_dags_without_decision": "hold",
     "refusals": "explain",
+    "shadow": None,
+    "shadow_sample": 1.0,
     "decision_log": "database",
     "decision_log_levels": "changes",
     "decision_log_masks": "/input/subject/claims",
@@ -84,6 +86,10 @@ BAD = [
     ("decision_log_url", "bundles.example", "write the address of a bundle server"),
     ("decision_log_url", "https://somebody:password@bundles.example", "write the address of a bundle server"),
     ("decision_log_days", "0", "greater than or equal to 1"),
+    ("shadow", "https://host/bundles/next.wasm", "the shadow is not downloaded"),
+    ("shadow_sample", "0", "greater than 0"),
+    ("shadow_sample", "2", "less than or equal to 1"),
+    ("shadow_sample", "nan", "finite number"),
     ("opa_url", "http://opa:port", "[team_authz] opa_url"),
     ("opa_url", "http://[::1", "[team_authz] opa_url"),
     *((name, "/no/such/file", "there is no such file") for name in FILES),
@@ -165,6 +171,10 @@ def test_an_invented_setting_is_refused_with_all_that_there_are() -> None:
     assert (
         refused({"zebra": "s3cr3t"}) == f"[team_authz] zebra is not a setting: the settings are {', '.join(DEFAULTS)}"
     )
+
+
+def test_a_shadow_that_is_not_there_is_no_wrong_setting() -> None:
+    assert parse_settings({"shadow": "/no/such/policy"}).shadow == Path("/no/such/policy")
 
 
 @pytest.mark.parametrize(("name", "value", "message"), BAD)
@@ -289,7 +299,12 @@ def test_airflows_list_of_options_has_every_setting() -> None:
     for name, option in options.items():
         assert option["description"] == Settings.model_fields[name].description
         assert option["default"] == ("" if DEFAULTS[name] is None else str(DEFAULTS[name]))
-        types = {"deadline_ms": "integer", "decision_log_days": "integer", "strict_policy": "boolean"}
+        types = {
+            "deadline_ms": "integer",
+            "decision_log_days": "integer",
+            "shadow_sample": "float",
+            "strict_policy": "boolean",
+        }
         assert option["type"] == types.get(name, "string")
         assert parse_settings({name: option["default"]}).model_dump() == DEFAULTS
     assert get_cli_commands() == []

@@ -24,6 +24,7 @@ from airflow_team_authz.cli import (
     init,
     keys,
     matrix,
+    recorded,
     review,
     server,
     whoami,
@@ -100,6 +101,8 @@ app.command("init")(init.init)
 app.add_typer(imports.app, name="import")
 app.add_typer(keys.app, name="keys")
 app.add_typer(server.app, name="server")
+app.command("replay")(recorded.replay)
+app.add_typer(recorded.shadow_app, name="shadow")
 app.command("matrix")(matrix.matrix)
 app.add_typer(review.app, name="review")
 app.command("who-can")(access.who_can)

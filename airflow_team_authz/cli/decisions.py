@@ -50,6 +50,9 @@ def decisions(
     team: Annotated[str | None, typer.Option(metavar="ID", help="Questions about resources of this team.")] = None,
     type_: Annotated[str | None, typer.Option("--type", help="Questions about this type: connection, dag, …")] = None,
     denied: Annotated[bool, typer.Option("--denied", help="Refusals and errors only.")] = False,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Instead of decisions, show different answers of the shadow policy.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many of the newest records to show.")] = 100,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new records too, until interrupted.")] = False,
     file: Annotated[
@@ -66,7 +69,7 @@ def decisions(
     """
     from airflow_team_authz.decision_log.reading import Wanted
 
-    wanted = Wanted(_moment(since), user, team, type_, denied)
+    wanted = Wanted(moment_of(since), user, team, type_, denied, shadow)
     if decision is not None:
         if follow or wanted != Wanted():
             raise UserError("name a decision, or select some by options: not both")
@@ -198,7 +201,8 @@ def _table_is_there() -> bool:
     return _TABLE in tables or "dag" not in tables
 
 
-def _moment(text: str | None) -> datetime | None:
+def moment_of(text: str | None) -> datetime | None:
+    """The moment that ``--since`` names."""
     if text is None:
         return None
     if ago := re.fullmatch(r"(\d{1,6})([smhdw])", text):
@@ -264,6 +268,8 @@ def _row(record: Record) -> dict[str, str]:
 
 def _reason(record: Record) -> str:
     custom = record["custom"]
+    if "candidate" in custom:
+        return _told_of(custom["candidate"])
     if custom["outcome"] == "gap":
         return f"{custom['lost']} records were lost in {custom['sink']}, from {custom['since']} to {custom['until']}"
     if "error" in record:
@@ -274,6 +280,13 @@ def _reason(record: Record) -> str:
     decisions_ = [said] if isinstance(said, dict) else said
     wanted = [one for one in decisions_ if not one.get("allow")] or decisions_
     return "; ".join(dict.fromkeys(reason for one in wanted for reason in one.get("reasons", ())))
+
+
+def _told_of(candidate: dict[str, Any]) -> str:
+    """What a policy that is not in force has answered, and what would change by that."""
+    said = candidate.get("error", {}).get("message") or "; ".join(candidate.get("result", {}).get("reasons", ()))
+    more = f" (and {candidate['more']} more of this list)" if "more" in candidate else ""
+    return f"the other policy {candidate['direction']} this: {said}{more}"
 
 
 def _told(record: Record) -> Iterator[tuple[str, str]]:
@@ -295,6 +308,10 @@ def _told(record: Record) -> Iterator[tuple[str, str]]:
             yield outcome, f"{one.get('type')} {one.get('id', '')}: {'; '.join(decision.get('reasons', ()))}"
     if bundle := record.get("bundles", {}).get("authz"):
         yield "policy", f"revision {bundle['revision']}"
+    if candidate := custom.get("candidate"):
+        yield "other policy", f"revision {candidate.get('revision', 'unnamed')}"
+        if "decision_id" in candidate:
+            yield "decision in force", candidate["decision_id"]
     if taken := record.get("metrics", {}).get("timer_server_handler_ns"):
         yield "took", f"{taken / 1000:.0f} µs"
     for name, value in custom.get("request", {}).items():

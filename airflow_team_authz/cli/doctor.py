@@ -86,6 +86,7 @@ def examine(policy: Path | None, opa_url: str | None, role: str) -> Iterator[Che
             yield _login_check()
             yield log_check()
             yield from _group_checks(settings)
+            yield from _shadow_checks()
     if settings is not None:
         yield from _engine_checks(settings, role, in_airflow=named is None)
 
@@ -157,6 +158,28 @@ def _group_checks(settings: EngineSettings) -> Iterator[Check]:
 
     if "Keycloak" in read_settings().authn_manager and isinstance(settings.policy, Path) and settings.policy.is_dir():
         yield from group_path_checks(settings.policy)
+
+
+def _shadow_checks() -> Iterator[Check]:
+    """The candidate that is asked beside the policy in force can be asked."""
+    from airflow_team_authz.decision_log import sink_names
+    from airflow_team_authz.engines.choice import open_shadow
+    from airflow_team_authz.model import EngineError
+
+    settings = configured_engine()
+    if settings.shadow is None:
+        return
+    try:
+        engine = open_shadow(settings.shadow, settings)
+    except (EngineError, OSError) as error:
+        yield Check("shadow", False, str(error), "it decides nothing: correct it, or unset [team_authz] shadow")
+        return
+    engine.close()
+    told = f"{settings.shadow} decides nothing, and gets a share of {settings.shadow_sample:g} of all questions"
+    if sink_names(settings.decision_log):
+        yield Check("shadow", True, told)
+    else:
+        yield Check("shadow", False, told, "set [team_authz] decision_log, or nobody sees the different answers")
 
 
 def _engine_checks(settings: EngineSettings, role: str, in_airflow: bool) -> Iterator[Check]:

@@ -20,6 +20,7 @@ from airflow_team_authz.decision_log.record import (
     MOST_RESOURCES,
     Entry,
     Form,
+    Lost,
     new_id,
     refused_first,
     refused_of,
@@ -150,7 +151,11 @@ class DecisionLog:
         self._offer(entry)
         return entry.id
 
-    def _offer(self, entry: Entry) -> None:
+    def record(self, entry: Entry | Lost) -> None:
+        """Have an entry recorded that somebody else has made, whatever the levels."""
+        self._offer(entry)
+
+    def _offer(self, entry: Entry | Lost) -> None:
         for writer in self.writers:
             writer.offer(entry)
 
@@ -196,7 +201,7 @@ def _entry(
     # What the class itself does, in a third of the time: whoever asks waits.
     return _new(Entry, (
         id_(now), now, how.nanoseconds, origin.current(), question, how.revision, asked, allowed, resources or (),
-        decisions, error, None, how.record_ids, 1.0,
+        decisions, error, None, how.record_ids, 1.0, None,
     ))  # fmt: skip
 
 

@@ -29,6 +29,7 @@ _TAGS = {
     "errors": ("door", "error"),
     "lists": ("door", "type"),
     "policy.changes": (),
+    "shadow": ("outcome",),
 }
 _CACHE = {True: "hit", False: "miss"}
 
@@ -101,6 +102,11 @@ class Metrics:
         self._count(("errors", origin.door(), error.code))
         self._begin()
         return self._log.failed(question, error, nanoseconds)
+
+    def beside(self, outcome: str, count: int = 1) -> None:
+        """Count questions that a policy was asked which is not in force."""
+        with self._lock:
+            self._counts["shadow", outcome] = self._counts.get(("shadow", outcome), 0) + count
 
     def _count(self, counted: tuple[str, ...]) -> None:
         with self._lock:

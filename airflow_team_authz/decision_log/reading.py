@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -17,6 +18,8 @@ from airflow_team_authz.decision_log.sinks import KEPT
 from airflow_team_authz.decision_log.tables import decisions
 
 Record = dict[str, Any]
+# Outcomes of records that are no decisions: what another policy would have answered.
+BESIDE = ("shadow", "observe")
 # What is committed late may have a lower number than what was read before: so many numbers are read again.
 _OVERLAP = 2_000
 _SEEN = 50_000
@@ -25,13 +28,17 @@ _USES = ("allow", "gap")
 
 
 class Wanted(NamedTuple):
-    """Which records are wanted: those that fit everything that is said. ``since`` is in UTC."""
+    """Which records are wanted: those that fit everything that is said. ``since`` is in UTC.
+
+    ``shadow``: the differences of policies that are not in force, instead of decisions.
+    """
 
     since: datetime | None = None
     user: str | None = None
     team: str | None = None
     type: str | None = None
     denied: bool = False
+    shadow: bool = False
 
     def fits(self, record: Record) -> bool:
         """Whether a record is wanted. A gap has no subject and no resource, but hides such, so it always is."""
@@ -39,6 +46,8 @@ class Wanted(NamedTuple):
             return False
         if record["custom"]["outcome"] == "gap":
             return True
+        if (record["custom"]["outcome"] in BESIDE) is not self.shadow:
+            return False
         input_ = record.get("input", {})
         return (
             (self.user is None or input_.get("subject", {}).get("id") == self.user)
@@ -53,6 +62,9 @@ class Records(Protocol):
 
     def newest(self, wanted: Wanted, limit: int) -> list[Record]:
         """The newest that are wanted, in the order in which they were written."""
+
+    def each(self, wanted: Wanted) -> Iterator[Record]:
+        """All that are wanted, in the order in which they were written, with few of them in memory."""
 
     def begin(self) -> None:
         """``new`` begins after what is there now."""
@@ -98,6 +110,13 @@ class InDatabase:
         rows = self._rows(wanted, lambda query: query.order_by(self.table.c.number.desc()).limit(limit))
         return [record for _, record in reversed(rows)]
 
+    def each(self, wanted: Wanted) -> Iterator[Record]:
+        """See ``Records``."""
+        number = self.table.c.number
+        rows: list[tuple[int, Record]] = [(0, {})]
+        while rows := self._rows(wanted, partial(_page, number, rows[-1][0])):
+            yield from (record for _, record in rows)
+
     def new(self, wanted: Wanted) -> list[Record]:
         """See ``Records``."""
         newer = self.table.c.number > self._last - _OVERLAP
@@ -137,6 +156,7 @@ class InDatabase:
             query = query.where(gap | c.teams.contains(f",{column(wanted.team)},", autoescape=True))
         if wanted.type is not None:
             query = query.where(gap | (c.type == wanted.type))
+        query = query.where(gap | (c.outcome.in_(BESIDE) if wanted.shadow else c.outcome.not_in(BESIDE)))
         if wanted.denied:
             query = query.where(c.outcome.in_(("deny", "error", "gap")))
         with self._engine.connect() as connection:
@@ -149,6 +169,10 @@ class InDatabase:
         self._last = max(self._last, *numbers, 0)
 
 
+def _page(number: Any, last: int, query: Any) -> Any:
+    return query.where(number > last).order_by(number).limit(_AT_ONCE)
+
+
 class InFile:
     """Records in a file and in those that were put aside; raises ``OSError``."""
 
@@ -158,7 +182,11 @@ class InFile:
 
     def newest(self, wanted: Wanted, limit: int) -> list[Record]:
         """See ``Records``."""
-        return list(deque((record for record in self._all() if wanted.fits(record)), maxlen=limit))
+        return list(deque(self.each(wanted), maxlen=limit))
+
+    def each(self, wanted: Wanted) -> Iterator[Record]:
+        """See ``Records``."""
+        return (record for record in self._all() if wanted.fits(record))
 
     def begin(self) -> None:
         """See ``Records``."""
@@ -199,6 +227,33 @@ class InFile:
 def _outcome(record: Record) -> Any:
     custom = record.get("custom")
     return custom.get("outcome") if isinstance(custom, dict) else None
+
+
+def of_opa(path: Path) -> Iterator[Record]:
+    """The records of an OPA server's own decision log, one in a line, as it writes them to its console or by a plugin.
+
+    They get what ours have in ``custom``. Raises ``OSError``.
+    """
+    with path.open("rb") as file:
+        for record in _records(file):
+            if not isinstance(record.get("custom"), dict) or "outcome" not in record["custom"]:
+                record["custom"] = {"outcome": "other", "door": "opa"}
+            if not _is_question(record.get("input")):
+                # Of another policy than ours.
+                record["input"] = {}
+            try:
+                is_dated = moment(record).tzinfo is not None
+            except (KeyError, TypeError, ValueError):
+                is_dated = False
+            if is_dated:
+                yield record
+
+
+def _is_question(asked: object) -> bool:
+    if not isinstance(asked, dict) or not isinstance(asked.get("subject"), dict):
+        return False
+    about = asked.get("resources", [asked.get("resource")])
+    return isinstance(about, list) and all(isinstance(one, dict) for one in about)
 
 
 def _rest(file: IO[bytes]) -> list[Record]:

@@ -103,7 +103,8 @@ def new_id(at: int = 0) -> str:
 class Entry(NamedTuple):
     """A question that was answered, as it waits to be written. ``resources`` and ``decisions`` are a part of many.
 
-    ``at`` is Unix time in nanoseconds. It is one of a ``share`` of its kind that is recorded, 1 being all. Without an
+    ``at`` is Unix time in nanoseconds. It is one of a ``share`` of its kind that is recorded, 1 being all. With
+    ``beside`` it is a difference of another policy, and ``decisions`` are those in force. Without an
     ``id`` its record gets one. Of a list there are the first refused resources, and no decisions.
     """
 
@@ -116,11 +117,48 @@ class Entry(NamedTuple):
     asked: int
     allowed: int
     resources: Sequence[Resource]
-    decisions: Sequence[Decision] | None = None
+    decisions: Sequence[Decision | Listed] | None = None
     error: EngineError | None = None
     repeated: Repeated | None = None
     engines_ids: Sequence[str] = ()
     share: float = 1.0
+    beside: Beside | None = None
+
+
+class Listed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a list says about one of its resources: lists have no reasons."""
+
+    allow: bool
+    reasons: tuple[str, ...] = ()
+
+
+class Beside(NamedTuple):
+    """The answer of a policy that is not in force: a decision or an error, and the revision that gave it.
+
+    ``decision_id`` is that of the record of the same question, if it has one. ``more`` resources of the same list
+    differ in the same direction. ``outcome`` is that of the record.
+    """
+
+    decision: Decision | None
+    error: EngineError | None
+    revision: str
+    decision_id: str = ""
+    more: int = 0
+    outcome: str = "shadow"
+
+    def direction(self, was_allowed: bool) -> str:
+        """What would change if this answer were in force."""
+        if self.decision is None:
+            return "fails"
+        return "closes" if was_allowed else "opens"
+
+
+class Lost(NamedTuple):
+    """A gap of another place than a sink, which is told to the sinks."""
+
+    at: int
+    gap: Gap
+    where: str
 
 
 class Gap(NamedTuple):
@@ -173,8 +211,10 @@ class Form:
             "pid": str(self._pid),
         }
 
-    def record(self, entry: Entry) -> dict[str, Any]:
+    def record(self, entry: Entry | Lost) -> dict[str, Any]:
         """The record of an answered question."""
+        if isinstance(entry, Lost):
+            return self.gap(entry.gap, entry.where)
         question, origin = entry.question, entry.origin
         is_list = entry.decisions is None and entry.error is None
         one = entry.asked == 1 and not is_list
@@ -225,7 +265,7 @@ class Form:
         origin = entry.origin
         outcome = "error" if entry.error is not None else "allow" if entry.allowed == entry.asked else "deny"
         custom: dict[str, Any] = {
-            "outcome": "list" if is_list else outcome,
+            "outcome": entry.beside.outcome if entry.beside else "list" if is_list else outcome,
             "door": origin.door,
             "asked": entry.asked,
             "allowed": entry.allowed,
@@ -233,6 +273,8 @@ class Form:
         said = (reason for decision in entry.decisions or () for reason in decision.reasons)
         if codes := sorted(set(filter(None, map(code_of, said)))):
             custom["codes"] = codes
+        if entry.beside is not None:
+            custom["candidate"] = _candidate(entry.beside, was_allowed=entry.allowed > 0)
         if entry.share < 1:
             custom["share"] = entry.share
         if entry.engines_ids:
@@ -249,12 +291,31 @@ class Form:
             }
         return custom
 
+    @staticmethod
+    def _mask(record: dict[str, Any], parts: tuple[str, ...]) -> bool:
+        """Whether there was something to take away. A candidate's result is a result, too."""
+        custom = record.get("custom")
+        candidate = custom.get("candidate") if isinstance(custom, dict) and parts[0] == "result" else None
+        return any([_erase(record, parts), _erase(candidate, parts)])
+
     def mask(self, record: dict[str, Any]) -> None:
         """Take away what the masks name; ``erased`` says what it was."""
-        erased = [mask for mask, parts in self._masks if _erase(record, parts)]
+        erased = [mask for mask, parts in self._masks if self._mask(record, parts)]
         if erased:
             told = record.get("erased")
             record["erased"] = list(dict.fromkeys([*(told if isinstance(told, list) else []), *erased]))
+
+
+def _candidate(beside: Beside, was_allowed: bool) -> dict[str, Any]:
+    told: dict[str, Any] = {"direction": beside.direction(was_allowed)}
+    if beside.decision is not None:
+        told["result"] = _plain(beside.decision)
+    if beside.error is not None:
+        told["error"] = {"code": beside.error.code, "message": str(beside.error)}
+    told |= {name: value for name, value in (
+        ("revision", beside.revision), ("decision_id", beside.decision_id), ("more", beside.more)
+    ) if value}  # fmt: skip
+    return told
 
 
 def _plain(value: Any) -> Any:

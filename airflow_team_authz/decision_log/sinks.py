@@ -13,6 +13,7 @@ import structlog
 from airflow_team_authz.decision_log.record import Entry, Gap, encode, without_secrets
 from airflow_team_authz.escaping import escaped, logger
 from airflow_team_authz.files import make_private
+from airflow_team_authz.model import Decision
 
 log = logger("airflow_team_authz.decision_log")
 
@@ -47,7 +48,7 @@ class LineForm:
     def record(self, entry: Entry) -> dict[str, Any]:
         """See ``writer.Maker``."""
         policy = f"policy revision {entry.revision or 'unnamed'}" + (f", decision {entry.id}" if entry.id else "")
-        refused = [decision for decision in entry.decisions or () if decision.allow is not True]
+        refused = [one for one in entry.decisions or () if isinstance(one, Decision) and one.allow is not True]
         return {"lines": [f"denied ({one.layer}, {policy}): {'; '.join(one.reasons)}" for one in refused]}
 
     def gap(self, gap: Gap, sink: str) -> dict[str, Any]:  # noqa: ARG002 - there is one

@@ -11,7 +11,7 @@ from multiprocessing.util import Finalize
 from typing import Any, Protocol
 
 from airflow_team_authz import forks
-from airflow_team_authz.decision_log.record import Entry, Gap
+from airflow_team_authz.decision_log.record import Gap
 from airflow_team_authz.escaping import logger
 
 log = logger(__name__)
@@ -26,7 +26,9 @@ _TICK_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _ENDING_SECONDS = 2.0
+_SOURCE_ENDING_SECONDS = 0.5
 _POLL_SECONDS = 0.01
+_PRIORITY = 10
 # How often the log tells of losses.
 _TELL_SECONDS = 60.0
 
@@ -43,21 +45,41 @@ class Sink(Protocol):
         """In a forked child: what is open is the parent's."""
 
 
+class Waiting(Protocol):
+    """Waits to be written; ``record.Entry`` is one."""
+
+    @property
+    def at(self) -> int:
+        """Unix time in nanoseconds."""
+
+
 class Maker(Protocol):
     """Makes records of what waits; ``record.Form`` is one."""
 
-    def record(self, entry: Entry) -> dict[str, Any]: ...
+    def record(self, entry: Any) -> dict[str, Any]: ...
     def gap(self, gap: Gap, sink: str) -> dict[str, Any]: ...
 
 
 class Writer:
     """A bounded queue before one sink. ``tick`` is called about once a second, while the sink is in order or not."""
 
-    def __init__(self, sink: Sink, form: Maker, tick: Callable[[], None], most: int = MOST_WAITING) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        form: Maker,
+        tick: Callable[[], None],
+        most: int = MOST_WAITING,
+        is_source: bool = False,
+    ) -> None:
+        """``is_source``: of entries for other writers, so it ends before them."""
         self.sink = sink
         self._form = form
         self._tick = tick
         self._most = most
+        self._priority = _PRIORITY + is_source
+        # Nobody waits for what another writer would only get.
+        self._patience = _SOURCE_ENDING_SECONDS if is_source else _ENDING_SECONDS
+        self._unfinished = "questions could not be asked of" if is_source else "decisions could not be recorded in"
         self._begin_anew()
         forks.after_fork(self._fork)
 
@@ -67,7 +89,7 @@ class Writer:
         self.sink.begin_anew()
 
     def _begin_anew(self) -> None:
-        self._waiting: deque[Entry] = deque()
+        self._waiting: deque[Waiting] = deque()
         # Taken from the queue, and not yet known to be written.
         self._batch: list[dict[str, Any]] = []
         self._lock = threading.Lock()
@@ -81,12 +103,21 @@ class Writer:
         self._give_up_at = math.inf
         self.written = self.lost = 0
 
-    def offer(self, entry: Entry) -> None:
-        """Have an entry written, or counted as lost if too many wait. Never waits, never raises."""
+    def offer(self, entry: Waiting) -> bool:
+        """Have an entry written, or counted as lost if too many wait: ``False``. Never waits, never raises."""
         if len(self._waiting) >= self._most:
-            self._lose(1, entry.at, entry.at)
-            return
+            self.refuse(entry.at)
+            return False
         self._waiting.append(entry)
+        self._begin()
+        return True
+
+    def refuse(self, at: int) -> None:
+        """Count an entry of this time as lost."""
+        self._lose(1, at, at)
+        self._begin()
+
+    def _begin(self) -> None:
         if self._thread is None:
             self._start()
         if not self._wake.is_set():
@@ -96,28 +127,29 @@ class Writer:
         """How many are not known to be written."""
         return len(self._waiting) + len(self._batch)
 
-    def flush(self, seconds: float = _ENDING_SECONDS) -> None:
+    def flush(self, seconds: float | None = None) -> None:
         """Wait until all is written, as long as that takes no more than this; what is not is told to the log."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + (self._patience if seconds is None else seconds)
         while self.waiting() and time.monotonic() < end:
             self._wake.set()
             time.sleep(_POLL_SECONDS)
         if waiting := self.waiting():
-            log.error("%d decisions are not recorded in %s yet, and this server stops", waiting, self.sink.name)
+            log.error("%d %s %s yet, and this server stops", waiting, self._unfinished, self.sink.name)
 
-    def close(self, seconds: float = _ENDING_SECONDS) -> None:
+    def close(self, seconds: float | None = None) -> None:
         """Write what waits, as long as that takes no more than this; what is lost is told to the log. Once."""
         if self._at_end is None:
             return
         self._at_end.cancel()
         self._at_end = None
+        seconds = self._patience if seconds is None else seconds
         self._give_up_at = time.monotonic() + seconds
         self._ending.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join(seconds)
         if lost := self.waiting():
-            log.error("%d decisions could not be recorded in %s before this process ended", lost, self.sink.name)
+            log.error("%d %s %s before this process ended", lost, self._unfinished, self.sink.name)
 
     def _start(self) -> None:
         with self._lock:
@@ -125,7 +157,7 @@ class Writer:
                 self._thread = threading.Thread(target=self._run, name="team-authz-decisions", daemon=True)
                 self._thread.start()
                 # At the end of this process, also of one that multiprocessing has made.
-                self._at_end = Finalize(self, self.close, exitpriority=10)
+                self._at_end = Finalize(self, self.close, exitpriority=self._priority)
 
     def _run(self) -> None:
         while not self._ending.is_set():
@@ -195,8 +227,8 @@ class Writer:
                 self._tell_at = time.monotonic() + _TELL_SECONDS
         if not is_told:
             log.error(
-                "decisions are lost, %d so far: more come than %s takes; how many is told there by gaps",
-                self.lost, self.sink.name,
+                "%d %s %s so far, since more come than it takes: gaps in the decision log have their number",
+                self.lost, self._unfinished, self.sink.name,
             )  # fmt: skip
 
     def _failed(self, error: Exception) -> None:

@@ -12,9 +12,10 @@ from airflow_team_authz.decision_log import DecisionLog, open_log
 from airflow_team_authz.decision_log.metrics import Metrics
 from airflow_team_authz.decision_log.spans import Spans
 from airflow_team_authz.engines import DecisionPoint, Observer
-from airflow_team_authz.engines.choice import default_state, open_engine
+from airflow_team_authz.engines.choice import default_state, open_engine, open_shadow
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.settings import Settings, metrics_are_on, read_database, read_settings, traces_are_on
+from airflow_team_authz.shadow import Candidate, Queue, Shadow
 
 log = logger(__name__)
 
@@ -54,13 +55,41 @@ def _opened() -> DecisionPoint:
         engine = open_engine(settings())
         if (metrics := _metrics()) is not None:
             metrics.breaker = getattr(engine, "breaker", None)
-        return DecisionPoint(engine, _with_spans(metrics or decision_log()))
+        return DecisionPoint(engine, _with_shadow(_with_spans(metrics or decision_log())))
 
 
 @cache
 def decision_log() -> DecisionLog:
     """The decision log of this process; ``SettingsError`` if ``[team_authz]`` is wrong."""
     return open_log(settings(), airflows_engine, read_database()[1], settings().state or default_state())
+
+
+@cache
+def shadow() -> Queue | None:
+    """The questions that wait for ``[team_authz] shadow``, if there is one."""
+    wanted = settings()
+    if wanted.shadow is None:
+        return None
+    place = wanted.shadow
+    log.info("%s decides nothing, and is asked a share of %g of all questions: the shadow", place, wanted.shadow_sample)
+    metrics = _metrics()
+    candidate = Candidate(
+        decision_log(),
+        lambda: DecisionPoint(open_shadow(place, wanted), name=Candidate.name),
+        _not_counted if metrics is None else metrics.beside,
+        wanted.shadow_sample,
+    )
+    return Queue(candidate, wanted.shadow_sample)
+
+
+def _not_counted(_: str, __: int) -> None:
+    pass
+
+
+def _with_shadow(observer: Observer) -> Observer:
+    """The same, with a candidate that is asked afterwards if there is one."""
+    queue = shadow()
+    return observer if queue is None else Shadow(observer, queue)
 
 
 @cache
@@ -91,6 +120,8 @@ def _with_spans(observer: Metrics | DecisionLog) -> Observer:
 
 def flush_log() -> None:
     """Have written what waits in the decision log, if there is one, and tell the metrics; takes seconds at most."""
+    if shadow.cache_info().currsize and (queue := shadow()) is not None:
+        queue.flush()
     if decision_log.cache_info().currsize:
         decision_log().flush()
     if _metrics.cache_info().currsize and (metrics := _metrics()) is not None:
@@ -107,7 +138,9 @@ def airflows_engine() -> Any:
 
 def forget() -> None:
     """Read the settings and open the engine anew for the next question; for tests, which change them."""
+    if shadow.cache_info().currsize and (queue := shadow()) is not None:
+        queue.close()
     if decision_log.cache_info().currsize:
         decision_log().close()
-    for kept in (settings, decision_log, _metrics, _opened):
+    for kept in (settings, decision_log, shadow, _metrics, _opened):
         kept.cache_clear()

@@ -81,6 +81,18 @@ class DagRow(NamedTuple):
         return {_dag(row.dag_id, UNSET, session)}
 
 
+class OfFile(NamedTuple):
+    """A row about a Dag file, which belongs to the owners of each of its Dags. Requests write such rows only."""
+
+    def criteria(self, entity: Any, readable: Readable, writes: bool) -> ColumnElement[bool] | None:  # noqa: ARG002
+        return None
+
+    def resources(self, row: Any, session: Session) -> set[Resource]:
+        dag = mapped_classes()["DagModel"]
+        of_file = (dag.bundle_name == row.bundle_name, dag.relative_fileloc == row.relative_fileloc)
+        return {_dag(dag_id, UNSET, session) for dag_id in session.scalars(select(dag.dag_id).where(*of_file))}
+
+
 class OfRow(NamedTuple):
     """A row that hangs on another one: ``column`` holds the ``key`` of a ``parent``."""
 
@@ -228,6 +240,7 @@ OWNED: dict[str, Owner] = {
     "DagFavorite": OfDag(),
     "DagModel": DagRow(),
     "DagOwnerAttributes": OfDag(),
+    "DagPriorityParsingRequest": OfFile(),
     "DagRun": OfDag(entity="run", also=_OF_A_TASK),
     "DagRunNote": OfRow("dag_run_id", "DagRun"),
     "DagScheduleAssetAliasReference": OfDag(),
@@ -265,7 +278,6 @@ UNOWNED = {
     "AssetActive": "says which of the assets are in use",
     "Callback": "is reached through its deadline",
     "DagBundleModel": "is the platform's configuration",
-    "DagPriorityParsingRequest": "is read by the Dag processor only",
     "DagProcessorCallback": "is read by the Dag processor only",
     "ExecutorCallback": "is read by the scheduler only",
     "LogTemplate": "is the platform's configuration",

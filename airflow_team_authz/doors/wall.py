@@ -65,6 +65,19 @@ def readable_by(subject: Subject, session: Session) -> Readable | None:
     return _readable(session) if request is not None and request.subject == subject else None
 
 
+def has_readable(subject: Subject, listed: Resource, session: Session) -> bool:
+    """Whether a list of this kind has a part that this subject may read, if it makes the present request.
+
+    ``False`` for kinds of lists that nothing narrows. The answer is the same before the handler runs and in it.
+    """
+    request = requests.current()
+    if request is None or not request.is_narrowed or request.subject != subject:
+        return False
+    if request.readable is None:
+        request.readable = Readable(request)
+    return bool(request.readable.using(session).has_some(listed))
+
+
 def _readable(session: Session) -> Readable | None:
     """The readable rows of the present request's subject; ``None`` if queries are not narrowed."""
     request = requests.current()
@@ -325,21 +338,28 @@ def _within(context: Callable[[], AbstractContextManager[None]], function: Calla
 
 
 def guard(module: ModuleType) -> None:
-    """See ``airflow_team_authz.hooks``: the module is that of the questions which Airflow's routes ask."""
+    """See ``airflow_team_authz.hooks``: the module is one of those whose questions come before what they are about."""
+    if service := vars(module).get("BulkTaskInstanceService"):
+        # The handler of a bulk change asks about each Dag, and looks for its task instances after that.
+        service._categorize_entities = asked_before_handler(service._categorize_entities)
     for name, make in vars(module).copy().items():
         if name.startswith("requires_access_"):
             setattr(module, name, _asking_before_handler(make))
 
 
-# A row of these is found by a number, which tells nobody anything: whoever may not see the row finds none.
-_BY_NUMBER = {"requires_access_backfill", "requires_access_event_log"}
+# These look for rows by a number or a file's token, which says nothing of them: a person who may not see a row finds
+# none. A refusal would tell that there is one, and what Dag it belongs to.
+FOUND_BY_HANDLE = {"requires_access_backfill", "requires_access_dag_from_file_token", "requires_access_event_log"}
+
+
+def asked_before_handler(ask: Callable[..., Any], name: str = "") -> Callable[..., Any]:
+    """One of Airflow's questions, each call of which sees what it has to; ``name`` is that of its maker, if any."""
+    return _within(partial(requests.before_handler, sees_everything=name not in FOUND_BY_HANDLE), ask)
 
 
 def _asking_before_handler(make: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
-    context = partial(requests.before_handler, sees_everything=make.__name__ not in _BY_NUMBER)
-
     @wraps(make)
     def made(*arguments: Any, **named: Any) -> Callable[..., Any]:
-        return _within(context, make(*arguments, **named))
+        return asked_before_handler(make(*arguments, **named), make.__name__)
 
     return made

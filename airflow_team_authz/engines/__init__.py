@@ -130,7 +130,8 @@ class _Listed(NamedTuple):
 class DecisionPoint:
     """The policy decision point (PDP) as the rest of the package sees it."""
 
-    def __init__(self, engine: Engine, observer: Observer | None = None) -> None:
+    def __init__(self, engine: Engine, observer: Observer | None = None, name: str = "") -> None:
+        """``name``: of the policy in the log, unless it is the one in force."""
         self._engine = engine
         self._observer: Observer = observer or _Nobody()
         self._encode = msgspec.json.Encoder().encode
@@ -140,8 +141,8 @@ class DecisionPoint:
         self._decode_standing = msgspec.json.Decoder(Standing, strict=True).decode
         self._kept: Callable[[], Kept | None] = getattr(engine, "kept", _nothing)
         self._check: Callable[[], None] = getattr(engine, "check", _nothing)
-        self._outages = Outages()
-        self._left_out = LeftOut()
+        self._outages = Outages(name)
+        self._left_out = LeftOut(name)
         self._pace = 1.0
         self._heard = _Heard()
         if (report := getattr(engine, "report_left_out", None)) is not None:
@@ -157,6 +158,11 @@ class DecisionPoint:
 
         ``aside``: nobody is refused or allowed anything by this, so the observer is told of errors only.
         """
+        answer, how = self.weigh(question)
+        return answer if aside else self.settle(question, answer, how)
+
+    def weigh(self, question: Evaluations) -> tuple[Answer, Provenance]:
+        """The answer as ``decide`` gives it, for a caller who may find that it does not count; else see ``settle``."""
         began = time.perf_counter_ns()
         heard = self._heard.ids = []
         try:
@@ -168,15 +174,16 @@ class DecisionPoint:
         except EngineError as error:
             error.decision_id = self._observer.failed(question, error, time.perf_counter_ns() - began)
             raise
-        if aside:
-            return Answer(decisions, revision)
-        how = Provenance(revision, time.perf_counter_ns() - began, heard, kept)
-        return Answer(decisions, revision, self._observer.decided(question, decisions, how))
+        return Answer(decisions, revision), Provenance(revision, time.perf_counter_ns() - began, heard, kept)
+
+    def settle(self, question: Evaluations, answer: Answer, how: Provenance) -> Answer:
+        """An answer of ``weigh`` counts: the observer is told of it, and makes its record."""
+        return Answer(answer.decisions, answer.revision, self._observer.decided(question, answer.decisions, how))
 
     def refuse(self, question: Evaluations, reason: str) -> str:
         """Tell the observer of what a door refuses without asking, as nobody can say what to ask; the record's id."""
         refused = [Decision(False, (reason,), "default")] * len(question.resources)
-        return self._observer.decided(question, refused, Provenance("", 0))
+        return self._observer.decided(question, refused, Provenance("", 0, by_policy=False))
 
     def _decide_parts(self, question: Evaluations) -> tuple[list[Decision], str, bool]:
         decisions: list[Decision] = []

@@ -70,6 +70,14 @@ def open_engine(settings: EngineSettings) -> Engine:
     return Downloaded(url, place, trust, settings.policy_token_file, settings.strict_policy, kept_code)
 
 
+def open_shadow(policy: Path, settings: EngineSettings) -> Engine:
+    """A policy directory or a bundle file that decides nothing, so nobody has to have signed it."""
+    from airflow_team_authz.engines.in_process import InProcess
+
+    state = settings.state or default_state()
+    return InProcess(policy, settings.opa, kept_code=state / "compiled", standing="in the shadow")
+
+
 def default_state() -> Path:
     """Where an Airflow keeps what this package has to remember, unless the settings say otherwise."""
     return Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / "team_authz"

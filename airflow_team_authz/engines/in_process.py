@@ -55,7 +55,8 @@ class InProcess:
     ``trust`` a bundle has to be signed, and an older one than the present is refused. ``settled``: the file is never
     written in place, but replaced as a whole. ``strict``: a policy is broken, too, if a rule reads what no question
     has, or if rules are where no engine looks; else the log warns of it, once the policy is in force.
-    ``kept_code``: the directory in which the processes of a host keep what one of them has compiled.
+    ``kept_code``: the directory in which the processes of a host keep what one of them has compiled. ``standing``:
+    where the policy is, for the log.
     A forked process begins as a new one does: its first question is answered by what there is then. If that has changed
     since the fork and is broken, it has no policy, since it cannot know which one was the last good.
     Raises ``PolicyBrokenError`` if there is no good one to begin with.
@@ -69,8 +70,10 @@ class InProcess:
         settled: bool = False,
         strict: bool = False,
         kept_code: Path | None = None,
+        standing: str = "in force",
     ) -> None:
         self._source = source
+        self._standing = standing
         self._kept_code = kept_code
         self._opa = opa
         self._trust = trust
@@ -212,7 +215,7 @@ class InProcess:
             log.exception("checking the rules of %s failed", self._source)
             return
         for told in found[:_MOST_TOLD]:
-            log.warning("policy %s is in force, but %s", self._source, told)
+            log.warning("policy %s is %s, but %s", self._source, self._standing, told)
         if len(found) > _MOST_TOLD:
             log.warning("`team-authz doctor` tells %d more of policy %s", len(found) - _MOST_TOLD, self._source)
 
@@ -285,7 +288,7 @@ class InProcess:
                 self._replace(self._load(quick))
                 self._refused = self._missing = ""
                 if quick:
-                    log.info("policy revision %s of %s is in force", self._policy.revision, self._source)
+                    log.info("policy revision %s of %s is %s", self._policy.revision, self._source, self._standing)
                     self._again = math.inf if self._source.is_dir() else time.monotonic() + _AGAIN_SECONDS
                 else:
                     # It is the same once more.
@@ -307,7 +310,7 @@ class InProcess:
     def _what_stays(self) -> str:
         if self._missing:
             return "this process has no policy"
-        return f"policy revision {self._policy.revision} stays in force"
+        return f"policy revision {self._policy.revision} stays {self._standing}"
 
 
 def _findings(policy: Path | Mapping[str, bytes], opa: str | None, certain: bool = False) -> list[str]:

@@ -30,7 +30,9 @@ class LeftOut:
     A team is asked again, alone, when the policy has changed and when its pause is over, which doubles each time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        """``name``: of the policy in the log, unless it is the one in force."""
+        self._before = name and f"{name}: "
         self._held: dict[str, _Held] = {}
 
     def __bool__(self) -> bool:
@@ -47,14 +49,14 @@ class LeftOut:
         self._held[team_id] = _Held(str(error), revision, pause, time.monotonic() + pause)
         if before is None:
             log.error(
-                "lists leave out what team %s owns, until its package changes or is faster (%s): %s",
-                team_id, error.code, error,
+                "%slists leave out what team %s owns, until its package changes or is faster (%s): %s",
+                self._before, team_id, error.code, error,
             )  # fmt: skip
 
     def release(self, team_id: str) -> None:
         """Lists ask about a team with the others again."""
         if self._held.pop(team_id, None) is not None:
-            log.warning("lists hold again what team %s owns", team_id)
+            log.warning("%slists hold again what team %s owns", self._before, team_id)
 
     def to_be_asked(self, team_ids: Collection[str], revision: str) -> str | None:
         """A left-out team that is due for another question; the next list gets another one."""

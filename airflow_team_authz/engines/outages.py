@@ -16,7 +16,9 @@ _PLATFORM = "the platform's rules"
 class Outages:
     """Remembers what fails: a team's rules each on their own, everything else together."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        """``name``: of the policy in the log, unless it is the one in force."""
+        self._before = name and f"{name}: "
         self._failing: set[str] = set()
 
     def failed(self, error: EngineError, team_ids: Collection[str | None], of_rules: bool = False) -> None:
@@ -30,13 +32,13 @@ class Outages:
         what = _PLATFORM if ours else _part(next(iter(team_ids))) if of_rules and team_ids else _ENGINE
         if what not in self._failing:
             self._failing.add(what)
-            log.error("no decision can be had from %s (%s): %s", what, error.code, error)
+            log.error("%sno decision can be had from %s (%s): %s", self._before, what, error.code, error)
 
     def answered(self, team_ids: Collection[str | None]) -> None:
         """Note an answered question about what these teams own; logged if something failed before."""
         for what in self._failing & {_ENGINE, _PLATFORM, *map(_part, team_ids)}:
             self._failing.discard(what)
-            log.warning("decisions can be had again from %s", what)
+            log.warning("%sdecisions can be had again from %s", self._before, what)
 
     def __bool__(self) -> bool:
         return bool(self._failing)

@@ -57,7 +57,7 @@ FREE_VERBS = {"custom_view"}
 class Who(NamedTuple):
     """Somebody, or a kind of people or machines: what to call it, and the subject that stands for it.
 
-    ``kind`` is ``person``, ``group``, ``role``, ``claim``, ``task``, ``machine`` or ``anybody``.
+    ``kind`` is ``person``, ``group``, ``role``, ``claim``, ``task``, ``machine``, ``people`` or ``anybody``.
     """
 
     kind: str

@@ -23,13 +23,23 @@ _AT_ONCE = 32
 MOST_DECIDED = 50_000
 
 
+class Seen(NamedTuple):
+    """The recorded decisions of one difference: their number, the people, and the id and the subject of the first."""
+
+    times: int
+    people: tuple[str, ...]
+    decision_id: str
+    subject: Subject
+
+
 class Difference(NamedTuple):
-    """A question that the two policies answer differently."""
+    """A question that the two policies answer differently. ``seen``: it comes from the decision log."""
 
     asked: Asked
     resource: Resource
     old: Decision
     new: Decision
+    seen: Seen | None = None
 
     @property
     def gained(self) -> bool:
@@ -44,7 +54,8 @@ class Difference(NamedTuple):
     @property
     def question(self) -> Evaluation:
         """The question, as people write it."""
-        return Evaluation(self.asked.who.subject, self.asked.action, self.resource, self.asked.context)
+        subject = self.asked.who.subject if self.seen is None else self.seen.subject
+        return Evaluation(subject, self.asked.action, self.resource, self.asked.context)
 
 
 class Change(NamedTuple):
@@ -63,6 +74,15 @@ class Change(NamedTuple):
     def first(self) -> Difference:
         """The one that stands for all of them."""
         return self.differences[0]
+
+    @property
+    def seen(self) -> Seen | None:
+        """The recorded decisions of all of them, if they are recorded ones."""
+        every = [one.seen for one in self.every if one.seen is not None]
+        if not every:
+            return None
+        people = tuple(dict.fromkeys(name for one in every for name in one.people))
+        return every[0]._replace(times=sum(one.times for one in every), people=people)
 
 
 class Found(NamedTuple):
@@ -113,8 +133,12 @@ def compare(
                 for resource in resources[len(room) :]:
                     more["gained" if resource in after else "lost", kind_of(resource), resource.team_id] += 1
             progress(asked_so_far)
-    changes = sorted(_grouped(differences, roles), key=lambda change: not change.first.gained)
-    return Found(tuple(changes), asked_so_far, len(differences) + sum(more.values()), dict(more))
+    return Found(grouped(differences, roles), asked_so_far, len(differences) + sum(more.values()), dict(more))
+
+
+def grouped(differences: Iterable[Difference], roles: Collection[str] = ()) -> tuple[Change, ...]:
+    """The differences in few lines, what is gained first."""
+    return tuple(sorted(_grouped(differences, roles), key=lambda change: not change.first.gained))
 
 
 def _all(point: DecisionPoint, batch: list[Asked]) -> list[list[Resource]]:
@@ -135,7 +159,9 @@ def _grouped(differences: Iterable[Difference], roles: Collection[str]) -> Itera
     )
     for one in differences:
         by_roles = _is_by_roles(one, roles)
-        cause = (one.gained, one.old.layer, one.new.layer, by_roles or one.said.reasons)
+        # Of what has been asked really, each action and type is counted on its own.
+        apart = () if one.seen is None else (one.asked.action, kind_of(one.resource))
+        cause = (one.gained, one.old.layer, one.new.layer, by_roles or one.said.reasons, apart)
         by_who[cause][one.resource.team_id][one.asked.who].append(one)
     for owners in by_who.values():
         alike: dict[Any, list[tuple[str | None, list[list[Difference]]]]] = defaultdict(list)
@@ -192,8 +218,15 @@ _MOST_NAMED = 4
 
 def told(change: Change, places: tuple[str, ...] = ()) -> str:
     """A line: who gains or loses what, and by which rule or role."""
-    verb = ("gain" if change.first.gained else "lose") + ("" if len(change.whos) > 1 else "s")
-    return f"{listed([who.name for who in change.whos])} {verb}: {what(change)}, {why(change, places)}"
+    is_many = len(change.whos) > 1 or change.whos[0].kind == "people"
+    verb = ("gain" if change.first.gained else "lose") + ("" if is_many else "s")
+    line = f"{listed([who.name for who in change.whos])} {verb}: {what(change)}, {why(change, places)}"
+    return line if (seen := change.seen) is None else f"{line}: {_how_often(seen)}"
+
+
+def _how_often(seen: Seen) -> str:
+    decisions = f"{seen.times:,} decision{'' if seen.times == 1 else 's'}"
+    return f"{decisions} of {listed(seen.people)}, such as {seen.decision_id}"
 
 
 def what(change: Change) -> str:
@@ -234,6 +267,9 @@ def why(change: Change, places: tuple[str, ...] = ()) -> str:
     one = change.first
     by = {"baseline": "by its roles", "guardrail": "by the platform", "team": "by the team"}.get(one.said.layer, "")
     by = f"by {', '.join(places)}" if places else by
+    if not change.reasons:
+        # Lists have no reasons.
+        return "by no rule or role any more"
     return f"{'' if one.said is one.new else 'no longer '}{by} ({listed(change.reasons, '; ')})"
 
 

@@ -17,7 +17,7 @@ from airflow_team_authz.cli import decisions as command
 from airflow_team_authz.decision_log.database import Database
 from airflow_team_authz.decision_log.origin import Origin
 from airflow_team_authz.decision_log.reading import InDatabase, Wanted
-from airflow_team_authz.decision_log.record import Entry, Form, Gap, new_id
+from airflow_team_authz.decision_log.record import Beside, Entry, Form, Gap, new_id
 from airflow_team_authz.decision_log.sinks import File
 from airflow_team_authz.decision_log.tables import decisions
 from airflow_team_authz.model import Decision, Evaluations, Resource, Subject, UnreachableError
@@ -43,6 +43,8 @@ RECORDS = [
     made("bob", Resource("variable", "alpha_x", "gone"), None),
     Form().gap(Gap(7, 1, 2), "a sink"),
 ]
+# No decision, so it is not among them unless somebody asks for it.
+SHADOW = made("bob", Resource("dag", "alpha", "daily"), beside=Beside(YES, None, "r2"))
 IDS = [record["decision_id"] for record in RECORDS]
 
 
@@ -52,14 +54,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "file":
         File(tmp_path / "log.ndjson").write(RECORDS[:2])
         (tmp_path / "log.ndjson").rename(tmp_path / "log.ndjson.1")
-        File(tmp_path / "log.ndjson").write(RECORDS[2:])
+        File(tmp_path / "log.ndjson").write([SHADOW, *RECORDS[2:]])
         (tmp_path / "log.ndjson").open("a").write('{"half')
         monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__DECISION_LOG", "file")
         monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__DECISION_LOG_FILE", str(tmp_path / "log.ndjson"))
     else:
         engine = create_engine(f"sqlite:///{tmp_path}/airflow.db")
         decisions().metadata.create_all(engine)
-        Database(lambda: engine, None, 90).write(RECORDS)
+        Database(lambda: engine, None, 90).write([*RECORDS[:2], SHADOW, *RECORDS[2:]])
         monkeypatch.setattr(settings, "engine", engine)
         monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__DECISION_LOG", "database, log")
     return str(request.param)
@@ -85,6 +87,13 @@ def test_what_is_wanted_is_found_in_both_places(run: Run, options: list[str], fo
     done = run("decisions", "-o", "json", *options)
     assert done.exit_code == 0, done.output
     assert [json.loads(line)["decision_id"] for line in done.stdout.splitlines()] == [IDS[index] for index in found]
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(("options", "found"), [([], [SHADOW, RECORDS[5]]), (["--type", "pool"], [RECORDS[5]])])
+def test_differences_of_the_shadow_are_shown_alone(run: Run, options: list[str], found: list[dict[str, Any]]) -> None:
+    done = run("decisions", "-o", "json", "--shadow", *options)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == found
 
 
 @pytest.mark.usefixtures("place")

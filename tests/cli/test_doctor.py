@@ -147,6 +147,14 @@ def test_an_old_server_is_a_failure_with_its_reason(run, monkeypatch, with_clien
     assert version["help"] == "install OPA 1.22.2 or newer"
 
 
+def test_a_shadow_that_cannot_be_asked_is_told(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__SHADOW", str(tmp_path / "gone"))
+    check = checks(run("doctor", "--output", "json"))["shadow"]
+    assert check["ok"] is False
+    assert str(tmp_path / "gone") in check["detail"]
+    assert "it decides nothing" in check["help"]
+
+
 def test_no_server(run):
     result = run("doctor", "--opa-url", "http://127.0.0.1:1", "-o", "json")
     assert result.exit_code == 1

@@ -90,7 +90,8 @@ def test_what_a_stopped_sink_cannot_take_is_counted_and_told_to_it(caplog: pytes
     assert gap["sink"] == "memory"
     assert time.strftime("%Y-%m-%dT%H:%M", time.gmtime(before)) <= gap["since"][:16] <= gap["until"][:16]
     assert [record.getMessage() for record in caplog.records] == [
-        "decisions are lost, 1 so far: more come than memory takes; how many is told there by gaps"
+        "1 decisions could not be recorded in memory so far, since more come than it takes: gaps in the decision log "
+        "have their number"
     ]
 
 

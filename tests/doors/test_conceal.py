@@ -1,20 +1,26 @@
-"""With ``refusals = conceal`` Airflow answers about another team's things like about what is not there."""
+"""With ``refusals = conceal`` Airflow answers about another team's things like about what is not there.
+
+What a number or a token finds is answered like that under ``explain`` as well.
+"""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from airflow import settings
+from airflow.api_fastapi.core_api import security
 from airflow.models import Connection, DagModel, DagRun, Pool, Variable
+from airflow.models.dagbag import DagPriorityParsingRequest
 from airflow.models.log import Log
-from sqlalchemy import select
+from itsdangerous import URLSafeSerializer
+from sqlalchemy import delete, select
 
 from airflow_team_authz.doors import decision_point, wall
-from airflow_team_authz.identities import requests
-from tests.doors.test_user_requests import Site, airflows_routes, opened_site
+from tests.doors.test_user_requests import NEWEST, Site, airflows_routes, opened_site
 
 __all__ = ["opened_site"]
 
@@ -54,8 +60,9 @@ def site(opened_site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     for route in airflows_routes(opened_site):
         for part in route.dependant.dependencies:
             # As the hooks have it, for what is imported after them.
-            if getattr(part.call, "__qualname__", "").startswith("requires_access_"):
-                monkeypatch.setattr(part, "call", wall._within(requests.before_handler, part.call))
+            name = getattr(part.call, "__qualname__", "").partition(".")[0]
+            if name.startswith("requires_access_"):
+                monkeypatch.setattr(part, "call", wall.asked_before_handler(part.call, name))
     monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", "conceal")
     decision_point.forget()
     yield opened_site
@@ -116,8 +123,65 @@ def test_no_route_tells_another_teams_things_from_what_is_not_there(site: Site, 
     assert _rows() == before
 
 
+@pytest.mark.parametrize("action", ["update", "delete"])
+@pytest.mark.parametrize("map_index", [-1, None])
+def test_a_bulk_change_names_another_teams_dag_like_one_that_is_not_there(
+    site: Site, action: str, map_index: int | None
+) -> None:
+    def told(dag_id: str, path: str) -> str:
+        task = {"dag_id": dag_id, "dag_run_id": "first", "task_id": "work", "map_index": map_index, "note": "x"}
+        body = {"actions": [{"action": action, "entities": [task]}]}
+        answer = site.ask("bob", "PATCH", path, json=body)
+        assert answer.status_code == 200
+        assert len(answer.json()[action]["errors"]) == 1
+        return answer.text.replace(dag_id, MISSING)
+
+    for path in ("dags/~/dagRuns/~/taskInstances", "dags/beta_daily/dagRuns/first/taskInstances"):
+        assert told("alpha_daily", f"/api/v2/{path}") == told(MISSING, f"/api/v2/{path}")
+
+
 def test_the_audit_log_holds_no_row_about_what_was_concealed_as_if_it_had_happened(site: Site) -> None:
     assert site.status("bob", "PATCH", "/api/v2/dags/alpha_daily", json={"is_paused": True}) == 404
     with settings.Session() as session:
         rows = session.scalars(select(Log.event).where(Log.dag_id == "alpha_daily", Log.owner == "bob")).all()
     assert rows == []
+
+
+@pytest.fixture
+def files(site: Site) -> Iterator[dict[str, str]]:
+    """Paths that ask for a file of each owner to be parsed again: by a token that Airflow has signed."""
+    signer = URLSafeSerializer(site.app.state.secret_key)
+    named = {
+        owner: {"bundle_name": f"of {owner}", "relative_fileloc": f"{owner}.py"} for owner in ("alpha", "beta", "no")
+    }
+    with settings.Session() as session:
+        session.add_all(DagModel(dag_id=f"{owner}_in_file", **named[owner]) for owner in ("alpha", "beta"))
+        session.commit()
+    yield {owner: f"/api/v2/parseDagFile/{signer.dumps(file)}" for owner, file in named.items()}
+    with settings.Session() as session:
+        session.execute(delete(DagModel).where(DagModel.dag_id.endswith("_in_file")))
+        session.execute(delete(DagPriorityParsingRequest))
+        session.commit()
+
+
+@NEWEST
+@pytest.mark.parametrize("refusals", ["explain", "conceal"])
+def test_a_token_of_another_teams_file_is_answered_like_one_of_no_file(
+    site: Site, files: dict[str, str], monkeypatch: pytest.MonkeyPatch, refusals: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", refusals)
+    decision_point.forget()
+    for who, own in {"bob": 201, "vic": 403, "nil": 404}.items():
+        answers = {owner: site.ask(who, "PUT", path) for owner, path in files.items()}
+        assert {owner: answer.status_code for owner, answer in answers.items()} == {
+            "alpha": 404, "beta": own, "no": 404
+        }, who  # fmt: skip
+        assert answers["alpha"].text == answers["no"].text
+    assert site.status("pat", "PUT", files["alpha"]) == 201
+
+
+def test_what_is_looked_for_by_more_than_its_name_is_looked_for_among_what_one_may_read() -> None:
+    """Such a question of Airflow's queries the database for what it asks about."""
+    asking = {name: make for name, make in vars(security).items() if name.startswith("requires_access_")}
+    looking = {name for name, make in asking.items() if "session: SessionDep" in inspect.getsource(make)}
+    assert looking == wall.FOUND_BY_HANDLE & asking.keys()

@@ -18,6 +18,7 @@ from airflow import settings
 from airflow.models import Connection, DagModel, DagRun, Pool, TaskInstance, Variable
 from airflow.models.asset import AssetModel, DagScheduleAssetReference, TaskOutletAssetReference
 from airflow.models.dag import DagTag
+from airflow.models.dagbag import DagPriorityParsingRequest
 from airflow.models.errors import ParseImportError
 from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstanceNote
@@ -352,6 +353,14 @@ def _add_pool(session: Session, team_id: str) -> None:
     session.flush()
 
 
+def _parse_again(session: Session, team_id: str) -> None:
+    with requests.unfiltered():
+        session.execute(update(DagModel).values(relative_fileloc=DagModel.dag_id + ".py"))
+    file = {"bundle_name": f"of {team_id}", "relative_fileloc": f"{team_id}_daily.py"}
+    session.add(DagPriorityParsingRequest(**file))
+    session.flush()
+
+
 @pytest.mark.parametrize(
     ("write", "refusal"),
     [
@@ -362,8 +371,10 @@ def _add_pool(session: Session, team_id: str) -> None:
         ),
         (lambda session: _delete_run(session, "alpha_daily"), "may not delete dag alpha_daily"),
         (lambda session: _add_pool(session, "alpha"), "may not create pool x of team alpha"),
+        (lambda session: _parse_again(session, "alpha"), "may not create dag alpha_daily of team alpha"),
         (lambda session: _change(session, "beta_db", host="bobs.example"), None),
         (lambda session: _add_pool(session, "beta"), None),
+        (lambda session: _parse_again(session, "beta"), None),
     ],
 )
 def test_a_row_of_others_is_not_written(by: As, write: Callable[[Session], None], refusal: str | None) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from tests.worlds.build import FIRST_NUMBERS, NUMBERS_APART
 from tests.worlds.catalogue import ALPHA, OWN, Call
-from tests.worlds.compare import Comparison, Difference, difference
+from tests.worlds.compare import Answer, Comparison, Difference, difference
 from tests.worlds.routes import Route, tasks_routes, users_routes
 from tests.worlds.rows import Changed, Rows, added, changed, in_the_name_of, only_in
 from tests.worlds.site import PEOPLE, TASKS, WITH, WITHOUT, Worlds
@@ -36,9 +37,13 @@ def routes_for(person: str, every_version: bool) -> tuple[Route, ...]:
     return tuple(route for route in tasks_routes() if whole or route.version == newest)
 
 
-def reads(worlds: Worlds, person: str, brief: bool, values: Sequence[str] = (OWN, ALPHA)) -> Outcome:
-    """All that only look; see ``Catalogue.reads``."""
-    calls = worlds.catalogue().reads(routes_for(person, not brief), brief, values)
+def reads(
+    worlds: Worlds, person: str, brief: bool, values: Sequence[str] = (OWN, ALPHA), naming: str | None = None
+) -> Outcome:
+    """All that only look (see ``Catalogue.reads``), or those of them that name what is somebody's."""
+    catalogue = worlds.catalogue()
+    calls = catalogue.reads(routes_for(person, not brief), brief, values)
+    calls = [call for call in calls if naming is None or catalogue.names(call, naming)]
     # Some that only look leave audit rows all the same: they come when nobody looks at these any more.
     plain = [call for call in calls if call.route.method == "GET"]
     rest = [call for call in calls if call.route.method != "GET"]
@@ -78,10 +83,8 @@ def losses(worlds: Worlds, person: str) -> Outcome:
     no world is alpha alone: its people must get an answer about each of its things that the admin gets one about.
     """
     of_alpha = PEOPLE[person].team == "alpha"
-    calls = worlds.catalogue().own_reads(users_routes(), ALPHA if of_alpha else OWN)
-    calls = [call for call in calls if f"/{ALPHA}_" in call.path] if of_alpha else calls
-    with Comparison(worlds, "pat") as admin, Comparison(worlds, person) as comparison:
-        expected = admin.answers(WITH if of_alpha else WITHOUT, calls)
+    calls, expected = _shown_to_the_admin(worlds, of_alpha)
+    with Comparison(worlds, person) as comparison:
         seen = comparison.answers(WITH, calls)
     found = [
         difference(person, *row)
@@ -90,6 +93,15 @@ def losses(worlds: Worlds, person: str) -> Outcome:
     ]
     told = [call for call, answer in zip(calls, expected, strict=True) if answer.status < 300]
     return Outcome(person, _routes(told), len(told), len(told), [one for one in found if one], [])
+
+
+@cache
+def _shown_to_the_admin(worlds: Worlds, of_alpha: bool) -> tuple[list[Call], list[Answer]]:
+    """What looks at a team's own things and common ones, with the answers: the same for everybody of the team."""
+    calls = worlds.catalogue().own_reads(users_routes(), ALPHA if of_alpha else OWN)
+    calls = [call for call in calls if f"/{ALPHA}_" in call.path] if of_alpha else calls
+    with Comparison(worlds, "pat") as admin:
+        return calls, admin.answers(WITH if of_alpha else WITHOUT, calls)
 
 
 def lost_writes(worlds: Worlds, person: str) -> Outcome:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
-from sqlalchemy import Integer, event, func, insert, select
+from sqlalchemy import Integer, event, func, insert, inspect, select
 from sqlalchemy.orm import Mapper, Session
 
 # Numbers begin here: alpha's below the others', so that whoever adds a row gets the same number in both worlds.
@@ -490,6 +490,19 @@ def _numbers_of(owner: str) -> Iterator[None]:
         event.remove(Mapper, "before_insert", number)
 
 
+def _make_tables() -> None:
+    """Airflow's tables, those of its auth manager, and the teams; what `airflow` does in three processes."""
+    from airflow import settings
+    from airflow.models.team import Team
+    from airflow.utils.db import initdb
+    from airflow.utils.session import create_session
+
+    if not inspect(settings.engine).has_table("team"):
+        initdb()
+        with create_session() as session:
+            session.add_all(Team(name=name) for name in ("alpha", "beta", "gamma"))
+
+
 def main(bundles: Path, owners: list[str]) -> None:
     """Fill the database of this Airflow."""
     from airflow.dag_processing.bundles.manager import DagBundlesManager
@@ -497,6 +510,7 @@ def main(bundles: Path, owners: list[str]) -> None:
     from airflow.utils.session import create_session
 
     import_all_models()  # type: ignore[no-untyped-call]
+    _make_tables()
     DagBundlesManager().sync_bundles_to_db()  # type: ignore[no-untyped-call]
     for owner in owners:
         with _numbers_of(owner), create_session() as session:

@@ -144,6 +144,14 @@ class Catalogue:
         found = (call for route in routes if route.reads for call in self._of(route, brief, values))
         return _once(found)
 
+    def names(self, call: Call, owner: str) -> bool:
+        """Whether a request names something of the owner's, by its name, its number or its token."""
+        numbers = (number for of_table in self._numbers.values() for number in of_table.get(owner, ()))
+        unlike_names = {*map(str, numbers), self.value("file_token", owner)}
+        unlike_names |= {str(self.value(name, owner)) for name in ("task_instance_id", "connection_test_id")}
+        said = {*call.path.split("/"), *(value for _, value in call.query)}
+        return owner in str(call) or not said.isdisjoint(unlike_names)
+
     def own_reads(self, routes: Iterable[Route], owner: str) -> list[Call]:
         """What looks at the owner's things, and lists."""
         calls = []

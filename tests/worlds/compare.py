@@ -64,6 +64,8 @@ class Comparison:
 
     def __init__(self, worlds: Worlds, person: str, keep_alive: bool = True) -> None:
         self._worlds, self.person = worlds, person
+        # Now, not by several threads at a time.
+        worlds.ids()
         # What was done, by world.
         self._done: list[str] = []
         # After an error in the middle the server ends the connection: what is not to be sent twice gets a new one.

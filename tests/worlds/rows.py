@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import MetaData, create_engine
+from sqlalchemy import MetaData, Table, create_engine
 
 Key = tuple[Any, ...]
 Row = Mapping[str, Any]
@@ -46,11 +47,9 @@ class Changed(NamedTuple):
 def rows(url: str) -> Rows:
     """Everything that is in a database; ``url`` is SQLAlchemy's."""
     engine = create_engine(url)
-    tables = MetaData()
-    tables.reflect(engine)
     found: dict[str, dict[Key, Row]] = {}
     with engine.connect() as connection:
-        for name, table in tables.tables.items():
+        for name, table in _tables(url).items():
             columns = [column.name for column in table.primary_key] or [column.name for column in table.columns]
             everything = connection.exec_driver_sql(f'SELECT * FROM "{name}"').mappings()  # noqa: S608
             found[name] = {
@@ -59,6 +58,16 @@ def rows(url: str) -> Rows:
             }
     engine.dispose()
     return found
+
+
+@cache
+def _tables(url: str) -> Mapping[str, Table]:
+    """They do not change while the tests run."""
+    engine = create_engine(url)
+    tables = MetaData()
+    tables.reflect(engine)
+    engine.dispose()
+    return tables.tables
 
 
 def _plain(value: Any) -> Any:

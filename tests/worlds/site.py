@@ -196,12 +196,9 @@ class Worlds:
     def _build(self) -> None:
         """Both databases: the one with alpha's is a copy of the other to which alpha's things are added."""
         without, with_ = self.airflows[WITHOUT], self.airflows[WITH]
-        without.run("db", "migrate")
-        without.run("teams", "sync")
-        without.run("teams", "create", "gamma")
+        self._fill(without, "beta", "common")
         if self.login == "fab":
             self._create_people(without)
-        self._fill(without, "beta", "common")
         self.databases.copy(WITHOUT, WITH)
         copy_logs(without.home / "logs", with_.home / "logs")
         self._fill(with_, "alpha")

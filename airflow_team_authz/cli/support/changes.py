@@ -1,0 +1,166 @@
+"""Prints what another policy gives and takes: one form for all commands that compare policies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from airflow_team_authz.cli.support.console import Report, as_code, print_json, print_line
+
+if TYPE_CHECKING:
+    from airflow_team_authz.review.changes import Change, Found
+    from airflow_team_authz.review.names import Sources
+
+# Of more nobody reads the text; JSON has all of them.
+_MOST_LINES = 100
+# Each takes a part of a second to look up.
+_MOST_PLACED = 20
+
+
+class FailOn(StrEnum):
+    """The changes that make the exit code 1."""
+
+    GAINED = "gained"
+    LOST = "lost"
+    ANY = "any"
+
+
+FailOnOption = Annotated[
+    FailOn | None, typer.Option(help="Exit with 1 if the change gives rights, takes rights, or does either.")
+]
+ReportOption = Annotated[Report, typer.Option("--output", "-o", help="The form of the report.")]
+
+
+class Told(NamedTuple):
+    """What is printed: the changes with the places of their rules, a summary, what was not seen, and more for JSON."""
+
+    found: Found
+    places: Sequence[tuple[str, ...]]
+    summary: Sequence[str]
+    not_seen: Sequence[str]
+    more: Mapping[str, Any] = {}
+
+
+def print_changes(told: Told, output: Report) -> None:
+    """Print a report."""
+    _PRINT[output](told)
+
+
+def places(found: Found, old: Sources | None, new: Sources | None) -> list[tuple[str, ...]]:
+    """Files and lines of the rules that make the first changes, as far as there are sources."""
+    from airflow_team_authz.explanation import deciding_rules
+
+    found_places: list[tuple[str, ...]] = []
+    placed = 0
+    for change in found.changes:
+        first = change.first
+        sources = new if first.said is first.new else old
+        if placed >= _MOST_PLACED or sources is None or not sources.files:
+            found_places.append(())
+            continue
+        placed += 1
+        rules = deciding_rules(first.question, sources.files)
+        found_places.append(tuple(dict.fromkeys(f"{rule.file}:{rule.line}" for rule in rules)))
+    return found_places
+
+
+def _print_text(told: Told) -> None:
+    for line in _lines(told):
+        print_line(line)
+    print_line()
+    for line in told.summary:
+        print_line(line)
+    for unseen in told.not_seen:
+        print_line(f"Not seen: {unseen}.")
+
+
+def _print_markdown(told: Told) -> None:
+    for heading, gained in (("Gained", True), ("Lost", False)):
+        lines = list(_lines(told, gained))
+        if lines:
+            print_line(f"## {heading}")
+            print_line()
+            for line in lines:
+                print_line(f"- {as_code(line)}")
+            print_line()
+    for line in told.summary:
+        print_line(line)
+        print_line()
+    for unseen in told.not_seen:
+        print_line(f"- Not seen: {as_code(unseen) if '`' in unseen or '<' in unseen else unseen}.")
+
+
+def _lines(told: Told, gained: bool | None = None) -> Iterator[str]:
+    from airflow_team_authz.review.changes import told as told_of
+
+    found = told.found
+    wanted = [
+        (change, where)
+        for change, where in zip(found.changes, told.places, strict=True)
+        if gained in {None, change.first.gained}
+    ]
+    yield from (told_of(change, where) for change, where in wanted[:_MOST_LINES])
+    if len(wanted) > _MOST_LINES:
+        yield f"and {len(wanted) - _MOST_LINES} lines more: --output json has them"
+    for (direction, kind, team_id), count in sorted(found.more.items(), key=str):
+        if gained in {None, direction == "gained"}:
+            of = "what is common" if team_id is None else f"team {team_id}"
+            yield f"{count:,} questions more about {kind} of {of} are answered differently: {direction}"
+
+
+def _print_json(told: Told) -> None:
+    from airflow_team_authz.review.changes import told as told_of
+
+    found = told.found
+    print_json(
+        {
+            "questions": found.questions,
+            "changes": [
+                {"told": told_of(change, where), "where": list(where), **_as_json(change)}
+                for change, where in zip(found.changes, told.places, strict=True)
+            ],
+            "more": [
+                {"direction": direction, "type": kind, "team_id": team_id, "questions": count}
+                for (direction, kind, team_id), count in sorted(found.more.items(), key=str)
+            ],
+            "not_seen": list(told.not_seen),
+            **told.more,
+        }
+    )
+
+
+def _as_json(change: Change) -> dict[str, Any]:
+    import msgspec
+
+    from airflow_team_authz.review import kind_of
+    from airflow_team_authz.review.changes import rego_test
+
+    first, seen = change.first, change.seen
+    recorded = {} if seen is None else {
+        "decisions": seen.times, "people": list(seen.people), "decision_id": seen.decision_id
+    }  # fmt: skip
+    permissions = {
+        (one.asked.action, kind_of(one.resource), one.resource.id if isinstance(one.resource.id, str) else None): None
+        for one in change.differences
+    }
+    return {
+        "direction": "gained" if first.gained else "lost",
+        "subjects": [who.name for who in change.whos],
+        "team_ids": list(change.owners),
+        "reasons": list(change.reasons),
+        "permissions": [
+            {"action": action, "type": kind} if id_ is None else {"action": action, "type": kind, "id": id_}
+            for action, kind, id_ in permissions
+        ],
+        **recorded,
+        "old": msgspec.to_builtins(first.old),
+        "new": msgspec.to_builtins(first.new),
+        "question": msgspec.to_builtins(first.question),
+        "rego_test": rego_test(change),
+    }
+
+
+_PRINT = {Report.TEXT: _print_text, Report.JSON: _print_json, Report.MARKDOWN: _print_markdown}
