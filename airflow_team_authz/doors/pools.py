@@ -44,7 +44,7 @@ _DEFAULT_POOL = Pool.DEFAULT_POOL_NAME
 _SHOWN_TASKS = 5
 
 
-class _Known(msgspec.Struct):
+class _LastAnswers(msgspec.Struct):
     """The last answers about a bundle: the team's default pool, and by each pool's name and team what was decided."""
 
     default_pool: str | None = None
@@ -128,7 +128,7 @@ def _ask(bundle_name: str, dags: Iterable[Any], session: Session) -> _Answers:
         return _Answers(last, str(error), known.default_pool)
 
 
-def _answered(bundle_name: str, subject: Subject, dags: list[Any], known: _Known, session: Session) -> _Answers:
+def _answered(bundle_name: str, subject: Subject, dags: list[Any], known: _LastAnswers, session: Session) -> _Answers:
     default_pool = None
     if subject.team_ids and any(_DEFAULT_POOL in _pools(dag) for dag in dags):
         standing, _ = decision_point().whoami(subject)
@@ -140,7 +140,7 @@ def _answered(bundle_name: str, subject: Subject, dags: list[Any], known: _Known
     question = Evaluations(subject, "use", [Resource("pool", team_id, name) for name, team_id in owners.items()])
     answered, revision, _ = decision_point().decide(question)
     decisions = [_as_told(question, *answer) for answer in zip(question.resources, answered, strict=True)]
-    now = _Known(
+    now = _LastAnswers(
         default_pool or known.default_pool,
         known.decisions | {_key(*owned): said for owned, said in zip(owners.items(), decisions, strict=True)},
         revision,
@@ -154,7 +154,7 @@ def _as_told(question: Evaluations, resource: Resource, decision: Decision) -> D
     """The decision with the reason that goes into the import error, which people read whom nobody asks about pools."""
     if decision.allow is True:
         return decision
-    told = disclosure.told(decision_point(), question, resource, decision)
+    told = disclosure.visible_reason(decision_point(), question, resource, decision)
     reason = "it belongs to another team" if told.as_missing else told.reason
     return msgspec.structs.replace(decision, reasons=(reason,))
 
@@ -278,22 +278,22 @@ def _file(bundle_name: str) -> Path:
 
 
 # What is on disk, by bundle: read once.
-_known: dict[str, _Known] = {}
+_known: dict[str, _LastAnswers] = {}
 
 
-def _read(bundle_name: str) -> _Known:
+def _read(bundle_name: str) -> _LastAnswers:
     if bundle_name not in _known:
         try:
-            _known[bundle_name] = msgspec.json.decode(_file(bundle_name).read_bytes(), type=_Known)
+            _known[bundle_name] = msgspec.json.decode(_file(bundle_name).read_bytes(), type=_LastAnswers)
         except FileNotFoundError:
-            _known[bundle_name] = _Known()
+            _known[bundle_name] = _LastAnswers()
         except (OSError, SettingsError, msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("the last answers about pools of bundle %s cannot be read: %s", bundle_name, error)
-            _known[bundle_name] = _Known()
+            _known[bundle_name] = _LastAnswers()
     return _known[bundle_name]
 
 
-def _write(bundle_name: str, now: _Known) -> None:
+def _write(bundle_name: str, now: _LastAnswers) -> None:
     _known[bundle_name] = now
     try:
         replace_file(_file(bundle_name), msgspec.json.encode(now))
