@@ -49,7 +49,6 @@ class _LastAnswers(msgspec.Struct):
 
     default_pool: str | None = None
     decisions: dict[str, Decision] = {}
-    revision: str = ""
 
 
 class _Answers(NamedTuple):
@@ -138,16 +137,19 @@ def _answered(bundle_name: str, subject: Subject, dags: list[Any], known: _LastA
     if not owners:
         return _Answers({}, "", default_pool)
     question = Evaluations(subject, "use", [Resource("pool", team_id, name) for name, team_id in owners.items()])
-    answered, revision, _ = decision_point().decide(question)
-    decisions = [_as_told(question, *answer) for answer in zip(question.resources, answered, strict=True)]
-    now = _LastAnswers(
-        default_pool or known.default_pool,
-        known.decisions | {_key(*owned): said for owned, said in zip(owners.items(), decisions, strict=True)},
-        revision,
-    )
-    if (now.default_pool, now.decisions) != (known.default_pool, known.decisions):
+    answers = dict(zip(owners.items(), decision_point().decide_by_owner(question), strict=True))
+    failed = [answer for answer in answers.values() if isinstance(answer, EngineError)]
+    decided = {
+        _key(*owned): _as_told(question, Resource("pool", owned[1], owned[0]), answer)
+        for owned, answer in answers.items()
+        if isinstance(answer, Decision)
+    }
+    now = _LastAnswers(default_pool or known.default_pool, known.decisions | decided)
+    if now != known:
         _write(bundle_name, now)
-    return _Answers(dict(zip(owners, decisions, strict=True)), "", default_pool)
+    # Of an owner whose rules fail, the last answers stay.
+    last = {name: now.decisions.get(_key(name, team_id)) for name, team_id in owners.items()}
+    return _Answers(last, str(failed[0]) if failed else "", default_pool)
 
 
 def _as_told(question: Evaluations, resource: Resource, decision: Decision) -> Decision:
