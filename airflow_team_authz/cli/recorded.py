@@ -1,8 +1,10 @@
-"""``team-authz shadow report`` and ``team-authz replay``: what another policy answers to recorded questions."""
+"""``team-authz shadow report``, ``observe report`` and ``replay``: other answers to recorded questions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,13 +12,17 @@ import typer
 
 from airflow_team_authz.cli.decisions import moment_of, open_records
 from airflow_team_authz.cli.support.changes import FailOnOption, ReportOption, Told, places, print_changes
-from airflow_team_authz.cli.support.console import Report, complain
+from airflow_team_authz.cli.support.console import Output, Progress, Report, UserError, complain
+from airflow_team_authz.cli.support.engine import Named, opened
+from airflow_team_authz.cli.support.server_client import TokenOption, ask
 
 if TYPE_CHECKING:
+    from airflow_team_authz.decision_log.reading import Record, Wanted
     from airflow_team_authz.review.names import Sources
     from airflow_team_authz.review.recorded import Log
 
 DIFFERS, FAILED = 1, 2
+_PAGE = 500
 
 SinceOption = Annotated[
     str | None, typer.Option(metavar="TIME", help="Only newer records: 90m, 2h, 7d, or 2026-11-27T08:00 (UTC).")
@@ -57,9 +63,140 @@ def shadow_report(
     _print(found, output, "the shadow policy", fail_on)
 
 
+observe_app = typer.Typer(
+    no_args_is_help=True, help="See what the policy would change where [team_authz] mode is observe."
+)
+
+
+class By(StrEnum):
+    """Whose differences are one line."""
+
+    PERSON = "person"
+    GROUPS = "groups"
+
+
+@observe_app.command("report")
+def observe_report(
+    since: SinceOption = None,
+    user: UserOption = None,
+    team: TeamOption = None,
+    type_: TypeOption = None,
+    by: Annotated[
+        By, typer.Option(help="One line for each person, or for people with the same groups, roles and teams.")
+    ] = By.PERSON,
+    file: FileOption = None,
+    fail_on: FailOnOption = None,
+    output: ReportOption = Report.TEXT,
+) -> None:
+    """Show the recorded differences between the auth manager that decides and the policy that only observes.
+
+    Exit code 0: shown. 1: there are differences that --fail-on names. 2: the command cannot read the decision log, or
+    the policy has failed to answer.
+    """
+    from airflow_team_authz.decision_log.reading import Wanted
+    from airflow_team_authz.review.recorded import beside
+
+    wanted = Wanted(moment_of(since), user, team, type_, shadow=True)
+    with open_records(file) as records:
+        found = beside(records.each(wanted), "observe", by is By.PERSON)
+    _print(found, output, "the policy", fail_on)
+
+
+def replay(
+    candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="The policy directory or the bundle to ask.")],
+    since: SinceOption = None,
+    user: UserOption = None,
+    team: TeamOption = None,
+    type_: TypeOption = None,
+    door: Annotated[
+        str | None, typer.Option(help="Questions of this door: users, tasks, datasets, pools, opa, other.")
+    ] = None,
+    file: FileOption = None,
+    server: Annotated[
+        str | None, typer.Option(metavar="URL", help="Read the decisions that this bundle server has collected.")
+    ] = None,
+    token_file: TokenOption = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Read this decision log of a stock OPA server: one JSON record in a line."),
+    ] = None,
+    fail_on: FailOnOption = None,
+    output: ReportOption = Report.TEXT,
+) -> None:
+    """Decide recorded decisions again, by another policy, and show the different answers.
+
+    The records come from the decision log of this Airflow, a file, a bundle server, or an OPA server's own log.
+
+    Exit code 0: shown. 1: there are differences that --fail-on names. 2: the command cannot read the log or the policy,
+    the log has no decision to decide again, or the policy has failed to answer.
+    """
+    from airflow_team_authz.decision_log.reading import Wanted
+    from airflow_team_authz.engines import DecisionPoint
+    from airflow_team_authz.review.kinds import Kinds
+    from airflow_team_authz.review.names import read_sources
+    from airflow_team_authz.review.recorded import NOT_RECORDED
+    from airflow_team_authz.review.recorded import replay as decide_again
+
+    if sum(place is not None for place in (file, server, against)) > 1:
+        raise UserError("--file, --server and --against exclude each other: name one place with records")
+    if not candidate.exists():
+        raise UserError(f"there is no {candidate}: name a policy directory or a bundle")
+    wanted = Wanted(moment_of(since), user, team, type_)
+    sources = read_sources(candidate)
+    progress = Progress("decisions decided again")
+    with opened(Named(policy=candidate)) as engine, _records(file, server, token_file, against, wanted) as records:
+        chosen = (one for one in records if door is None or _is_at(one, door))
+        found = decide_again(DecisionPoint(engine, name=str(candidate)), chosen, Kinds(sources).roles, progress)
+    progress.end()
+    left_out = found.left_out | ({} if against else {NOT_RECORDED: 0})
+    _print(found._replace(left_out=left_out), output, str(candidate), fail_on, None, sources)
+    if not found.found.questions:
+        raise UserError("the log has no decision that can be decided again, so nothing is compared")
+
+
+@contextmanager
+def _records(
+    file: Path | None, server: str | None, token_file: Path | None, against: Path | None, wanted: Wanted
+) -> Iterator[Iterator[Record]]:
+    """The wanted records of one place; ``UserError`` if they cannot be read there."""
+    from airflow_team_authz.decision_log.reading import of_opa
+
+    if server is not None:
+        yield _of_server(server, token_file, wanted)
+    elif against is not None:
+        try:
+            yield (record for record in of_opa(against) if wanted.fits(record))
+        except OSError as error:
+            raise UserError(f"the decision log {against} cannot be read: {error.strerror}") from None
+    else:
+        with open_records(file) as records:
+            yield records.each(wanted)
+
+
+def _of_server(server: str, token_file: Path | None, wanted: Wanted) -> Iterator[Record]:
+    named = {name: value for name, value in wanted._asdict().items() if value}
+    if wanted.since is not None:
+        named["since"] = wanted.since.isoformat()
+    before: dict[str, int] = {}
+    while True:
+        page = ask("GET", server, "decisions", token_file, Output.TEXT, params=named | before | {"limit": _PAGE})
+        try:
+            yield from (one["record"] for one in page["decisions"])
+            following = page["next"]
+        except (KeyError, TypeError):
+            raise UserError(f"{server} does not answer as a bundle server: check --server") from None
+        if following is None:
+            return
+        before = {"before": int(following)}
+
+
+def _is_at(record: Record, door: str) -> bool:
+    return bool(record["custom"].get("door") == door or record["custom"]["outcome"] == "gap")
+
+
 def _print(found: Log, output: Report, other: str, fail_on: Any, *sources: Sources | None) -> None:
     old, new = sources or (None, None)
-    not_seen = [f"{count:,} {why}" for why, count in found.left_out.items()]
+    not_seen = [f"{count:,} {why}" if count else why for why, count in found.left_out.items()]
     more = {
         "since": found.since, "until": found.until, "policies": list(found.policies),
         "candidates": list(found.candidates), "left_out": found.left_out, "failed": found.failed,
@@ -76,9 +213,12 @@ def _print(found: Log, output: Report, other: str, fail_on: Any, *sources: Sourc
 
 def _summary(found: Log, other: str) -> list[str]:
     changes = found.found
-    if not changes.changes:
-        return ["Nothing would be gained or lost: the decision log has no difference."]
-    summary = [f"{changes.different:,} recorded decisions would be different, from {found.since} to {found.until}."]
+    if not changes.changes and not changes.more:
+        same = changes.questions - sum(found.failed.values())
+        why = f"{same:,} recorded decisions have the same answers" if same else "the decision log has no difference"
+        return [f"Nothing would be gained or lost: {why}."]
+    of = "" if changes.questions == changes.different else f" of {changes.questions:,}"
+    summary = [f"{changes.different:,}{of} recorded decisions would be different, from {found.since} to {found.until}."]
     summary += _changed("The policy in force", found.policies)
     return summary + _changed(f"{other[0].upper()}{other[1:]}", found.candidates)
 

@@ -42,6 +42,10 @@ class Wanted(NamedTuple):
 
     def fits(self, record: Record) -> bool:
         """Whether a record is wanted. A gap has no subject and no resource, but hides such, so it always is."""
+        custom = record.get("custom")
+        if not isinstance(custom, dict) or "outcome" not in custom:
+            # Of another program's log.
+            return False
         if self.since is not None and moment(record) < self.since:
             return False
         if record["custom"]["outcome"] == "gap":
@@ -227,6 +231,33 @@ class InFile:
 def _outcome(record: Record) -> Any:
     custom = record.get("custom")
     return custom.get("outcome") if isinstance(custom, dict) else None
+
+
+def of_opa(path: Path) -> Iterator[Record]:
+    """The records of an OPA server's own decision log, one in a line, as it writes them to its console or by a plugin.
+
+    They get what ours have in ``custom``. Raises ``OSError``.
+    """
+    with path.open("rb") as file:
+        for record in _records(file):
+            if not isinstance(record.get("custom"), dict) or "outcome" not in record["custom"]:
+                record["custom"] = {"outcome": "other", "door": "opa"}
+            if not _is_question(record.get("input")):
+                # Of another policy than ours.
+                record["input"] = {}
+            try:
+                is_dated = moment(record).tzinfo is not None
+            except (KeyError, TypeError, ValueError):
+                is_dated = False
+            if is_dated:
+                yield record
+
+
+def _is_question(asked: object) -> bool:
+    if not isinstance(asked, dict) or not isinstance(asked.get("subject"), dict):
+        return False
+    about = asked.get("resources", [asked.get("resource")])
+    return isinstance(about, list) and all(isinstance(one, dict) for one in about)
 
 
 def _rest(file: IO[bytes]) -> list[Record]:

@@ -44,7 +44,7 @@ _OWNERS: dict[str, Any] = {
     "pool": Pool.get_team_name,
     "variable": Variable.get_team_name,
 }
-_DECISION_PREFIXES = ("is_authorized", "get_authorized", "filter_authorized", "batch_is_authorized")
+DECISION_PREFIXES = ("is_authorized", "get_authorized", "filter_authorized", "batch_is_authorized")
 
 
 class TeamAuthorization(Identity, BaseAuthManager[Any]):
@@ -170,8 +170,10 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
 
     def filter_authorized_menu_items(self, menu_items: list[Any], *, user: Any, **_: Any) -> list[Any]:
         leads_to = {item: target for item in menu_items if (target := questions.menu_item(item)) is not None}
-        allowed = set(self._allowed(user, "list", list(leads_to.values())))
-        return [item for item in menu_items if leads_to.get(item) in allowed]
+        listed = set(self._allowed(user, "list", list(leads_to.values())))
+        refused = [target for target in dict.fromkeys(leads_to.values()) if target not in listed]
+        listed.update(self._listed_in_part(user, refused))
+        return [item for item in menu_items if leads_to.get(item) in listed]
 
     # Those of all that are allowed: Airflow's own loops ask once per team, these once
 
@@ -276,14 +278,17 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     def _decide(self, user: Any, action: str, resources: list[Resource], context: Context | UnsetType = UNSET) -> bool:
         question = Evaluations(self._subject(user), action, resources, context)
         try:
-            decisions, _, decision_id = self._policy.decide(question)
+            answer, how = self._policy.weigh(question)
+            if action == "list" and self._lists_a_part(question, answer.decisions):
+                return True
+            answer = self._policy.settle(question, answer, how)
         except EngineError as error:
             raise no_decision(error) from None
         allowed = []
-        for resource, decision in zip(resources, decisions, strict=True):
+        for resource, decision in zip(resources, answer.decisions, strict=True):
             if decision.allow is True:
                 allowed.append(resource)
-            elif not self._goes_on(question, resource, decision, decision_id):
+            elif not self._goes_on(question, resource, decision, answer.decision_id):
                 return False
         for resource in allowed:
             requests.remember_allowed(action, resource)
@@ -321,6 +326,29 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         except EngineError as error:
             raise no_decision(error) from None
 
+    def _listed_in_part(self, user: Any, refused: list[Resource]) -> list[Resource]:
+        """Those of refused lists of which Airflow shows a part; nobody is refused anything by this."""
+        subject = self._subject(user)
+        lists = _readable_in_part(subject, refused)
+        try:
+            why = self._policy.decide(Evaluations(subject, "list", lists), aside=True).decisions if lists else []
+        except EngineError as error:
+            raise no_decision(error) from None
+        return [resource for resource, decision in zip(lists, why, strict=True) if decision.layer == "default"]
+
+    def _lists_a_part(self, question: Evaluations, decisions: Sequence[Decision]) -> bool:
+        """Whether Airflow shows a list that nothing allows as a whole, since the subject may read a part of it.
+
+        A team's rule allows single resources, and is not asked about lists in general. Airflow asks about the list
+        first, and then shows what may be read. So the answer is whether there is such a part, unless a rule denies the
+        list. The observer is told of the question about the parts.
+        """
+        refused = [one for one in zip(question.resources, decisions, strict=True) if one[1].allow is not True]
+        if not refused or any(decision.layer != "default" for _, decision in refused):
+            return False
+        lists = [resource for resource, _ in refused]
+        return _readable_in_part(question.subject, lists) == lists
+
     def _refuse(self, reason: str, user: Any) -> bool:
         """``False``, for what cannot be asked; it is recorded as a refusal of the request's route."""
         here = origin.current()
@@ -328,6 +356,12 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         decision_id = self._policy.refuse(Evaluations(self._subject(user), action, [resource]), reason)
         remember_refusal(reason, decision_id)
         return False
+
+
+def _readable_in_part(subject: Subject, lists: list[Resource]) -> list[Resource]:
+    """Those of the lists that have a part which the subject may read."""
+    with create_session(scoped=False) as session:
+        return [resource for resource in lists if wall.has_readable(subject, resource, session)]
 
 
 @cache
@@ -366,7 +400,7 @@ def build_manager() -> type[TeamAuthorization]:
 def refuse_foreign_decisions(manager: type) -> None:
     """``TypeError`` if a decision method of the class is not ours: it would let the login manager decide."""
     ours = vars(TeamAuthorization)
-    foreign = sorted(name for name in dir(manager) if name.startswith(_DECISION_PREFIXES) and name not in ours)
+    foreign = sorted(name for name in dir(manager) if name.startswith(DECISION_PREFIXES) and name not in ours)
     if foreign:
         raise TypeError(
             f"{', '.join(foreign)} of {manager.__bases__[-1].__name__} would decide without the policy: "
@@ -376,7 +410,7 @@ def refuse_foreign_decisions(manager: type) -> None:
 
 def refuse_unreviewed_methods(login: type) -> None:
     """``TypeError`` if Airflow would call a method of a known login manager that nobody has read for this version."""
-    names = [name for name in unreviewed(login, BaseAuthManager) if not name.startswith(_DECISION_PREFIXES)]
+    names = [name for name in unreviewed(login, BaseAuthManager) if not name.startswith(DECISION_PREFIXES)]
     if names := [name for name in names if name not in vars(TeamAuthorization)]:
         raise TypeError(
             f"{', '.join(names)} of {login.__name__} is new: this version of airflow-team-authz does not know what "

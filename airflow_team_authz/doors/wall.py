@@ -65,6 +65,19 @@ def readable_by(subject: Subject, session: Session) -> Readable | None:
     return _readable(session) if request is not None and request.subject == subject else None
 
 
+def has_readable(subject: Subject, listed: Resource, session: Session) -> bool:
+    """Whether a list of this kind has a part that this subject may read, if it makes the present request.
+
+    ``False`` for kinds of lists that nothing narrows. The answer is the same before the handler runs and in it.
+    """
+    request = requests.current()
+    if request is None or not request.is_narrowed or request.subject != subject:
+        return False
+    if request.readable is None:
+        request.readable = Readable(request)
+    return bool(request.readable.using(session).has_some(listed))
+
+
 def _readable(session: Session) -> Readable | None:
     """The readable rows of the present request's subject; ``None`` if queries are not narrowed."""
     request = requests.current()

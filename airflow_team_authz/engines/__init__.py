@@ -158,6 +158,11 @@ class DecisionPoint:
 
         ``aside``: nobody is refused or allowed anything by this, so the observer is told of errors only.
         """
+        answer, how = self.weigh(question)
+        return answer if aside else self.settle(question, answer, how)
+
+    def weigh(self, question: Evaluations) -> tuple[Answer, Provenance]:
+        """The answer as ``decide`` gives it, for a caller who may find that it does not count; else see ``settle``."""
         began = time.perf_counter_ns()
         heard = self._heard.ids = []
         try:
@@ -169,10 +174,11 @@ class DecisionPoint:
         except EngineError as error:
             error.decision_id = self._observer.failed(question, error, time.perf_counter_ns() - began)
             raise
-        if aside:
-            return Answer(decisions, revision)
-        how = Provenance(revision, time.perf_counter_ns() - began, heard, kept)
-        return Answer(decisions, revision, self._observer.decided(question, decisions, how))
+        return Answer(decisions, revision), Provenance(revision, time.perf_counter_ns() - began, heard, kept)
+
+    def settle(self, question: Evaluations, answer: Answer, how: Provenance) -> Answer:
+        """An answer of ``weigh`` counts: the observer is told of it, and makes its record."""
+        return Answer(answer.decisions, answer.revision, self._observer.decided(question, answer.decisions, how))
 
     def refuse(self, question: Evaluations, reason: str) -> str:
         """Tell the observer of what a door refuses without asking, as nobody can say what to ask; the record's id."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -21,9 +21,12 @@ from airflow_team_authz.model import EngineError, UnfitKeyError
 from airflow_team_authz.opa.archive import BundleRefusedError
 from airflow_team_authz.opa.compile import CompileError
 from airflow_team_authz.server.access import Access, IssuerUnreachableError, Oidc, UnknownClientError
-from airflow_team_authz.server.bodies import Bodies
-from airflow_team_authz.server.decisions import Decisions, NoDecisionsError, NoPolicyError, Readable, TooFastError
+from airflow_team_authz.server.authzen import BadRequestError, identification
+from airflow_team_authz.server.bodies import Bodies, is_access
+from airflow_team_authz.server.decisions import Decisions, NoDecisionsError, Readable, TooFastError
+from airflow_team_authz.server.evaluations import NotAllowedError
 from airflow_team_authz.server.metrics import CountedRequests, Counting
+from airflow_team_authz.server.policies import NoPolicyError, Policies
 from airflow_team_authz.server.releases import FrozenError, NotFoundError, NotPublishableError, OutdatedError, Releases
 from airflow_team_authz.server.routes import ServerParts, router
 from airflow_team_authz.server.served import Served
@@ -35,6 +38,8 @@ log = logger(__name__)
 _SIGN_SECONDS = 60
 # How often it deletes decisions that are too old.
 _CLEAN_SECONDS = 3600
+# A decision takes a millisecond, and a gateway asks for many at once.
+_EVALUATIONS_IN_ONE_QUEUE = 64
 
 
 def create_app(
@@ -44,11 +49,12 @@ def create_app(
     places: int = 500,
     masks: str = DEFAULT_MASKS,
     days: int = 90,
+    public_url: str = "",
 ) -> FastAPI:
     """The application over a migrated database. ``releases`` makes the publishing part, given what to call after it.
 
     ``places``: how many may wait for a bundle at a time. ``masks``: what no record of a decision holds; records are
-    kept for so many ``days``. ``ValueError`` if a mask is none.
+    kept for so many ``days``. ``ValueError`` if a mask is none. ``public_url``: the address for clients, see AuthZEN.
     """
     served = Served(engine, places)
     loops: list[asyncio.AbstractEventLoop] = []
@@ -78,9 +84,10 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
+    policies = Policies(publishing.environments)
     app.state.parts = ServerParts(
-        engine, Access(engine, oidc), served, publishing, Turns(), Turns(),
-        decisions, Readable(publishing.environments), Turns(), Turns(), counting,
+        engine, Access(engine, oidc), served, publishing, Turns(), Turns(), decisions, policies, Readable(policies),
+        Turns(), Turns(), Turns(_EVALUATIONS_IN_ONE_QUEUE), counting, public_url,
     )  # fmt: skip
     app.include_router(router)
     app.add_middleware(Bodies)
@@ -113,33 +120,42 @@ async def _done(job: Callable[[], object]) -> None:
         log.exception("a regular job has failed, and is tried again")
 
 
+def _problem(request: Request, told: str, code: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An error as JSON: an object with the text, and the text alone where AuthZEN's specification wants that."""
+    if not is_access(request.url.path):
+        return JSONResponse({"error": told}, code, headers)
+    # The specification has no 413 and no 422.
+    code = 400 if code in {413, 422} else code
+    return JSONResponse(told, code, {**(headers or {}), **identification(request)})
+
+
 def _tell_errors(app: FastAPI, counting: Counting) -> None:
     """Each error is one sentence in JSON."""
     codes: dict[type[Exception], int] = {
-        UnknownClientError: 401, NotFoundError: 404, OutdatedError: 409, BundleRefusedError: 422, UnfitKeyError: 422,
-        NoDecisionsError: 422, FrozenError: 423, TooFastError: 429, IssuerUnreachableError: 503, CompileError: 503,
-        NoPolicyError: 503, EngineError: 503,
+        BadRequestError: 400, UnknownClientError: 401, NotAllowedError: 403, NotFoundError: 404, OutdatedError: 409,
+        BundleRefusedError: 422, UnfitKeyError: 422, NoDecisionsError: 422, FrozenError: 423, TooFastError: 429,
+        IssuerUnreachableError: 503, CompileError: 503, NoPolicyError: 503, EngineError: 503,
     }  # fmt: skip
 
-    async def tell(_: Request, error: Exception) -> JSONResponse:
+    async def tell(request: Request, error: Exception) -> JSONResponse:
         headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnknownClientError) else None
         if isinstance(error, TooFastError):
             headers = {"Retry-After": "1"}
         code = next(code for kind, code in codes.items() if isinstance(error, kind))
-        return JSONResponse({"error": str(error)[:1000]}, code, headers)
+        return _problem(request, str(error)[:1000], code, headers)
 
     for kind in codes:
         app.add_exception_handler(kind, tell)
 
     # Also what the framework itself says: no such route, a body that is none.
     @app.exception_handler(StarletteHTTPException)
-    async def told(_: Request, error: StarletteHTTPException) -> JSONResponse:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+    async def told(request: Request, error: StarletteHTTPException) -> JSONResponse:
+        return _problem(request, str(error.detail), error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         said = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors())
-        return JSONResponse({"error": said[:1000]}, 422)
+        return _problem(request, said[:1000], 422)
 
     @app.exception_handler(NotPublishableError)
     async def refused(request: Request, error: NotPublishableError) -> JSONResponse:
@@ -150,17 +166,17 @@ def _tell_errors(app: FastAPI, counting: Counting) -> None:
         return JSONResponse({"error": f"the gate refuses it: {error}", "findings": listed}, 422)
 
     @app.exception_handler(Exception)
-    async def unexpected(_: Request, __: Exception) -> JSONResponse:
-        return JSONResponse({"error": "something went wrong in the server: its log says what"}, 500)
+    async def unexpected(request: Request, _: Exception) -> JSONResponse:
+        return _problem(request, "something went wrong in the server: its log says what", 500)
 
     # Of what the server itself needs: a place for the gate's files, a thread, an open file.
     @app.exception_handler(OSError)
-    async def failed(_: Request, error: OSError) -> JSONResponse:
+    async def failed(request: Request, error: OSError) -> JSONResponse:
         told = f"the server lacks something ({error.strerror or type(error).__name__}): nothing has changed"
-        return JSONResponse({"error": f"{told}; see its disk, memory and open files, and try again"}, 503)
+        return _problem(request, f"{told}; see its disk, memory and open files, and try again", 503)
 
     @app.exception_handler(SQLAlchemyError)
-    async def gone(_: Request, error: SQLAlchemyError) -> JSONResponse:
+    async def gone(request: Request, error: SQLAlchemyError) -> JSONResponse:
         # Not what the driver says: it may quote the address, or what was to be written.
         told = f"the database does not answer ({type(error).__name__}): nothing has changed, try again"
-        return JSONResponse({"error": told}, 503)
+        return _problem(request, told, 503)

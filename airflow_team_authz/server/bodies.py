@@ -11,6 +11,7 @@ from airflow_team_authz.bundles.artifact import MAX_ARTIFACT_BYTES
 
 MAX_STATUS_BYTES = 256 * 1024
 MAX_LOGS_BYTES = 4 << 20
+MAX_ACCESS_BYTES = 256 * 1024
 _MAX_BYTES = 64 * 1024
 _SECONDS = 60
 
@@ -27,9 +28,16 @@ class Bodies:
         await self._app(scope, _limited(receive, _limit(scope["path"])) if http else receive, send)
 
 
+def is_access(path: str) -> bool:
+    """Whether the path is one of the AuthZEN API, whose errors have a form of their own."""
+    return "/access/v1/" in path
+
+
 def _limit(path: str) -> int:
     if path == "/status":
         return MAX_STATUS_BYTES
+    if is_access(path):
+        return MAX_ACCESS_BYTES
     if path.startswith("/logs"):
         return MAX_LOGS_BYTES
     return MAX_ARTIFACT_BYTES if path.endswith("/package") else _MAX_BYTES

@@ -17,19 +17,15 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine, Table, delete, false, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
-from airflow_team_authz.bundles.aggregate import WASM, team_of_bundle, wasm_bundle
+from airflow_team_authz.bundles.aggregate import team_of_bundle
 from airflow_team_authz.decision_log.database import column, row_of
 from airflow_team_authz.decision_log.reading import BESIDE, Wanted
 from airflow_team_authz.decision_log.record import Form, encode
-from airflow_team_authz.engines import DecisionPoint, Reply
-from airflow_team_authz.engines.instances import Instances
 from airflow_team_authz.model import Evaluations, Resource, Subject, code_of
-from airflow_team_authz.opa.archive import unpack
-from airflow_team_authz.opa.wasm import Policy, compiled
 from airflow_team_authz.server import ServerError, access
 from airflow_team_authz.server.access import Caller
 from airflow_team_authz.server.database import Decision
-from airflow_team_authz.server.served import ServedBundle
+from airflow_team_authz.server.policies import Policies
 
 MAX_UNPACKED_BYTES = 32 << 20
 MAX_EVENTS = 10_000
@@ -40,6 +36,7 @@ _MOST_TOKENS = 10_000
 _DELETED_AT_ONCE = 1_000
 # Rows that are looked at for a page of a team: what the policy hides is no reason to read the whole table.
 _LOOKED_AT = 2_000
+_READ_AT_ONCE, _MOST_RECENT_BYTES = 100, 16 << 20
 _MAX_ID = 64
 # Of OPA's event; what is left out is what it has asked others, and headers of requests.
 _KEPT = (
@@ -47,7 +44,7 @@ _KEPT = (
     "result", "error", "erased", "requested_by", "timestamp", "metrics", "req_id", "custom",
 )  # fmt: skip
 # Which resources have an audit log, see the policy's schema of questions.
-_AUDITED = frozenset({"asset", "asset_alias", "connection", "dag", "pool", "variable"})
+AUDITED = frozenset({"asset", "asset_alias", "connection", "dag", "pool", "variable"})
 _TABLE: Table = Decision.__table__  # type: ignore[assignment]
 
 
@@ -57,10 +54,6 @@ class NoDecisionsError(ServerError, ValueError):
 
 class TooFastError(ServerError):
     """A token sends more than it may."""
-
-
-class NoPolicyError(ServerError):
-    """There is no policy yet that could say who may see what."""
 
 
 class Counts(NamedTuple):
@@ -236,6 +229,21 @@ class Decisions:
         with self._engine.connect() as connection:
             return [Shown(number, by, json.loads(text)) for number, by, text in connection.execute(query)]
 
+    def recent(self, teams: Sequence[str] | None) -> list[Shown]:
+        """The newest records, ``None`` for those of all teams: of so many rows and bytes that they fit into memory."""
+        found, size = [], 0
+        c = _TABLE.c
+        query = select(c.number, c.reporter, c.record).order_by(c.number.desc()).limit(_LOOKED_AT)
+        if teams is not None:
+            query = query.where(or_(false(), *map(_of_team, teams)))
+        with self._engine.connect() as connection:
+            for number, by, text in connection.execution_options(yield_per=_READ_AT_ONCE).execute(query):
+                size += len(text)
+                if size > _MOST_RECENT_BYTES:
+                    break
+                found.append(Shown(number, by, json.loads(text)))
+        return found
+
 
 def _after(found: Sequence[Shown], limit: int, before: int | None) -> int | None:
     return found[limit - 1].number if len(found) > limit else before
@@ -296,16 +304,8 @@ def _outcome(record: Mapping[str, Any]) -> str:
 class Readable:
     """The parts of records that a team may see. It asks the policy of each environment, and all have to agree."""
 
-    def __init__(self, environments: Sequence[str]) -> None:
-        self._names = [wasm_bundle(name) for name in environments]
-        self._lock = threading.Lock()
-        self._points: dict[str, tuple[str, DecisionPoint]] = {}
-        self._held: dict[str, ServedBundle] = {}
-
-    def with_bundles(self, held: Mapping[str, ServedBundle]) -> Readable:
-        """The same, now with these bundles."""
-        self._held = {name: held[name] for name in self._names if name in held}
-        return self
+    def __init__(self, policies: Policies) -> None:
+        self._policies = policies
 
     def parts(self, who: Caller, rows: Sequence[Shown]) -> list[Shown]:
         """Of each record what is about resources whose audit log the caller may read; others are left out."""
@@ -318,53 +318,16 @@ class Readable:
         # Whoever holds a team's token writes the team's rules, and may give its people any role in it.
         subject = Subject("user", who.name, who.team_ids, ("admin",))
         allowed = set(resources)
-        for point in self._policies():
+        for point in self._policies.all():
             allowed &= set(point.allowed(Evaluations(subject, "read", resources))) if resources else set()
         return allowed
-
-    def _policies(self) -> list[DecisionPoint]:
-        held = self._held
-        if not held:
-            raise NoPolicyError(
-                "there is no policy yet that could say who may see decisions: publish the platform's part"
-            )
-        with self._lock:
-            for name, bundle in held.items():
-                if name not in self._points or self._points[name][0] != bundle.etag:
-                    self._points[name] = (bundle.etag, DecisionPoint(_engine(bundle)))
-            return [self._points[name][1] for name in held]
-
-
-class _Engine:
-    """An ``Engine`` over a bundle of this server's own making."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy, self._instances = policy, Instances(policy)
-
-    def query(self, entrypoint: str, question: bytes, size: int, teams: int = 1, pace: float | None = None) -> Reply:
-        """See ``engines.Engine``."""
-        machine, fit = self._instances.take(), False
-        try:
-            value = machine.evaluate(entrypoint, question, self._policy.fuel(question, size, teams, pace))
-            fit = True
-        finally:
-            self._instances.give(machine) if fit else self._instances.discard()
-        return Reply(value, self._policy.revision)
-
-    def close(self) -> None:
-        """See ``engines.Engine``."""
-
-
-def _engine(bundle: ServedBundle) -> _Engine:
-    files = unpack(bundle.content)
-    return _Engine(compiled(files[WASM], files.get("data.json", b"{}"), bundle.revision, quick=True))
 
 
 def _audited(record: Mapping[str, Any]) -> Iterator[tuple[int, Resource]]:
     """The audit logs of a record's resources, each with its place among them."""
     input_ = record.get("input") or {}
     for index, one in enumerate(input_.get("resources") or [input_.get("resource")]):
-        if not isinstance(one, dict) or one.get("type") not in _AUDITED or not isinstance(one.get("team_id"), str):
+        if not isinstance(one, dict) or one.get("type") not in AUDITED or not isinstance(one.get("team_id"), str):
             continue
         id_ = one.get("id")
         resource = Resource(one["type"], one["team_id"], entity="audit_log")

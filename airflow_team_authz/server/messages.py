@@ -220,3 +220,24 @@ ARTIFACT = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
+
+
+def access_route(kind: str) -> dict[str, Any]:
+    """A route of the AuthZEN API as OpenAPI has it. Its errors are texts. The specification describes its bodies."""
+    where = f"https://openid.net/specs/authorization-api-1_0.html#name-{_SECTIONS[kind]}"
+    body = {"required": True, "content": {"application/json": {"schema": {"type": "object", "description": where}}}}
+    text = {"application/json": {"schema": {"type": "string"}}}
+    told = {400: "The request is not as the specification has it.", 401: "The token is missing or not known.",
+            403: "The policy does not let the caller ask.", 404: "There is no such environment.",
+            408: "It was not whole within a minute.",
+            503: "There is no policy yet, or it fails. This is not a denial."}  # fmt: skip
+    responses: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"application/json": {"schema": {"type": "object"}}}, "description": f"See {where}."}
+    }
+    responses |= {code: {"content": text, "description": description} for code, description in told.items()}
+    return {"responses": responses, "openapi_extra": {"requestBody": body}}
+
+
+_SECTIONS = {
+    "evaluation": "access-evaluation-api", "evaluations": "access-evaluations-api", "search": "search-apis",
+}  # fmt: skip

@@ -7,8 +7,10 @@ import binascii
 import hashlib
 import re
 import zlib
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, NamedTuple, NoReturn
+from functools import partial
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -21,12 +23,15 @@ from starlette.concurrency import run_in_threadpool
 from airflow_team_authz.bundles.artifact import PLATFORM as PLATFORM_OWNER
 from airflow_team_authz.bundles.signing import TrustedKeys
 from airflow_team_authz.decision_log.reading import Wanted
-from airflow_team_authz.server import access, clients, metrics, page
+from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.server import access, authzen, clients, metrics, page
 from airflow_team_authz.server.access import Access, Caller, UnknownClientError
+from airflow_team_authz.server.authzen import BadRequestError, Batch
 from airflow_team_authz.server.bodies import MAX_STATUS_BYTES
 from airflow_team_authz.server.clients import StatusReport
 from airflow_team_authz.server.database import Freeze, OwnerKeys, Package, Release, Token, WithheldPackage
 from airflow_team_authz.server.decisions import Decisions, Readable, Search
+from airflow_team_authz.server.evaluations import Asker, Seen
 from airflow_team_authz.server.messages import (
     ARTIFACT,
     BUNDLE,
@@ -54,10 +59,12 @@ from airflow_team_authz.server.messages import (
     TokenRequest,
     Version,
     WithheldModel,
+    access_route,
     answers,
 )
 from airflow_team_authz.server.metrics import Counting
-from airflow_team_authz.server.releases import Releases
+from airflow_team_authz.server.policies import Policies
+from airflow_team_authz.server.releases import NotFoundError, Releases
 from airflow_team_authz.server.served import Served
 from airflow_team_authz.server.work_queue import Turns
 
@@ -81,10 +88,13 @@ class ServerParts(NamedTuple):
     changes: Turns
     diffs: Turns
     decisions: Decisions
+    policies: Policies
     readable: Readable
     logs: Turns
     searches: Turns
+    evaluations: Turns
     counting: Counting
+    public_url: str
 
 
 async def _parts(request: Request) -> ServerParts:
@@ -98,7 +108,7 @@ Parts = Annotated[ServerParts, Depends(_parts)]
 async def _token_sent(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
     # Not HTTP's Basic scheme, which the page has: browsers would send it along with what other sites ask for.
     if given is None or not given.credentials:
-        raise HTTPException(401, "send a token: Authorization: Bearer …")
+        raise HTTPException(401, "send a token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
     return given.credentials
 
 
@@ -419,9 +429,116 @@ async def decisions(
     if since is not None and since.tzinfo is None:
         since = since.replace(tzinfo=UTC)
     search = Search(Wanted(since, user, team, type_, denied, shadow), id_, before, limit)
-    readable = parts.readable.with_bundles(parts.served.names())
-    page_ = await parts.searches.run(who.name, parts.decisions.search, who, search, readable)
+    parts.policies.with_bundles(parts.served.names())
+    page_ = await parts.searches.run(who.name, parts.decisions.search, who, search, parts.readable)
     return DecisionsModel(decisions=[DecisionModel(**one._asdict()) for one in page_.found], next=page_.next)
+
+
+# AuthZEN's Authorization API. The same for each environment, see below.
+authzen_ = APIRouter()
+
+
+def _environment(parts: ServerParts, request: Request) -> str:
+    """The environment in the path; without one, the only environment there is."""
+    named, known = request.path_params.get("environment"), parts.policies.environments
+    if named is None and len(known) == 1:
+        return known[0]
+    if named is None:
+        raise BadRequestError(f"there are several environments: ask at /{known[-1]}{request.url.path}")
+    if named not in known:
+        raise NotFoundError(f"there is no environment {named}")
+    return str(named)
+
+
+class Asked(NamedTuple):
+    """A request for a decision: its body, and a decision point of its environment."""
+
+    sent: dict[str, Any]
+    point: Callable[[], DecisionPoint]
+
+
+async def _asked(parts: Parts, request: Request, _: Reading) -> Asked:
+    environment = _environment(parts, request)
+    sent = authzen.body(await request.body(), request.headers.get("Content-Type", ""))
+    policies = parts.policies.with_bundles(parts.served.names())
+    return Asked(sent, partial(policies.of, environment))
+
+
+Asking = Annotated[Asked, Depends(_asked)]
+
+
+def _answer(request: Request, told: dict[str, Any]) -> JSONResponse:
+    return JSONResponse(told, headers={"Cache-Control": "no-store", **authzen.identification(request)})
+
+
+@authzen_.post("/evaluation", response_class=JSONResponse, **access_route("evaluation"))
+async def evaluation(parts: Parts, request: Request, who: Reading, asked: Asking) -> JSONResponse:
+    """AuthZEN's Access Evaluation: one decision."""
+    batch = Batch([authzen.evaluation(asked.sent)])
+    return _answer(request, await parts.evaluations.run(who.name, lambda: Asker(asked.point(), who).decide(batch)))
+
+
+@authzen_.post("/evaluations", response_class=JSONResponse, **access_route("evaluations"))
+async def evaluations_(parts: Parts, request: Request, who: Reading, asked: Asking) -> JSONResponse:
+    """AuthZEN's Access Evaluations: many decisions, in the order of the questions."""
+    batch = authzen.evaluations(asked.sent)
+    # A thousand decisions must not delay the single ones of other callers.
+    return _answer(request, await parts.searches.run(who.name, lambda: Asker(asked.point(), who).decide(batch)))
+
+
+@authzen_.post("/search/subject", response_class=JSONResponse, **access_route("search"))
+async def search_subject(parts: Parts, request: Request, who: Calling, asked: Asking) -> JSONResponse:
+    """AuthZEN's Subject Search: the subjects of the newest decisions that may do something."""
+    type_, question = authzen.subject_search(asked.sent)
+    wanted = authzen.page(asked.sent)
+
+    def found() -> dict[str, Any]:
+        asker = Asker(asked.point(), who)
+        return asker.subjects(type_, question, wanted, Seen(parts.decisions, parts.readable, asker, who))
+
+    return _answer(request, await parts.searches.run(who.name, found))
+
+
+@authzen_.post("/search/resource", response_class=JSONResponse, **access_route("search"))
+async def search_resource(parts: Parts, request: Request, who: Calling, asked: Asking) -> JSONResponse:
+    """AuthZEN's Resource Search: the resources of the newest decisions on which a subject may do something."""
+    owner, question = authzen.resource_search(asked.sent)
+    wanted = authzen.page(asked.sent)
+
+    def found() -> dict[str, Any]:
+        asker = Asker(asked.point(), who)
+        return asker.resources(owner, question, wanted, Seen(parts.decisions, parts.readable, asker, who))
+
+    return _answer(request, await parts.searches.run(who.name, found))
+
+
+@authzen_.post("/search/action", response_class=JSONResponse, **access_route("search"))
+async def search_action(parts: Parts, request: Request, who: Calling, asked: Asking) -> JSONResponse:
+    """AuthZEN's Action Search: the actions that a subject may do on a resource."""
+    actions, question = authzen.action_search(asked.sent)
+    wanted = authzen.page(asked.sent)
+
+    def found() -> dict[str, Any]:
+        return Asker(asked.point(), who).actions(actions, question, wanted)
+
+    return _answer(request, await parts.searches.run(who.name, found))
+
+
+router.include_router(authzen_, prefix="/access/v1")
+router.include_router(authzen_, prefix="/{environment}/access/v1", include_in_schema=False)
+
+
+@router.get("/.well-known/authzen-configuration", include_in_schema=False)
+@router.get("/.well-known/authzen-configuration/{environment}", include_in_schema=False)
+async def authzen_configuration(parts: Parts, request: Request) -> JSONResponse:
+    """The addresses of AuthZEN's API, for everybody. The request's own host is not to be trusted."""
+    named, known = request.path_params.get("environment"), parts.policies.environments
+    if not parts.public_url:
+        raise NotFoundError("the server does not know its own address: start it with --public-url")
+    if named not in known if named is not None else len(known) > 1:
+        raise NotFoundError("name an environment: /.well-known/authzen-configuration/ENVIRONMENT")
+    base = parts.public_url if named is None else f"{parts.public_url}/{named}"
+    return JSONResponse(authzen.metadata(base), headers={"Cache-Control": "max-age=3600"})
 
 
 @router.get("/metrics", response_class=Response, responses=answers() | METRICS)

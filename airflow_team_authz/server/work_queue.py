@@ -21,13 +21,14 @@ T = TypeVar("T")
 class Turns:
     """A queue of the event loop: a waiting call does not occupy a thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_one_queue: int = _IN_ONE_QUEUE) -> None:
         self._free = asyncio.Semaphore(_AT_ONCE)
+        self._in_one_queue = in_one_queue
         self._asked: Counter[str] = Counter()
 
     async def run(self, queue: str, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """The result of the call; 503 if this queue is full."""
-        if self._asked[queue] >= _IN_ONE_QUEUE:
+        if self._asked[queue] >= self._in_one_queue:
             again = {"Retry-After": str(_RETRY_SECONDS)}
             raise HTTPException(503, f"much waits already ({queue}): nothing has changed, try again", again)
         self._asked[queue] += 1

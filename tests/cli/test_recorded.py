@@ -1,19 +1,22 @@
-"""``team-authz shadow report``: what the log says of another policy."""
+"""``team-authz shadow report`` and ``replay``: what the log says of another policy."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from airflow_team_authz.decision_log.bursts import Repeated
 from airflow_team_authz.decision_log.origin import Origin
 from airflow_team_authz.decision_log.record import Beside, Entry, Form, Gap, Listed, new_id
 from airflow_team_authz.decision_log.sinks import File
 from airflow_team_authz.model import Decision, Evaluations, Resource, Subject, TooLongError
+from airflow_team_authz.opa.compile import compile_directory
 from tests.cli.conftest import Run
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, write
 
 NO = Decision(False, ("user bob may not",), "default")
 LENT = Decision(True, ("alpha lends db",), "team")
@@ -58,7 +61,9 @@ def test_the_report_is_as_documented(report: Any) -> None:
     documented = next(line for line in page.splitlines() if line.startswith("people with the login's role viewer"))
     assert gained.partition(": 3 decisions")[0] == documented.partition(": 12 decisions")[0]
     assert gained.endswith(f": 3 decisions of bob, bea, such as {OPENS[0]['decision_id']}")
-    assert lost.startswith("a task of team beta loses: read dag \\x1b[2Jforged\\n`x` of team beta, by no rule or role")
+    assert lost.startswith(
+        "a task of team beta loses: read dag \\x1b[2Jforged\\n`x` of team beta, since user bob may not"
+    )
     assert ": 10 decisions of d.t" in lost
     assert empty == ""
     assert summary.startswith("13 recorded decisions would be different, from 2026-09-21T")
@@ -111,6 +116,42 @@ def test_two_policies_in_one_report_are_told(report: Any) -> None:
     assert "The policy in force has changed meanwhile: revisions r1, r0." in report([*OPENS, other]).stdout
 
 
+def test_what_the_policy_only_observed_is_told_by_person(run: Run, tmp_path: Path) -> None:
+    records = [difference(who, old, LENT, outcome="observe") for who in (BOB, BEA) for old in (NO, NO)]
+    File(tmp_path / "log.ndjson").write([*records, *OPENS])
+    command = ("observe", "report", "--file", tmp_path / "log.ndjson", "--fail-on", "gained")
+    result = run(*command)
+    assert result.exit_code == 1
+    alike, _, summary = result.stdout.splitlines()
+    assert alike.startswith(
+        "user bob, user bea gain: read connection db of team alpha, by the team (alpha lends db): 4"
+    )
+    assert summary.startswith("4 recorded decisions would be different")
+    assert run(*command, "--by", "groups").stdout.startswith(
+        "people with the login's role viewer and of team beta gain:"
+    )
+
+
+def test_what_others_have_written_into_a_log_does_nothing_in_a_report(report: Any) -> None:
+    other = difference(Subject("user", "\x1b[2J<b>`x`\nforged", groups=("g" * 5_000,)), NO, LENT)
+    other["bundles"]["authz"]["revision"] = "<script>alert(1)</script>"
+    other["decision_id"] = "![x](https://x)\n# forged"
+    broken = [
+        {"decision_id": "x"},
+        {"decision_id": "y", "custom": 7},
+        {"decision_id": "z", "custom": {"outcome": "shadow"}},
+    ]
+    for form in ("text", "markdown", "json"):
+        result = report([*OPENS, other, *({"timestamp": "2026-11-27T04:19:09Z"} | one for one in broken)], "-o", form)
+        assert result.exit_code == 0, result.output
+        assert not any(line.startswith(("forged", "# forged")) for line in result.stdout.splitlines())
+        assert "\x1b" not in result.stdout
+        if form == "markdown":
+            shown = re.sub("``.*?``", "", result.stdout)
+            assert "<" not in shown
+            assert "[x]" not in shown
+
+
 def test_a_log_that_is_not_there_is_told(run: Run) -> None:
     result = run("shadow", "report", "--file", "/no/such/log")
     assert result.exit_code == 2
@@ -127,3 +168,158 @@ def test_single_differences_are_shown_by_decisions(run: Run, tmp_path: Path) -> 
     assert plain["decision_id"] in shown
     assert OPENS[0]["decision_id"] not in shown
     assert "revision r2" in run("decisions", "--file", tmp_path / "log.ndjson", OPENS[0]["decision_id"]).stdout
+
+
+# team-authz replay
+
+SLOW = """package teams.alpha
+
+allow contains "slow" if {
+	some i in data.teams.alpha.numbers
+	some j in data.teams.alpha.numbers
+	i * j == -1
+}
+"""
+CLOSED = """package teams.alpha
+
+deny contains "alpha is closed" if input.resource.id == "db"
+"""
+
+
+@pytest.fixture(scope="module")
+def candidate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy in which nobody has anything of team alpha's db."""
+    place = tmp_path_factory.mktemp("replay")
+    compile_directory(write(place / "next", {"teams/alpha/alpha.rego": CLOSED}), place / "next.tar.gz")
+    return place / "next.tar.gz"
+
+
+OP = Subject("user", "ann", team_ids=("alpha",), roles=("op",))
+YES = Decision(True, ("op in team alpha",), "baseline")
+OTHER_DB = Resource("connection", "alpha", "other")
+
+
+def decided(
+    resources: list[Resource], said: list[Decision] | None, subject: Subject = OP, door: str = "users", **named: Any
+) -> dict[str, Any]:
+    """The record of a decision, or of a list that refuses these."""
+    question = Evaluations(subject, "update", ())
+    allowed = sum(one.allow for one in said or ())
+    at, asked = 1_790_000_000 * 10**9, len(resources)
+    entry = Entry(new_id(), at, 7, Origin(door), question, "r1", asked, allowed, resources, said)
+    return Form().record(entry._replace(**named))
+
+
+def of_opa(path: str, input_: dict[str, Any], result: Any, **named: Any) -> dict[str, Any]:
+    """An event of a stock OPA's log."""
+    told = {"path": path, "input": input_, "result": result, "timestamp": "2026-11-27T04:19:09.551292123Z"}
+    return {"decision_id": f"opa-{path}", "bundles": {"authz": {"revision": "o1"}}, **told, **named}
+
+
+LIST: dict[str, Any] = {
+    "subject": {"type": "user", "id": "ann", "team_ids": ["alpha"], "roles": ["op"]},
+    "action": "update",
+    "resources": [{"type": "connection", "id": id_, "team_id": "alpha"} for id_ in ("db", "other")],
+}
+
+
+def test_recorded_decisions_are_decided_again_exactly(run: Run, tmp_path: Path, candidate: Path) -> None:
+    burst = Repeated(new_id(), 4, 1.0, 2.0)
+    masked = Form("/input/subject/roles")
+    hidden = decided([DB], [YES])
+    masked.mask(hidden)
+    secret = decided([Resource("connection", "alpha", "***")], [YES])
+    records = [
+        decided([DB], [YES]),
+        decided([OTHER_DB, DB], [YES, YES]),
+        decided([OTHER_DB], [YES]),
+        # Refused in a list, which has one more that is not told.
+        decided([DB], None, asked=2, allowed=1),
+        decided([OTHER_DB], [Decision(False, ("no",), "default")], repeated=burst),
+        hidden, secret,
+        decided([DB], None, error=TooLongError("slow")),
+        decided([DB], [NO], nanoseconds=0, revision=""),
+        difference(BOB, NO, LENT),
+        Form().gap(Gap(7, 1, 2), "a sink"),
+        decided([DB], [YES]) | {"input": {"subject": {"type": "user"}, "action": "update"}},
+    ]  # fmt: skip
+    File(tmp_path / "log.ndjson").write(records)
+    result = run("replay", candidate, "--file", tmp_path / "log.ndjson", "--output", "json", "--fail-on", "any")
+    assert result.exit_code == 1, result.stderr
+    told = json.loads(result.stdout)
+    gained, lost = told["changes"]
+    assert (gained["decisions"], gained["permissions"][0]["id"]) == (4, "other")
+    assert (lost["decisions"], lost["people"], lost["decision_id"]) == (2, ["ann"], records[0]["decision_id"])
+    assert lost["where"] == ["teams/alpha/alpha.rego:3"]
+    assert lost["reasons"] == ["alpha is closed"]
+    assert told["questions"] == 9
+    assert told["left_out"] == {
+        "decisions that the log has lost": 7,
+        "decisions whose question has *** for what looks like a secret": 1,
+        "decisions whose question is masked": 1,
+        "questions without an answer, since the engine failed": 1,
+        "records of another form": 1,
+        "refusals of Airflow's routes about which the policy was not asked": 1,
+        "resources of long questions, and allowed ones of lists, that are not in the log": 1,
+        "decisions that the levels of the decision log leave out, such as allowed reads": 0,
+    }
+    assert run("replay", candidate, "--file", tmp_path / "log.ndjson", "--door", "tasks").exit_code == 2
+    text = run("replay", candidate, "--file", tmp_path / "log.ndjson", "--type", "connection").stdout
+    assert (
+        "lose: update connection db of team alpha, by teams/alpha/alpha.rego:3 (alpha is closed): 2 decisions" in text
+    )
+    assert "6 of 9 recorded decisions would be different" in text
+
+
+def test_the_log_of_a_stock_opa_is_decided_again(run: Run, tmp_path: Path, candidate: Path) -> None:
+    one: dict[str, Any] = {name: part for name, part in LIST.items() if name != "resources"} | {
+        "resource": LIST["resources"][0]
+    }
+    lines = [
+        of_opa("airflow/authz/allowed", LIST, [0, 1]),
+        of_opa("airflow/authz/decisions", LIST, [{"allow": True}, {"allow": True}], erased=["/input/subject/groups"]),
+        of_opa("airflow/authz/decision", one, {"allow": False}),
+        of_opa("airflow/authz/allowed", LIST, [0, 2]),
+        of_opa("system/main", {"x": 1}, True),
+        {"level": "info", "msg": "Initializing server."},
+        of_opa("airflow/authz/decision", one, {"allow": True}, timestamp="yesterday"),
+    ]
+    (tmp_path / "opa.ndjson").write_text("not JSON\n" + "\n".join(map(json.dumps, lines)))
+    for options in ([], ["--user", "ann", "--door", "opa", "--since", "2026-11-01"]):
+        told = json.loads(run("replay", candidate, "--against", tmp_path / "opa.ndjson", "-o", "json", *options).stdout)
+        (lost,) = told["changes"]
+        assert (lost["direction"], lost["decisions"], told["questions"]) == ("lost", 1, 3)
+        assert told["left_out"]["decisions whose question is masked"] == 1
+        assert told["left_out"]["records of another form"] == 1
+
+
+def test_a_log_without_decisions_is_no_log_without_differences(run: Run, tmp_path: Path, candidate: Path) -> None:
+    (tmp_path / "log.ndjson").write_text("")
+    result = run("replay", candidate, "--file", tmp_path / "log.ndjson")
+    assert result.exit_code == 2
+    assert "nothing is compared" in result.stderr
+
+
+@pytest.mark.exhaustive
+def test_a_candidate_that_fails_about_a_record_is_told(run: Run, tmp_path: Path) -> None:
+    data = json.dumps({"numbers": list(range(5000))})
+    broken = write(tmp_path / "broken", {"teams/alpha/alpha.rego": SLOW, "teams/alpha/data.json": data})
+    File(tmp_path / "log.ndjson").write([decided([OTHER_DB], [NO]), decided([Resource("pool", None, "p")], [NO], BOB)])
+    result = run("replay", broken, "--file", tmp_path / "log.ndjson")
+    assert result.exit_code == 2
+    assert "has not answered 1 questions: no decision about team alpha" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere"], "there is no nowhere"),
+        ([".", "--file", "a", "--against", "b"], "exclude each other"),
+        ([".", "--against", "/no/such/log"], "the decision log /no/such/log cannot be read"),
+    ],
+)
+def test_what_cannot_be_decided_again_is_told(run: Run, arguments: list[str], told: str, candidate: Path) -> None:
+    named = [str(candidate) if argument == "." else argument for argument in arguments]
+    result = run("replay", *named)
+    assert result.exit_code == 2
+    assert told in result.stderr

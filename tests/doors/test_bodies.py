@@ -17,7 +17,7 @@ from airflow_team_authz.doors import users
 from airflow_team_authz.doors.bodies import TeamChange, TeamChanges, team_change
 from airflow_team_authz.doors.users import TeamAuthorization, build_manager
 from airflow_team_authz.engines import Answer
-from airflow_team_authz.model import Decision, Evaluations
+from airflow_team_authz.model import Decision, Evaluations, Provenance
 
 Message = dict[str, Any]
 Asked = list[tuple[str, Any, Any]]
@@ -238,9 +238,12 @@ class Generous:
     def __init__(self) -> None:
         self.asked: Asked = []
 
-    def decide(self, question: Evaluations) -> Answer:
+    def weigh(self, question: Evaluations) -> tuple[Answer, Provenance]:
         self.asked += [(question.action, resource.team_id, resource.id) for resource in question.resources]
-        return Answer([Decision(True, (), "baseline")] * len(question.resources), "")
+        return Answer([Decision(True, (), "baseline")] * len(question.resources), ""), Provenance("", 0)
+
+    def settle(self, _: Evaluations, answer: Answer, __: Provenance) -> Answer:
+        return answer
 
 
 PUT_X, POST_X, DELETE_X = ("PUT", "x", None), ("POST", "x", None), ("DELETE", "x", "alpha")

@@ -45,6 +45,7 @@ PEOPLE = {
     "nil": SimpleAuthManagerUser(username="nil", role=None, teams=["beta"]),
     "two": SimpleAuthManagerUser(username="two", role="op", teams=["alpha", "beta"]),
     "pat": SimpleAuthManagerUser(username="pat", role="admin", teams=[]),
+    "una": SimpleAuthManagerUser(username="una", role=None, teams=[]),
 }
 NEWEST = pytest.mark.skipif(Version(airflow.__version__) < Version("3.3"), reason="this Airflow has no such route")
 

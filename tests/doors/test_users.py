@@ -20,7 +20,14 @@ from airflow_team_authz.doors import decision_point
 from airflow_team_authz.doors.bodies import TeamChanges
 from airflow_team_authz.doors.refusals import RefusalReasons
 from airflow_team_authz.engines import Answer, DecisionPoint, Reply
-from airflow_team_authz.model import Decision, EngineError, MalformedError, PolicyBrokenError, UnreachableError
+from airflow_team_authz.model import (
+    Decision,
+    EngineError,
+    MalformedError,
+    PolicyBrokenError,
+    Provenance,
+    UnreachableError,
+)
 from airflow_team_authz.settings import SettingsError
 from tests.doors.conftest import OWNED, World, build, login_manager
 
@@ -212,7 +219,8 @@ def test_only_true_allows(world: World, allow: str) -> None:
 @pytest.mark.parametrize("allow", [1, "yes", [True], None, 1.0])
 def test_a_decision_that_is_not_true_itself_is_a_refusal(world: World, allow: Any) -> None:
     class Lax:
-        decide = staticmethod(lambda _: Answer([Decision(allow, (), "default")], ""))
+        weigh = staticmethod(lambda _: (Answer([Decision(allow, (), "default")], ""), Provenance("", 0)))
+        settle = staticmethod(lambda _, answer, __: answer)
 
     world.decided_by(Lax())
     assert world.call("is_authorized_dag", method="GET") is False

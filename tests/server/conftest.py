@@ -25,6 +25,8 @@ from tests.conftest import REPOSITORY, eventually
 from tests.support.postgres import Postgres, programs
 
 ENVIRONMENTS = ("staging", "production")
+# Read once: httpx reads all of the world's for each request, which takes longer than most answers.
+_CERTIFICATES = httpx.create_ssl_context()
 
 # What is at stake in these is the database; the others ask PostgreSQL in the exhaustive form.
 _BY_EACH_DATABASE = {"test_database", "test_failures", "test_publishing", "test_races"}
@@ -50,7 +52,7 @@ class Server:
         self.keys = {owner: SigningKey.new() for owner in (PLATFORM, "alpha", "beta")}
         (home / "signing").write_bytes(self.key.pem())
         (home / "trusted.pub").write_bytes(self.key.public.pem())
-        self.options = [f"--environment={name}" for name in environments]
+        self.options = [*(f"--environment={name}" for name in environments), "--public-url=https://bundles.example/"]
         self.tokens: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -80,7 +82,7 @@ class Server:
         assert self._process is not None
         assert self._process.poll() is None, (self.home / "log").read_text()[-2000:]
         try:
-            return httpx.get(f"{self.url}/health").status_code in {200, 503}
+            return httpx.get(f"{self.url}/health", verify=_CERTIFICATES).status_code in {200, 503}
         except httpx.HTTPError:
             return False
 
@@ -115,7 +117,7 @@ class Server:
 
     def ask(self, method: str, path: str, who: str | None = "platform", **more: Any) -> httpx.Response:
         headers = more.pop("headers", {}) | ({"Authorization": f"Bearer {self.tokens.get(who, who)}"} if who else {})
-        return httpx.request(method, self.url + path, headers=headers, timeout=60, **more)
+        return httpx.request(method, self.url + path, headers=headers, timeout=60, verify=_CERTIFICATES, **more)
 
     def publish(
         self, artifact: Artifact, who: str = "", environment: str = "production", key: SigningKey | None = None

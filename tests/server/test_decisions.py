@@ -12,8 +12,10 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy.event import listen
+from typer.testing import CliRunner
 
 from airflow_team_authz.bundles.artifact import Artifact
+from airflow_team_authz.cli import app, recorded
 from airflow_team_authz.decision_log import DecisionLog
 from airflow_team_authz.decision_log.levels import Levels
 from airflow_team_authz.decision_log.over_http import BundleServer
@@ -29,14 +31,14 @@ from airflow_team_authz.server.decisions import (
     Counts,
     Decisions,
     NoDecisionsError,
-    NoPolicyError,
     Readable,
     Search,
     TooFastError,
     read,
 )
+from airflow_team_authz.server.policies import NoPolicyError, Policies
 from airflow_team_authz.server.served import ServedBundle
-from tests.conftest import eventually
+from tests.conftest import eventually, write
 from tests.server.conftest import Server, good, newest
 from tests.server.test_protocol import opa
 
@@ -69,7 +71,7 @@ def table(tmp_path: Path) -> Decisions:
 
 
 def everything(table: Decisions, **wanted: Any) -> list[dict[str, Any]]:
-    page = table.search(Caller("platform", "platform"), Search(**wanted), Readable([]))
+    page = table.search(Caller("platform", "platform"), Search(**wanted), Readable(Policies([])))
     return [one.record for one in page.found]
 
 
@@ -111,7 +113,7 @@ def test_the_same_once_more_is_one_record_and_nobody_replaces_anothers(table: De
     assert taken(table, first, event(connection("beta"))) == Counts(2, 1, 0)
     other = first | {"result": {"allow": True}}
     assert taken(table, other, who=Caller("token 2", READER)) == Counts(1, 1, 0)
-    found = table.search(Caller("p", "platform"), Search(id=first["decision_id"]), Readable([])).found
+    found = table.search(Caller("p", "platform"), Search(id=first["decision_id"]), Readable(Policies([]))).found
     assert [(one.reporter, one.record["custom"]["outcome"]) for one in found] == [
         ("token 2", "allow"), ("token 1", "deny"),
     ]  # fmt: skip
@@ -260,10 +262,12 @@ def test_the_policy_decides_what_a_team_sees(table: Decisions, tmp_path: Path, m
     compile_directory(tmp_path / "policy", tmp_path / "strict")
     compile_directory(shipped_policies(), tmp_path / "usual")
     strict, usual = (ServedBundle(name, (tmp_path / name).read_bytes(), "r", 1) for name in ("strict", "usual"))
-    alpha, readable = Caller("token a", "team", ("alpha",)), Readable(["staging", "production"])
+    alpha, policies = Caller("token a", "team", ("alpha",)), Policies(["staging", "production"])
+    readable = Readable(policies)
 
     def seen_with(**held: ServedBundle) -> list[str]:
-        page = table.search(alpha, Search(), readable.with_bundles({f"{name}.wasm": it for name, it in held.items()}))
+        policies.with_bundles({f"{name}.wasm": it for name, it in held.items()})
+        page = table.search(alpha, Search(), readable)
         return [one.record["input"]["resource"]["id"] for one in page.found]
 
     with pytest.raises(NoPolicyError):
@@ -370,3 +374,21 @@ def test_a_server_that_answers_no_keeps_the_records_waiting(server: Server, tmp_
     (tmp_path / "token").write_text(server.tokens["reader"])
     assert sink.write(records) == 0
     assert sink.write([{"decision_id": "no record"}, *records]) == 1
+
+
+def test_what_the_server_has_collected_is_decided_again(server: Server, tmp_path: Path) -> None:
+    subject = {"type": "user", "id": "replayed", "team_ids": ["alpha"], "roles": ["op"]}
+    asked = {"subject": subject, "action": "update", "resource": connection("alpha", "closed")}
+    made = [event(input=asked, result={"allow": True, "reasons": [], "layer": "baseline"}) for _ in range(3)]
+    assert sent(server, *made).status_code == 200
+    rule = 'package teams.alpha\n\ndeny contains "closed" if input.resource.id == "closed"\n'
+    candidate = write(tmp_path / "next", {"teams/alpha/alpha.rego": rule})
+    (tmp_path / "token").write_text(server.tokens["platform"])
+    options = ["--server", server.url, "--token-file", str(tmp_path / "token"), "--user", "replayed", "-o", "json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorded, "_PAGE", 2)
+        done = CliRunner().invoke(app, ["replay", str(candidate), *options])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["questions"] == 3
+    assert [(change["direction"], change["decisions"]) for change in told["changes"]] == [("lost", 3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -88,6 +89,14 @@ def run(
             help="Fields that the server removes from decisions: JSON pointers into input, result and custom, or none.",
         ),
     ] = "/input/subject/claims",
+    public_url: Annotated[
+        str,
+        typer.Option(
+            envvar="TEAM_AUTHZ_SERVER_PUBLIC_URL",
+            metavar="URL",
+            help="The address for clients, such as https://bundles.example, in the metadata of AuthZEN.",
+        ),
+    ] = "",
     opa: Annotated[
         str | None, typer.Option(metavar="FILE", help="The `opa` program. Default: beside Python, then on PATH.")
     ] = None,
@@ -110,6 +119,8 @@ def run(
     for name in environments:
         if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
             raise UserError(f"--environment: {name!r} is not a name of letters, digits, - and _")
+    if public_url and not re.fullmatch(r"https://[^\s/?#@]+(/[^\s?#]*)?", public_url):
+        raise UserError("--public-url: write https:// and the address, without a user, ? and #")
     if (oidc_issuer is None) != (oidc_audience is None):
         raise UserError("--oidc-issuer and --oidc-audience go together: name both, or neither")
     oidc = None
@@ -127,7 +138,7 @@ def run(
     releases = partial(Releases, engine, key, environments, program)
     # No line for each request: hundreds of clients ask all the time.
     try:
-        app = create_app(engine, releases, oidc, places, decision_masks, decision_days)
+        app = create_app(engine, releases, oidc, places, decision_masks, decision_days, public_url.rstrip("/"))
     except ValueError as error:
         raise UserError(f"--decision-masks: {error}") from None
     uvicorn.run(app, host=host, port=port, access_log=False,
