@@ -90,7 +90,7 @@ def manager_with(**settings: Any) -> Any:
 
 def write_policies(directory: Path, teams: int) -> Path:
     """A platform policy with that many team packages, each with a rule to lend and one to deny."""
-    from airflow_team_authz.opa.compile import shipped_policies
+    from airflow_team_authz.opa.compile import say_which_look_at_ids, shipped_policies
 
     for part in ("airflow/authz", "airflow/roles"):
         for source in (shipped_policies() / part).rglob("*"):
@@ -103,6 +103,8 @@ def write_policies(directory: Path, teams: int) -> Path:
         team.mkdir(parents=True)
         (team / "team.rego").write_text(TEAM.format(team=f"team{number}"))
         (team / "data.json").write_text(json.dumps({"lent": [f"connection_{number}"], "interns": [f"intern_{number}"]}))
+    # As in a bundle.
+    say_which_look_at_ids(directory)
     return directory
 
 

@@ -73,7 +73,13 @@ decision_point.open_log = lambda *_: log_without_sinks()
 from airflow_team_authz.engines import DecisionPoint  # noqa: E402
 from airflow_team_authz.engines.in_process import InProcess  # noqa: E402
 from airflow_team_authz.engines.opa_server import OpaServer  # noqa: E402
-from airflow_team_authz.opa.compile import ENTRYPOINTS, compile_directory, find_opa, shipped_policies  # noqa: E402
+from airflow_team_authz.opa.compile import (  # noqa: E402
+    ENTRYPOINTS,
+    compile_directory,
+    find_opa,
+    say_which_look_at_ids,
+    shipped_policies,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -172,6 +178,7 @@ def merge(source: Path, staged: Path) -> Path:
     for part in ("airflow/authz", "airflow/roles"):
         if not (staged / part).exists():
             shutil.copytree(shipped_policies() / part, staged / part, ignore=shutil.ignore_patterns("*_test.rego"))
+    say_which_look_at_ids(staged)
     return staged
 
 

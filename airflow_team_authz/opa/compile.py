@@ -19,6 +19,7 @@ from pathlib import Path
 
 from airflow_team_authz.files import replacing
 from airflow_team_authz.opa.errors import OpaError, Problem, in_one_text, problems
+from airflow_team_authz.opa.kinds import REGARDLESS_OF_ID, regardless_of_id
 
 MINIMUM_OPA = (1, 22, 2)
 ENTRYPOINTS = ("airflow/authz/decision", "airflow/authz/decisions", "airflow/authz/allowed", "airflow/authz/whoami")
@@ -123,6 +124,14 @@ def compile_directory(source: Path, out: Path, opa: str | None = None) -> None:
         _build(staged, out, find_opa(opa))
 
 
+def say_which_look_at_ids(staged: Path) -> None:
+    """Write what lists have to know of the policy in a directory, over whatever is said of that there."""
+    files = {path.relative_to(staged).as_posix(): path.read_bytes() for path in policy_files(staged)}
+    target = staged / REGARDLESS_OF_ID
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(regardless_of_id(files))
+
+
 def compile_bundle(bundle: Path, out: Path, opa: str | None = None) -> None:
     """Write a bundle of Rego and data, which has the shipped policy in it, compiled to ``out``. Who may declare what
     is not looked at: see ``check_ownership``.
@@ -198,6 +207,7 @@ def _copy_policy(source: Path, target: Path) -> None:
 def _build(staged: Path, out: Path, opa: str) -> None:
     """Compile what lies in ``staged``; the revision is a digest of its content, so equal policy is equal revision."""
     check_ownership(staged, opa)
+    say_which_look_at_ids(staged)
     digest = hashlib.sha256()
     for path in policy_files(staged):
         digest.update(os.fsencode(path.relative_to(staged)) + b"\0")

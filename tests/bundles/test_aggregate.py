@@ -25,6 +25,7 @@ from airflow_team_authz.engines.opa_server import OpaServer
 from airflow_team_authz.model import Decision, EngineError, Evaluations, PolicyBrokenError, Resource, Subject
 from airflow_team_authz.opa.archive import BundleRefusedError, pack, read_manifest, unpack
 from airflow_team_authz.opa.compile import CompileError, find_opa
+from airflow_team_authz.opa.kinds import REGARDLESS_OF_ID
 from tests.bundles.conftest import lends
 from tests.conftest import eventually
 
@@ -108,6 +109,18 @@ def test_a_teams_own_bundle_has_nothing_of_other_teams(
 def test_tests_and_sources_stay_where_they_are_not_needed(built: dict[str, bytes]) -> None:
     assert not [name for name in unpack(built["production"]) if name.endswith("_test.rego")]
     assert sorted(unpack(built["production.wasm"])) == [".manifest", SIGNATURES, "data.json", "policy.wasm"]
+
+
+def test_bundles_say_which_rules_look_at_ids_whatever_the_platform_says_of_that(
+    built: dict[str, bytes], platform: Artifact, teams: dict[str, Artifact], key: SigningKey
+) -> None:
+    for name in ("production", "production.team.alpha"):
+        told = json.loads(unpack(built[name])[REGARDLESS_OF_ID])
+        assert (told["others"], told["teams"]["alpha"]) == (True, False)
+    lie = b'{"others":true,"site":true,"teams":{"alpha":true}}'
+    lying = Artifact(platform.owner, platform.version, {**platform.files, REGARDLESS_OF_ID: lie})
+    files = aggregate._Part(lying, 1, key).files(teams.values())
+    assert json.loads(files[REGARDLESS_OF_ID])["teams"]["alpha"] is False
 
 
 def test_one_changed_team_makes_its_bundle_and_the_shared_ones(

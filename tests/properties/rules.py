@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, NamedTuple
 
@@ -57,6 +57,13 @@ class Package:
     rego: str
     data: dict[str, Any]
     rules: tuple[Rule, ...]
+
+    def looking_at_kinds(self) -> Package:
+        """The same without rules that look at ids."""
+        if "resource.id" not in self.rego:
+            return self
+        rules = tuple(rule for rule in self.rules if "resource.id" not in str(rule))
+        return replace(self, rego="\n".join(map(str, rules)), rules=rules)
 
     def says(self, effect: str, asked: Asked) -> tuple[str, ...]:
         """The reasons, as an answer gives them."""

@@ -45,6 +45,12 @@ class Site:
     def with_packages(self, changed: dict[str, Package]) -> Site:
         return replace(self, teams=self.teams | changed)
 
+    def looking_at_kinds(self) -> Site:
+        """The same without rules of the platform, and of all teams but the first, that look at ids."""
+        _, *others = self.teams
+        kept = {team: self.teams[team].looking_at_kinds() for team in others}
+        return replace(self.with_packages(kept), platform=self.platform.looking_at_kinds())
+
     def entries(self, subject: Subject) -> list[dict[str, str | None]]:
         """What the directory says of a subject."""
         sections = (("groups", subject.groups), ("roles", subject.roles))

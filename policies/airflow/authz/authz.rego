@@ -40,7 +40,10 @@ decisions := [_answer(resource, _spoken[i]) | some i, resource in input.resource
 # entrypoint: true
 # schemas:
 #   - input: schema.evaluations
-allowed := [i | some i, resource in input.resources; _granted(object.remove(resource, {"id"}), _spoken[i])]
+allowed := sort(array.concat(
+	[i | some i, kind in _kinds; _granted_kinds[kind]],
+	[i | some i, steps in _spoken_of_ids; _opens(_kinds[i], steps)],
+))
 
 _answer(resource, steps) := object.union(said, _team_version(resource)) if {
 	step := _decisive(resource, steps)
@@ -106,14 +109,88 @@ _spoken := steps if {
 	]
 }
 
-_granted(kind, steps) if {
+# What the resources are apart from their ids.
+_kinds := [object.remove(resource, {"id"}) | some resource in input.resources]
+
+# The same without repetitions, and their owners. Values, because an OPA server would compute rules of their elements
+# again for each that is asked for.
+# regal ignore:prefer-set-or-object-rule
+_distinct := {kind | some kind in _kinds}
+
+# regal ignore:prefer-set-or-object-rule
+_owners := {kind.team_id | some kind in _distinct}
+
+# Owners for whose resources no rule looks at ids, which a bundle says of the rules in it. A list asks once about each
+# kind of these, and not once about each resource.
+default _alike := set()
+
+_alike := {team_id | some team_id in _owners; _alike_in(team_id)} if data.airflow.regardless_of_id.site == true
+
+_not_alike := _owners - _alike
+
+_alike_in(null) := true
+
+_alike_in(team_id) if {
+	known := data.airflow.regardless_of_id
+	object.get(known.teams, team_id, known.others) == true
+}
+
+# regal ignore:prefer-set-or-object-rule
+_granted_kinds := {kind | some kind, steps in _spoken_of_kinds; _opens(kind, steps)}
+
+# `speaking` of each kind of which all are alike, and by index of the others.
+_spoken_of_kinds := steps if {
+	known := standing.of_long_list
+	shared := object.remove(input, {"resource", "resources"})
+	steps := {kind: said |
+		some kind in _distinct
+		_alike[kind.team_id]
+
+		# regal ignore:with-outside-test-context,comprehension-term-assignment
+		said := speaking with input as object.union(shared, {"resource": kind}) with data.airflow.authz.known as known
+	}
+} else := steps if {
+	shared := object.remove(input, {"resource", "resources"})
+	steps := {kind: said |
+		some kind in _distinct
+		_alike[kind.team_id]
+
+		# regal ignore:with-outside-test-context,comprehension-term-assignment
+		said := speaking with input as object.union(shared, {"resource": kind})
+	}
+}
+
+_spoken_of_ids := steps if {
+	count(_not_alike) > 0
+	known := standing.of_long_list
+	shared := object.remove(input, {"resource", "resources"})
+	steps := {i: said |
+		some i, resource in input.resources
+		_not_alike[resource.team_id]
+
+		# regal ignore:with-outside-test-context,comprehension-term-assignment
+		said := speaking with input as object.union(shared, {"resource": resource}) with data.airflow.authz.known as known
+	}
+} else := steps if {
+	count(_not_alike) > 0
+	shared := object.remove(input, {"resource", "resources"})
+	steps := {i: said |
+		some i, resource in input.resources
+		_not_alike[resource.team_id]
+
+		# regal ignore:with-outside-test-context,comprehension-term-assignment
+		said := speaking with input as object.union(shared, {"resource": resource})
+	}
+}
+
+_opens(kind, steps) if {
 	count(steps) == 0
 
 	# A look-up: `in` compares with each of them in Wasm.
 	_open_kinds[kind]
 }
 
-_granted(kind, steps) if {
+_opens(kind, steps) if {
 	count(steps) > 0
 	_outcomes[_decisive(kind, steps)].allow
 }
@@ -123,7 +200,7 @@ _granted(kind, steps) if {
 # `in` compares with each of them in Wasm.
 # regal ignore:prefer-set-or-object-rule
 _open_kinds := {kind |
-	some kind in {object.remove(resource, {"id"}) | some resource in input.resources}
+	some kind in _distinct
 	baseline.allows(kind)
 }
 

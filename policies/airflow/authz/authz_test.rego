@@ -132,6 +132,31 @@ test_allowed_are_the_allowed_decisions[note] if {
 	indices == [i | some i, answer in answers; answer.allow == true]
 }
 
+# What a bundle says of rules that look at kinds only.
+knowledge := {
+	"all": {"site": true, "others": true, "teams": {}},
+	"one team looks at ids": {"site": true, "others": true, "teams": {"alpha": false}},
+	"others are unknown": {"site": true, "others": false, "teams": {"alpha": true}},
+	"the site looks at ids": {"site": false, "others": true, "teams": {"alpha": true}},
+}
+
+listed := [resource | some resource in resources; resource.type in {"connection", "dag"}]
+
+regardless_of_ids := {"alpha": {"allow": {"welcome"}, "deny": {"no"}}, "beta": {"allow": {"welcome"}}}
+
+test_a_list_that_asks_once_about_each_kind_is_the_same[note] if {
+	some known, regardless in knowledge
+	some who in {"op", "borrower of many groups"}
+	note := concat(", ", [known, who])
+	questions := {"subject": subjects[who], "action": "read", "resources": listed}
+	answers := authz.decisions with input as questions with data.teams as regardless_of_ids
+	indices := authz.allowed with input as questions
+		with data.teams as regardless_of_ids
+		with data.airflow.regardless_of_id as regardless
+	indices == [i | some i, answer in answers; answer.allow == true]
+	count(indices) > 0
+}
+
 test_number_of_resources if count(resources) == 30
 
 test_a_stray_resource_beside_resources_changes_nothing if {

@@ -1,0 +1,63 @@
+"""Finds the packages whose rules look at a resource's kind only: lists ask those once for all resources of a kind.
+
+A kind is everything of a resource but its id. Looks at the text of rules, because parsing those of a thousand teams
+would take longer than compiling them. So whatever is not certain counts as a look at ids: then a list asks about each
+resource, as ever. Uses the standard library only, as ``compile`` does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+# Where a bundle says it. Policies of people cannot: a bundle that is built has what is found here.
+REGARDLESS_OF_ID = "airflow/regardless_of_id/data.json"
+
+_SHIPPED = "airflow/authz/"
+_END = rb"(?![A-Za-z0-9_])"
+_ROOT = re.compile(rb"(?<![A-Za-z0-9_])(?P<root>input|data)" + _END)
+# What a rule may read of a question. The question as a whole has the id, and so has the resource as a whole.
+_WITHOUT_ID = re.compile(
+    rb"\.(?:subject|action|context|resource\.(?:type|team_id|entity|name|uri|group|delivery))" + _END
+)
+# Packages that a rule may read: what the shipped policy knows of the subject, and the platform's, which count as well.
+_OF_PLATFORM = re.compile(
+    rb"\.(?:airflow\.authz\.standing|airflow\.(?!authz%b)[a-z_]+|(?!(?:airflow|teams)%b)[a-z_]+)%b" % (_END, _END, _END)
+)
+# A line of a comment. In a text of several lines it would hold code only with one of the letters that are missing here.
+_COMMENT = re.compile(rb"^[ \t]*#[^`{\r\n]*$", re.MULTILINE)
+
+
+def regardless_of_id(files: Mapping[str, bytes]) -> bytes:
+    """``REGARDLESS_OF_ID`` of a policy, by the paths of its files: JSON.
+
+    ``site``: no rule of the platform looks at ids. ``teams``: the same of each team that has files. ``others``: of
+    teams that have none.
+    """
+    site, teams = True, {team: True for team in map(_team, files) if team}
+    for name, text in files.items():
+        if not name.endswith(".rego") or name.startswith(_SHIPPED):
+            continue
+        if team := _team(name):
+            teams[team] &= not looks_at_ids(text, team)
+        else:
+            site &= not looks_at_ids(text)
+    return json.dumps({"others": True, "site": site, "teams": teams}, separators=(",", ":"), sort_keys=True).encode()
+
+
+def looks_at_ids(rego: bytes, team: str = "") -> bool:
+    """Whether rules may look at the id of a resource. ``team``: the one whose package they are."""
+    own = re.compile(rb"""\.teams(?:\.%b%b|\["%b"\])""" % (re.escape(team.encode()), _END, re.escape(team.encode())))
+    text = _COMMENT.sub(b"", rego)
+    for found in _ROOT.finditer(text):
+        known = (_WITHOUT_ID,) if found["root"] == b"input" else (_OF_PLATFORM, own) if team else (_OF_PLATFORM,)
+        if not any(pattern.match(text, found.end()) for pattern in known):
+            return True
+    return False
+
+
+def _team(name: str) -> str:
+    """The team whose file this is; empty for one of the platform."""
+    parts = name.split("/")
+    return parts[1] if parts[0] == "teams" and len(parts) > 2 else ""
