@@ -332,6 +332,22 @@ def test_a_record_of_any_form_is_counted_and_never_guessed(
         assert (lost["direction"], lost["decisions"]) == ("lost", told["questions"])
 
 
+@pytest.mark.parametrize("form", ["table", "csv"])
+def test_a_record_of_any_form_has_a_line(run: Run, tmp_path: Path, form: str) -> None:
+    more = [{"custom": {"outcome": outcome, "candidate": []}} for outcome in ("shadow", "deny")]
+    more += [{"custom": {"outcome": "gap"}}, {"custom": {"outcome": "deny", "repeated": {"times": [7]}, "door": 5}}]
+    lines = [json.dumps(decided([DB], [NO]) | wrong) for wrong in (*OF_ANOTHER_FORM, *more)]
+    (tmp_path / "log.ndjson").write_text("\n".join([*lines, ""]))
+    shown = [run("decisions", "--file", tmp_path / "log.ndjson", "-o", form, *option) for option in ([], ["--shadow"])]
+    assert [result.exit_code for result in shown] == [0, 0], [result.exception for result in shown]
+    # A gap is in both, and each has a head.
+    assert sum(len(result.stdout.splitlines()) for result in shown) == len(lines) + 3
+    assert "a record of another form" in shown[0].stdout
+    for line in map(json.loads, lines[-4:]):
+        single = run("decisions", "--file", tmp_path / "log.ndjson", line["decision_id"], "-o", "table")
+        assert (single.exit_code, line["decision_id"] in single.stdout) == (0, True), single.exception
+
+
 def test_a_difference_of_any_form_is_counted_and_never_guessed(report: Any) -> None:
     wrong: list[dict[str, Any]] = [
         {"candidate": wrong, "outcome": "shadow"}
