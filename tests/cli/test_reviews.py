@@ -336,6 +336,10 @@ def test_reviews_of_other_questions_are_not_compared(diff, tmp_path, capsys) -> 
         new = written(tmp_path / "new", [BOB], replace(HEAD, **change))
         with pytest.raises(UserError, match=told):
             diff(old, new)
+    # Of a team whose name is misspelt, for example.
+    nothing = written(tmp_path / "nothing", [], replace(HEAD, team="alhpa"))
+    with pytest.raises(UserError, match="nothing is compared: check its --type and --team"):
+        diff(nothing, nothing)
     later = written(tmp_path / "later", [], replace(HEAD, made_at="2027-01-01T00:00:00Z"))
     review.diff(later, old)
     assert "is newer than" in capsys.readouterr().err
