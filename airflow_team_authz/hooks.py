@@ -46,8 +46,13 @@ DOORS: dict[str, tuple[str, ...]] = {
 }
 
 
+# If the policy only observes: none of the doors, but its own place beside the auth manager.
+OBSERVING = {"airflow.api_fastapi.app": ("airflow_team_authz.doors.observation",)}
+
 # Doors, and the modules that wait for them to be complete.
-_unfinished: dict[str, list[ModuleType]] = {door: [] for doors in DOORS.values() for door in doors}
+_unfinished: dict[str, list[ModuleType]] = {
+    door: [] for doors in (*DOORS.values(), *OBSERVING.values()) for door in doors
+}
 
 
 class _Doors(MetaPathFinder):
@@ -55,7 +60,7 @@ class _Doors(MetaPathFinder):
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """See ``importlib.abc.MetaPathFinder``; the module is found as ever, and guarded after it has run."""
-        if name not in DOORS and name not in _unfinished:
+        if name not in DOORS and name not in OBSERVING and name not in _unfinished:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
@@ -66,7 +71,7 @@ class _Doors(MetaPathFinder):
             run(module)
             for waiting in _unfinished.pop(name, ()):
                 module.guard(waiting)
-            if name in DOORS:
+            if name in DOORS or name in OBSERVING:
                 guard(module)
 
         spec.loader.exec_module = run_and_guard  # type: ignore[method-assign]
@@ -75,11 +80,11 @@ class _Doors(MetaPathFinder):
 
 def guard(module: ModuleType) -> None:
     """Put the door into one of Airflow's modules, if this Airflow is ours to guard."""
-    from airflow_team_authz.settings import is_enabled
+    from airflow_team_authz.settings import is_enabled, observes
 
     if not is_enabled():
         return
-    for name in DOORS[module.__name__]:
+    for name in (OBSERVING if observes() else DOORS).get(module.__name__, ()):
         door = import_module(name)
         if hasattr(door, "guard"):
             door.guard(module)
@@ -93,7 +98,7 @@ def install() -> None:
     if any(isinstance(finder, _Doors) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _Doors())
-    for name in DOORS.keys() & sys.modules.keys():
+    for name in (DOORS.keys() | OBSERVING.keys()) & sys.modules.keys():
         guard(sys.modules[name])
 
 

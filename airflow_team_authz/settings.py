@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Mapping
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -24,6 +25,14 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    mode: Literal["decide", "observe"] = Field(
+        "decide",
+        description=(
+            "`observe`: the auth manager in `[core] auth_manager` decides, as if this package were not installed, and "
+            "the policy says afterwards what it would have answered. Nothing is enforced. `observe` has to be in "
+            "the configuration file, and `[core] auth_manager` must not be this package's."
+        ),
+    )
     authn_manager: str = Field(
         "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
         description=(
@@ -142,7 +151,7 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         description=(
             "The share of the questions that `shadow` gets, at random: `0.1` is one of ten. The policy in `shadow` "
-            "takes as much of the processor as the one in force."
+            "takes as much of the processor as the one in force. With `mode = observe`, the share that `policy` gets."
         ),
     )
     decision_log: str = Field(
@@ -324,6 +333,21 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
         raise SettingsError("; ".join(_explain(problem) for problem in error.errors())) from None
 
 
+def observes() -> bool:
+    """Whether the policy only says what it would have answered. ``SettingsError`` if that cannot be meant.
+
+    Of the other settings nothing is read here: what is wrong there must not stop an Airflow that decides by itself.
+    """
+    from airflow.configuration import conf
+
+    mode = conf.get(SECTION, "mode", fallback="")
+    if mode == "observe":
+        _refuse_accidents()
+    elif mode not in {"", "decide"}:
+        parse_settings({"mode": mode})
+    return bool(mode == "observe")
+
+
 def is_enabled() -> bool:
     """Whether this Airflow is ours to guard: the package may be installed where nobody has configured it."""
     from airflow.configuration import conf
@@ -360,7 +384,44 @@ def read_settings() -> Settings:
     if keys <= Settings.model_fields.keys():
         # With others, such as `policy_cmd`, it would fail in words of its own.
         keys |= (conf.getsection(SECTION) or {}).keys()
-    return parse_settings({key: conf.get(SECTION, key, fallback="") for key in sorted(keys)})
+    values = {key: conf.get(SECTION, key, fallback="") for key in sorted(keys)}
+    settings = parse_settings(values)
+    return settings if settings.mode == "decide" else _observing(settings, values)
+
+
+def _refuse_accidents() -> None:
+    """``SettingsError`` if something says that this package decides, though it is to observe."""
+    from airflow.configuration import conf
+
+    # The file alone: whoever can set a variable of a process must not be able to stop decisions by that.
+    if str(ConfigParser.get(conf, SECTION, "mode", raw=True, fallback="")).strip() != "observe":
+        raise SettingsError(
+            f"[{SECTION}] mode is observe in the environment alone: then nothing would be enforced. Write it into "
+            "airflow.cfg too, or unset it"
+        )
+    for key in ("auth_manager", "asset_manager_class"):
+        if str(conf.get("core", key, fallback="")).startswith("airflow_team_authz."):
+            raise SettingsError(
+                f"[{SECTION}] mode is observe, and [core] {key} is this package's: observing leaves decisions to "
+                f"another one. Set [core] {key} to the one that is to decide, or mode to decide"
+            )
+
+
+def _observing(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """The same over Airflow's own auth manager; ``SettingsError`` if something says that this package decides."""
+    from airflow.configuration import conf
+
+    _refuse_accidents()
+    manager = str(conf.get("core", "auth_manager", fallback=""))
+    if settings.shadow is not None:
+        raise SettingsError(
+            f"[{SECTION}] mode is observe, so nothing has a shadow: observe policy itself, or unset shadow"
+        )
+    if values.get("authn_manager") not in {None, "", manager}:
+        raise SettingsError(
+            f"[{SECTION}] mode is observe, so people log in by [core] auth_manager, {manager}: unset authn_manager"
+        )
+    return settings.model_copy(update={"authn_manager": manager})
 
 
 class Installation(NamedTuple):

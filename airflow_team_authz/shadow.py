@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
@@ -20,7 +20,7 @@ from airflow_team_authz.decision_log.bursts import Bursts
 from airflow_team_authz.decision_log.levels import is_taken
 from airflow_team_authz.decision_log.origin import Origin
 from airflow_team_authz.decision_log.record import MOST_RESOURCES, Beside, Entry, Gap, Listed, Lost, new_id
-from airflow_team_authz.decision_log.writer import Writer
+from airflow_team_authz.decision_log.writer import Waiting, Writer
 from airflow_team_authz.engines import DecisionPoint, Observer
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import Decision, EngineError, Evaluations, PolicyBrokenError, Provenance, Resource
@@ -44,6 +44,21 @@ class Question(NamedTuple):
     allowed: Sequence[Resource]
     revision: str
     decision_id: str = ""
+    # Of several, one at least was refused: nobody knows which.
+    is_together: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many resources wait with it."""
+        return len(self.asked.resources)
+
+
+class Sized(Waiting, Protocol):
+    """What waits, with a number of resources."""
+
+    @property
+    def size(self) -> int:
+        """How many resources wait with it."""
 
 
 class _Room:
@@ -100,15 +115,36 @@ class Candidate:
             if "gap" in record:
                 self._tell(record["gap"])
                 continue
-            question: Question = record["question"]
+            waiting = record["question"]
             try:
-                self._ask(question)
+                self._ask_each(list(self.questions(waiting)))
             except Exception:
                 log.exception("a question could not be asked of %s", self.name)
                 self._count("fails", 1)
             finally:
-                self.room.give(len(question.asked.resources))
+                self.room.give(waiting.size)
         return 0
+
+    def questions(self, waiting: Any) -> Iterator[Question]:
+        """The questions of what has waited."""
+        yield waiting
+
+    def differences(self, point: DecisionPoint, question: Question) -> Iterator[Difference]:
+        """Where the policy has another answer. An ``EngineError`` if it has none."""
+        yield from _differences(point, question)
+
+    def _ask_each(self, questions: Sequence[Question]) -> None:
+        if questions and questions[0].is_together and (point := self._opened()) is not None:
+            # The same as refusing all of them, unless all are allowed.
+            try:
+                if not all(_allows_all(point, question) for question in questions):
+                    self._count("same", sum(question.size for question in questions))
+                    return
+            except EngineError:
+                # Told by the first question that fails, below.
+                pass
+        for question in questions:
+            self._ask(question)
 
     def begin_anew(self) -> None:
         """See ``writer.Sink``. An engine that is open takes care of itself."""
@@ -134,7 +170,7 @@ class Candidate:
         try:
             if point is None:
                 raise self._broken or PolicyBrokenError(f"{self.name} is not loaded")
-            found = list(_differences(point, question))
+            found = list(self.differences(point, question))
         except EngineError as error:
             beside = Beside(None, error, "", question.decision_id, len(question.asked.resources) - 1, self._outcome)
             first = question.asked.resources[0]
@@ -190,6 +226,10 @@ class Difference(NamedTuple):
     more: int = 0
 
 
+def _allows_all(point: DecisionPoint, question: Question) -> bool:
+    return all(one.allow is True for one in point.decide(question.asked, aside=True).decisions)
+
+
 def _differences(point: DecisionPoint, question: Question) -> Iterator[Difference]:
     """Ask the candidate. An ``EngineError`` if it has no answer."""
     asked = question.asked
@@ -226,7 +266,7 @@ def _about(entry: Entry) -> tuple[Any, ...]:
 class _Asis:
     """The form of what waits for the candidate: what it is."""
 
-    def record(self, entry: Question) -> dict[str, Any]:
+    def record(self, entry: Sized) -> dict[str, Any]:
         return {"question": entry}
 
     def gap(self, gap: Gap, sink: str) -> dict[str, Any]:  # noqa: ARG002 - there is one
@@ -251,17 +291,22 @@ class Queue:
     ) -> None:
         """Have a question asked of the candidate."""
         try:
-            if not question.resources or not is_taken(self._share):
-                return
-            now = time.time_ns()
-            if not self._candidate.room.take(len(question.resources)):
-                self.writer.refuse(now)
-                return
-            waiting = Question(now, origin.current(), question, decisions, allowed, revision, decision_id)
-            if not self.writer.offer(waiting):
-                self._candidate.room.give(len(question.resources))
+            if question.resources and self.takes():
+                here = origin.current()
+                self.put(Question(time.time_ns(), here, question, decisions, allowed, revision, decision_id))
         except Exception:
             log.exception("a question could not be asked of %s", self._candidate.name)
+
+    def takes(self) -> bool:
+        """Whether the next question is among the share that is asked."""
+        return is_taken(self._share)
+
+    def put(self, waiting: Sized) -> None:
+        """Have something wait, or counted if there is no room."""
+        if not self._candidate.room.take(waiting.size):
+            self.writer.refuse(waiting.at)
+        elif not self.writer.offer(waiting):
+            self._candidate.room.give(waiting.size)
 
     def flush(self) -> None:
         """Have asked what waits, as far as that takes no more than a moment."""

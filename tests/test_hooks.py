@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from airflow_team_authz import hooks, settings
 from airflow_team_authz.hooks import DOORS
 from tests.conftest import REPOSITORY
 
@@ -29,6 +31,21 @@ def said(home: Path, code: str, **variables: str) -> object:
     done = airflow(home, code, **variables)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_no_door_is_put_in_where_the_policy_only_observes(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr(hooks, "import_module", lambda name: imported.append(name) or SimpleNamespace(guard=id))
+    monkeypatch.setattr(settings, "is_enabled", lambda: True)
+    monkeypatch.setattr(settings, "observes", lambda: True)
+    for name in DOORS:
+        hooks.guard(SimpleNamespace(__name__=name))
+    assert imported == []
+    hooks.guard(SimpleNamespace(__name__="airflow.api_fastapi.app"))
+    assert imported == ["airflow_team_authz.doors.observation"]
+    monkeypatch.setattr(settings, "observes", lambda: False)
+    hooks.guard(SimpleNamespace(__name__="airflow.api_fastapi.app"))
+    assert len(imported) == 1
 
 
 LOOK = """
@@ -111,6 +128,34 @@ def test_where_nobody_has_configured_it_airflow_is_left_alone(tmp_path: Path) ->
     found = said(tmp_path, LOOK)
     assert isinstance(found, dict)
     assert {module.partition(".")[0] for module in found.values()} == {"airflow"}
+
+
+OBSERVE = "[core]\nauth_manager = {}\n[team_authz]\nmode = observe\n"
+SIMPLE = "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
+
+
+@pytest.mark.exhaustive
+def test_where_the_policy_only_observes_airflow_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "airflow.cfg").write_text(OBSERVE.format(SIMPLE))
+    found = said(tmp_path, LOOK)
+    assert isinstance(found, dict)
+    assert {module.partition(".")[0] for module in found.values()} == {"airflow"}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("file", "variables", "told"),
+    [
+        ("", {"AIRFLOW__TEAM_AUTHZ__MODE": "observe"}, "mode is observe in the environment alone"),
+        (OBSERVE.format(SIMPLE), OURS, "mode is observe, and [core] auth_manager is this package's"),
+        ("[team_authz]\nmode = observ\n", {}, "Input should be 'decide' or 'observe'"),
+    ],
+)
+def test_no_process_observes_by_accident(tmp_path: Path, file: str, variables: dict[str, str], told: str) -> None:
+    (tmp_path / "airflow.cfg").write_text(file)
+    done = airflow(tmp_path, "import airflow.models.taskinstance", **variables)
+    assert done.returncode != 0
+    assert told in done.stderr
 
 
 @pytest.mark.parametrize("configured", [False, True])

@@ -15,12 +15,13 @@ from airflow.configuration import conf
 from airflow.providers_manager import ProvidersManager
 
 from airflow_team_authz.provider import get_cli_commands, get_provider_info
-from airflow_team_authz.settings import SECTION, Settings, SettingsError, parse_settings, read_settings
+from airflow_team_authz.settings import SECTION, Settings, SettingsError, observes, parse_settings, read_settings
 from tests.conftest import REPOSITORY
 
 PREFIX = "AIRFLOW__TEAM_AUTHZ__"
 SIMPLE = "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
 DEFAULTS = {
+    "mode": "decide",
     "authn_manager": SIMPLE,
     "identity": None,
     "claims": None,
@@ -87,6 +88,8 @@ BAD = [
     ("decision_log_url", "https://somebody:password@bundles.example", "write the address of a bundle server"),
     ("decision_log_days", "0", "greater than or equal to 1"),
     ("shadow", "https://host/bundles/next.wasm", "the shadow is not downloaded"),
+    ("mode", "observ", "'decide' or 'observe'"),
+    ("mode", "Observe", "'decide' or 'observe'"),
     ("shadow_sample", "0", "greater than 0"),
     ("shadow_sample", "2", "less than or equal to 1"),
     ("shadow_sample", "nan", "finite number"),
@@ -263,6 +266,69 @@ def test_a_file_and_an_environment_of_a_process_of_its_own(tmp_path: Path) -> No
         [sys.executable, "-c", print_it], env=environment, capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.splitlines()[-1] == str(DEFAULTS | {"deadline_ms": 20, "opa_url": "http://environment"})
+
+
+@pytest.fixture
+def observing(configured: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """`airflow.cfg` says that Airflow's own auth manager decides."""
+    monkeypatch.delenv("AIRFLOW__CORE__AUTH_MANAGER", raising=False)
+    configured["mode"] = "observe"
+    return configured
+
+
+@pytest.mark.usefixtures("observing")
+def test_observing_leaves_decisions_to_airflows_auth_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", "somewhere.Manager")
+    assert (read_settings().mode, read_settings().authn_manager) == ("observe", "somewhere.Manager")
+    assert observes()
+    # Deciding needs no file.
+    monkeypatch.setenv(f"{PREFIX}MODE", "decide")
+    assert not observes()
+    assert read_settings().mode == "decide"
+
+
+@pytest.mark.parametrize("file", ["", "decide", "observ"])
+def test_the_environment_alone_does_not_stop_decisions(
+    configured: dict[str, str], monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    monkeypatch.setenv(f"{PREFIX}MODE", "observe")
+    if file:
+        configured["mode"] = file
+    for read in (read_settings, observes):
+        with pytest.raises(SettingsError, match="observe in the environment alone: then nothing would be enforced"):
+            read()
+
+
+@pytest.mark.usefixtures("observing")
+@pytest.mark.parametrize("name", ["AUTH_MANAGER", "ASSET_MANAGER_CLASS"])
+def test_observing_does_not_turn_this_package_off(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"AIRFLOW__CORE__{name}", "airflow_team_authz.TeamAuthManager")
+    for read in (read_settings, observes):
+        with pytest.raises(SettingsError, match=rf"mode is observe, and \[core\] {name.lower()} is this package's"):
+            read()
+
+
+@pytest.mark.parametrize(("key", "value"), [("shadow", "policy"), ("authn_manager", "somewhere.Else")])
+def test_observing_excludes_what_means_deciding(observing: dict[str, str], key: str, value: str) -> None:
+    observing[key] = value
+    with pytest.raises(SettingsError, match="mode is observe, so"):
+        read_settings()
+
+
+@pytest.mark.usefixtures("observing")
+def test_what_else_is_wrong_does_not_stop_an_airflow_that_decides_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}POLICY", "/no/such/policy")
+    assert observes()
+    with pytest.raises(SettingsError, match="there is no such file"):
+        read_settings()
+
+
+@pytest.mark.parametrize("wrong", ["observ", "Observe", "observe,decide", "off"])
+def test_a_misspelt_mode_is_an_error_and_never_observes(configured: dict[str, str], wrong: str) -> None:
+    configured["mode"] = wrong
+    for read in (read_settings, observes):
+        with pytest.raises(SettingsError, match="'decide' or 'observe'"):
+            read()
 
 
 def documented() -> dict[str, tuple[str, str]]:

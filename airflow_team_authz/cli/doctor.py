@@ -98,6 +98,15 @@ def _airflow_checks(readable: bool) -> Iterator[Check]:
     if readable:
         told = ", ".join(f"{name} ({source})" for name, source in sorted(airflow.sources.items()))
         yield Check("settings", True, f"[team_authz] sets {told}" if told else "[team_authz] sets nothing: defaults")
+    if readable and configured_engine().mode == "observe":
+        yield Check(
+            "mode",
+            False,
+            f"OBSERVING: {airflow.auth_manager} decides, and the policy only says what it would have answered: nothing "
+            "of this package is enforced",
+            f"to have the policy decide, set [core] auth_manager = {MANAGER} and [team_authz] mode = decide",
+        )
+        return
     yield Check(
         "auth manager",
         airflow.auth_manager == MANAGER,

@@ -89,6 +89,8 @@ def matrix(
         raise UserError("a table is for the terminal: name --output html, json or csv for a file")
     if sign and out is None:
         raise UserError("name the file to sign by --out")
+    if out and key and out.resolve() in {key.resolve(), key.resolve().with_name(f"{key.name}.pub")}:
+        raise UserError("--out would replace the key: name another file")
     signer = signing_key(key) if sign else None
     uses, gaps = _last_uses(log) if last_use and by is By.SUBJECT else (None, [])
     with asking(policy, opa_url) as point:

@@ -1,9 +1,10 @@
-"""``team-authz shadow report`` and ``team-authz replay``: what another policy answers to recorded questions."""
+"""``team-authz shadow report``, ``observe report`` and ``replay``: other answers to recorded questions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +61,45 @@ def shadow_report(
     with open_records(file) as records:
         found = beside(records.each(wanted), "shadow")
     _print(found, output, "the shadow policy", fail_on)
+
+
+observe_app = typer.Typer(
+    no_args_is_help=True, help="See what the policy would change where [team_authz] mode is observe."
+)
+
+
+class By(StrEnum):
+    """Whose differences are one line."""
+
+    PERSON = "person"
+    GROUPS = "groups"
+
+
+@observe_app.command("report")
+def observe_report(
+    since: SinceOption = None,
+    user: UserOption = None,
+    team: TeamOption = None,
+    type_: TypeOption = None,
+    by: Annotated[
+        By, typer.Option(help="One line for each person, or for people with the same groups, roles and teams.")
+    ] = By.PERSON,
+    file: FileOption = None,
+    fail_on: FailOnOption = None,
+    output: ReportOption = Report.TEXT,
+) -> None:
+    """Show the recorded differences between the auth manager that decides and the policy that only observes.
+
+    Exit code 0: shown. 1: there are differences that --fail-on names. 2: the command cannot read the decision log, or
+    the policy has failed to answer.
+    """
+    from airflow_team_authz.decision_log.reading import Wanted
+    from airflow_team_authz.review.recorded import beside
+
+    wanted = Wanted(moment_of(since), user, team, type_, shadow=True)
+    with open_records(file) as records:
+        found = beside(records.each(wanted), "observe", by is By.PERSON)
+    _print(found, output, "the policy", fail_on)
 
 
 def replay(

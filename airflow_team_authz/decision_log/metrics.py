@@ -107,6 +107,7 @@ class Metrics:
         """Count questions that a policy was asked which is not in force."""
         with self._lock:
             self._counts["shadow", outcome] = self._counts.get(("shadow", outcome), 0) + count
+        self._begin()
 
     def _count(self, counted: tuple[str, ...]) -> None:
         with self._lock:

@@ -42,6 +42,10 @@ class Wanted(NamedTuple):
 
     def fits(self, record: Record) -> bool:
         """Whether a record is wanted. A gap has no subject and no resource, but hides such, so it always is."""
+        custom = record.get("custom")
+        if not isinstance(custom, dict) or "outcome" not in custom:
+            # Of another program's log.
+            return False
         if self.since is not None and moment(record) < self.since:
             return False
         if record["custom"]["outcome"] == "gap":

@@ -53,7 +53,7 @@ def settings() -> Settings:
 def _opened() -> DecisionPoint:
     with forks.whole():
         engine = open_engine(settings())
-        if (metrics := _metrics()) is not None:
+        if (metrics := counting()) is not None:
             metrics.breaker = getattr(engine, "breaker", None)
         return DecisionPoint(engine, _with_shadow(_with_spans(metrics or decision_log())))
 
@@ -72,7 +72,7 @@ def shadow() -> Queue | None:
         return None
     place = wanted.shadow
     log.info("%s decides nothing, and is asked a share of %g of all questions: the shadow", place, wanted.shadow_sample)
-    metrics = _metrics()
+    metrics = counting()
     candidate = Candidate(
         decision_log(),
         lambda: DecisionPoint(open_shadow(place, wanted), name=Candidate.name),
@@ -93,7 +93,7 @@ def _with_shadow(observer: Observer) -> Observer:
 
 
 @cache
-def _metrics() -> Metrics | None:
+def counting() -> Metrics | None:
     """The counter of decisions, if Airflow sends metrics."""
     try:
         if not metrics_are_on():
@@ -124,7 +124,7 @@ def flush_log() -> None:
         queue.flush()
     if decision_log.cache_info().currsize:
         decision_log().flush()
-    if _metrics.cache_info().currsize and (metrics := _metrics()) is not None:
+    if counting.cache_info().currsize and (metrics := counting()) is not None:
         metrics.tell()
 
 
@@ -142,5 +142,5 @@ def forget() -> None:
         queue.close()
     if decision_log.cache_info().currsize:
         decision_log().close()
-    for kept in (settings, decision_log, shadow, _metrics, _opened):
+    for kept in (settings, decision_log, shadow, counting, _opened):
         kept.cache_clear()

@@ -44,7 +44,7 @@ _OWNERS: dict[str, Any] = {
     "pool": Pool.get_team_name,
     "variable": Variable.get_team_name,
 }
-_DECISION_PREFIXES = ("is_authorized", "get_authorized", "filter_authorized", "batch_is_authorized")
+DECISION_PREFIXES = ("is_authorized", "get_authorized", "filter_authorized", "batch_is_authorized")
 
 
 class TeamAuthorization(Identity, BaseAuthManager[Any]):
@@ -400,7 +400,7 @@ def build_manager() -> type[TeamAuthorization]:
 def refuse_foreign_decisions(manager: type) -> None:
     """``TypeError`` if a decision method of the class is not ours: it would let the login manager decide."""
     ours = vars(TeamAuthorization)
-    foreign = sorted(name for name in dir(manager) if name.startswith(_DECISION_PREFIXES) and name not in ours)
+    foreign = sorted(name for name in dir(manager) if name.startswith(DECISION_PREFIXES) and name not in ours)
     if foreign:
         raise TypeError(
             f"{', '.join(foreign)} of {manager.__bases__[-1].__name__} would decide without the policy: "
@@ -410,7 +410,7 @@ def refuse_foreign_decisions(manager: type) -> None:
 
 def refuse_unreviewed_methods(login: type) -> None:
     """``TypeError`` if Airflow would call a method of a known login manager that nobody has read for this version."""
-    names = [name for name in unreviewed(login, BaseAuthManager) if not name.startswith(_DECISION_PREFIXES)]
+    names = [name for name in unreviewed(login, BaseAuthManager) if not name.startswith(DECISION_PREFIXES)]
     if names := [name for name in names if name not in vars(TeamAuthorization)]:
         raise TypeError(
             f"{', '.join(names)} of {login.__name__} is new: this version of airflow-team-authz does not know what "

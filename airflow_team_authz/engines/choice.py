@@ -40,8 +40,11 @@ class EngineSettings(Protocol):
     def opa_token_file(self) -> Path | None: ...
 
 
-def open_engine(settings: EngineSettings) -> Engine:
-    """The configured engine: an OPA server if it has an address, else the policy in this process."""
+def open_engine(settings: EngineSettings, standing: str = "in force") -> Engine:
+    """The configured engine: an OPA server if it has an address, else the policy in this process.
+
+    ``standing``: where the policy is, for the log.
+    """
     if settings.opa_url:
         from airflow_team_authz.engines.opa_server import OpaServer
 
@@ -59,7 +62,7 @@ def open_engine(settings: EngineSettings) -> Engine:
     kept_code = state / "compiled"
     if settings.policy_keys_file is None:
         source = Path(settings.policy or packaged_baseline())
-        return InProcess(source, settings.opa, strict=settings.strict_policy, kept_code=kept_code)
+        return InProcess(source, settings.opa, strict=settings.strict_policy, kept_code=kept_code, standing=standing)
     from airflow_team_authz.bundles.verifying import Trust
     from airflow_team_authz.engines.downloads import Downloaded, bundle_name, shared_place
 

@@ -31,6 +31,11 @@ class Identity:
             UNSET if groups is None else _texts(groups),
         )
 
+    def later(self, user: Any) -> Callable[[], Subject]:
+        """What makes the subject of a user in another thread, where this user's request may have ended."""
+        subject = self.subject(user)
+        return lambda: subject
+
     def verifies(self) -> str:
         """The end of a sentence about what is verified here; an ``EngineError`` if that cannot be done."""
         return ""

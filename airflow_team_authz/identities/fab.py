@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from airflow.utils.session import create_session
@@ -36,6 +36,18 @@ class FabIdentity(Identity):
         roles = {str(role.name) for role in user.roles}.union(*groups.values())
         name = getattr(user, "username", None) or "anonymous"
         return Subject("user", str(name), (), tuple(sorted(roles)), tuple(sorted(groups)))
+
+    def later(self, user: Any) -> Callable[[], Subject]:
+        """See ``Identity``; the groups are read there, and what FAB has loaded of the user here."""
+        id_, name = getattr(user, "id", None), str(getattr(user, "username", None) or "anonymous")
+        roles = {str(role.name) for role in user.roles}
+
+        def subject() -> Subject:
+            groups = _groups(id_) if id_ is not None else {}
+            held = tuple(sorted(roles.union(*groups.values())))
+            return Subject("user", name, (), held, tuple(sorted(groups)))
+
+        return subject
 
     def find(self, name: str) -> Any:
         """See ``Identity``."""

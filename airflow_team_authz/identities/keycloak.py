@@ -6,7 +6,8 @@ in could write groups into it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -84,6 +85,15 @@ class KeycloakIdentity(Identity):
     def get_fastapi_middlewares(self) -> list[Any]:
         """Keycloak's own, and inside of it one that sees the tokens that it has renewed."""
         return [(RenewedTokens, {"identity": self}), *airflow_compat.login_middlewares(super())]
+
+    def later(self, user: Any) -> Callable[[], Subject]:
+        """See ``Identity``; there the issuer's keys can be waited for."""
+
+        def subject() -> Subject:
+            asyncio.run(self.prepare(user))
+            return self.subject(user)
+
+        return subject
 
     def verifies(self) -> str:
         """See ``Identity``; asks for the realm's keys."""

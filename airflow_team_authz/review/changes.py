@@ -268,8 +268,9 @@ def why(change: Change, places: tuple[str, ...] = ()) -> str:
     by = {"baseline": "by its roles", "guardrail": "by the platform", "team": "by the team"}.get(one.said.layer, "")
     by = f"by {', '.join(places)}" if places else by
     if not change.reasons:
-        # Lists have no reasons.
-        return "by no rule or role any more"
+        # What allowed it gives no reason: a list, or a login manager.
+        told = listed(one.new.reasons, "; ")
+        return f"since {told}" if told else "by no rule or role"
     return f"{'' if one.said is one.new else 'no longer '}{by} ({listed(change.reasons, '; ')})"
 
 

@@ -95,6 +95,8 @@ def _identities(subject: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if subject["type"] == "task":
         yield from (("task", team) for team in subject.get("team_ids") or ("",))
         return
+    if subject["type"] != "user":
+        return
     yield "person", str(subject["id"])
     yield from (("group", group) for group in subject.get("groups") or ())
     yield from (("role", role) for role in subject.get("roles") or ())

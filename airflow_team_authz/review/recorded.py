@@ -42,7 +42,8 @@ class Log(NamedTuple):
 class _Reading:
     """Differences so far, with little memory for each of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, by_person: bool = False) -> None:
+        self._who = person if by_person else people
         self.questions = 0
         self.left_out: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
@@ -62,7 +63,7 @@ class _Reading:
 
     def add(self, question: Question, resource: Resource, old: Decision, new: Decision, times: int) -> None:
         """Note a difference."""
-        who = people(question.subject)
+        who = self._who(question.subject)
         asked = Asked(who, question.action, [resource], question.context)
         one = Difference(asked, resource, old, new)
         about = (who.name, question.action, _hashable(question.context), resource, one.gained, one.said)
@@ -102,9 +103,9 @@ class Question(NamedTuple):
     decision_id: str
 
 
-def beside(records: Iterable[Record], outcome: str) -> Log:
+def beside(records: Iterable[Record], outcome: str, by_person: bool = False) -> Log:
     """The differences that a policy has made beside the one in force: records of ``outcome``, and gaps."""
-    reading = _Reading()
+    reading = _Reading(by_person)
     for record in records:
         custom = record["custom"]
         if custom["outcome"] == "gap":
@@ -282,6 +283,12 @@ def _hashable(context: Context | UnsetType) -> object:
 
 
 # Who
+
+
+def person(subject: Subject) -> Who:
+    """The subject itself: each person has lines of their own."""
+    name = f"{subject.type} {subject.id}"
+    return Who("person", name, Subject(subject.type, name))
 
 
 def people(subject: Subject) -> Who:

@@ -7,9 +7,11 @@ import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
+from airflow_team_authz.cli import doctor
 from airflow_team_authz.cli.support.directory import group_path_checks
 from airflow_team_authz.cli.support.engine import Named
 from airflow_team_authz.cli.support.opa_admin import server_checks, version_check
@@ -153,6 +155,14 @@ def test_a_shadow_that_cannot_be_asked_is_told(run, monkeypatch, tmp_path):
     assert check["ok"] is False
     assert str(tmp_path / "gone") in check["detail"]
     assert "it decides nothing" in check["help"]
+
+
+def test_observing_is_told_and_no_installation_that_enforces(monkeypatch):
+    monkeypatch.setattr(doctor, "configured_engine", lambda: SimpleNamespace(mode="observe"))
+    (check,) = [check for check in doctor._airflow_checks(readable=True) if check.check == "mode"]
+    assert check.ok is False
+    assert check.detail.startswith("OBSERVING: ")
+    assert "nothing of this package is enforced" in check.detail
 
 
 def test_no_server(run):

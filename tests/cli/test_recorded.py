@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ def test_the_report_is_as_documented(report: Any) -> None:
     documented = next(line for line in page.splitlines() if line.startswith("people with the login's role viewer"))
     assert gained.partition(": 3 decisions")[0] == documented.partition(": 12 decisions")[0]
     assert gained.endswith(f": 3 decisions of bob, bea, such as {OPENS[0]['decision_id']}")
-    assert lost.startswith("a task of team beta loses: read dag \\x1b[2Jforged\\n`x` of team beta, by no rule or role")
+    assert lost.startswith(
+        "a task of team beta loses: read dag \\x1b[2Jforged\\n`x` of team beta, since user bob may not"
+    )
     assert ": 10 decisions of d.t" in lost
     assert empty == ""
     assert summary.startswith("13 recorded decisions would be different, from 2026-09-21T")
@@ -111,6 +114,42 @@ def test_two_policies_in_one_report_are_told(report: Any) -> None:
     other = difference(BOB, NO, LENT)
     other["bundles"]["authz"]["revision"] = "r0"
     assert "The policy in force has changed meanwhile: revisions r1, r0." in report([*OPENS, other]).stdout
+
+
+def test_what_the_policy_only_observed_is_told_by_person(run: Run, tmp_path: Path) -> None:
+    records = [difference(who, old, LENT, outcome="observe") for who in (BOB, BEA) for old in (NO, NO)]
+    File(tmp_path / "log.ndjson").write([*records, *OPENS])
+    command = ("observe", "report", "--file", tmp_path / "log.ndjson", "--fail-on", "gained")
+    result = run(*command)
+    assert result.exit_code == 1
+    alike, _, summary = result.stdout.splitlines()
+    assert alike.startswith(
+        "user bob, user bea gain: read connection db of team alpha, by the team (alpha lends db): 4"
+    )
+    assert summary.startswith("4 recorded decisions would be different")
+    assert run(*command, "--by", "groups").stdout.startswith(
+        "people with the login's role viewer and of team beta gain:"
+    )
+
+
+def test_what_others_have_written_into_a_log_does_nothing_in_a_report(report: Any) -> None:
+    other = difference(Subject("user", "\x1b[2J<b>`x`\nforged", groups=("g" * 5_000,)), NO, LENT)
+    other["bundles"]["authz"]["revision"] = "<script>alert(1)</script>"
+    other["decision_id"] = "![x](https://x)\n# forged"
+    broken = [
+        {"decision_id": "x"},
+        {"decision_id": "y", "custom": 7},
+        {"decision_id": "z", "custom": {"outcome": "shadow"}},
+    ]
+    for form in ("text", "markdown", "json"):
+        result = report([*OPENS, other, *({"timestamp": "2026-11-27T04:19:09Z"} | one for one in broken)], "-o", form)
+        assert result.exit_code == 0, result.output
+        assert not any(line.startswith(("forged", "# forged")) for line in result.stdout.splitlines())
+        assert "\x1b" not in result.stdout
+        if form == "markdown":
+            shown = re.sub("``.*?``", "", result.stdout)
+            assert "<" not in shown
+            assert "[x]" not in shown
 
 
 def test_a_log_that_is_not_there_is_told(run: Run) -> None:
@@ -261,6 +300,7 @@ def test_a_log_without_decisions_is_no_log_without_differences(run: Run, tmp_pat
     assert "nothing is compared" in result.stderr
 
 
+@pytest.mark.exhaustive
 def test_a_candidate_that_fails_about_a_record_is_told(run: Run, tmp_path: Path) -> None:
     data = json.dumps({"numbers": list(range(5000))})
     broken = write(tmp_path / "broken", {"teams/alpha/alpha.rego": SLOW, "teams/alpha/data.json": data})

@@ -243,6 +243,8 @@ def test_the_commands_make_and_verify_a_signed_review(run, tmp_path, platform, k
         ({"sign": True, "output": matrix.Form.JSON}, "name the file to sign by --out"),
         ({"out": Path("x")}, "name --output html, json or csv for a file"),
         ({"team": "alpha"}, "the questions of --by role name no team"),
+        ({"out": Path("key"), "key": Path("key"), "output": matrix.Form.CSV}, "would replace the key"),
+        ({"out": Path("x/../key.pub"), "key": Path("key"), "output": matrix.Form.CSV}, "would replace the key"),
     ],
 )
 def test_options_that_do_not_go_together_are_an_error(options, told) -> None:
@@ -393,7 +395,7 @@ def test_the_last_use_is_that_of_each_subject_that_a_record_stands_for() -> None
     uses = LastUses([
         record(USER), record(USER, at="2026-11-19T10:00:00Z"), record(USER, at="2026-11-26T10:00:00Z", outcome="deny"),
         record({"type": "task", "id": "daily.load", "team_ids": ["alpha"]}, at="2026-11-18T10:00:00Z"),
-        record(USER, "create", resource={"id": "brand_new"}),
+        record(USER, "create", resource={"id": "brand_new"}), record({"type": "dag_processor", "id": "p1"}),
     ])  # fmt: skip
     for who in (PERSON, holder("groups", "ops"), holder("roles", "Op"), holder("claims.unit", "audit")):
         assert uses.of(right(who)) == MOMENT, who.name
@@ -401,9 +403,10 @@ def test_the_last_use_is_that_of_each_subject_that_a_record_stands_for() -> None
     assert uses.of(right(PERSON, "create", id=UNSET)) == MOMENT
     for none in (right(PERSON, "delete"), right(PERSON, id="other"), right(PERSON, entity="audit_log"),
                  right(holder("groups", "bob")), right(holder("claims.unit", "ops")),
-                 right(Who("person", "user ops", Subject("user", "ops")))):  # fmt: skip
+                 right(Who("person", "user ops", Subject("user", "ops"))),
+                 right(Who("person", "user p1", Subject("user", "p1")))):  # fmt: skip
         assert uses.of(none) == NO_USE, none
-    assert "uses before the 4 allowed decisions of the decision log since 2026-11-18T10:00:00Z" in [*uses.gaps()]
+    assert "uses before the 5 allowed decisions of the decision log since 2026-11-18T10:00:00Z" in [*uses.gaps()]
 
 
 def test_an_action_that_the_log_does_not_record_is_not_said_to_be_unused() -> None:

@@ -247,7 +247,7 @@ def test_the_settings_put_a_policy_into_the_shadow(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decision_point, "open_log", open_log)
-    named = {"SHADOW": bundle, "DECISION_LOG": "file", "DECISION_LOG_LEVELS": "all", "STATE": tmp_path}
+    named = {"SHADOW": bundle, "DECISION_LOG": "file", "DECISION_LOG_FILE": tmp_path / "decisions.ndjson"}
     for name, value in named.items():
         monkeypatch.setenv(f"AIRFLOW__TEAM_AUTHZ__{name}", str(value))
     decision_point.forget()

@@ -39,7 +39,7 @@ def login(kind: str) -> type:
 
 
 def test_each_method_that_airflow_may_call_is_known() -> None:
-    methods = {name for name in vars(BaseAuthManager) if not name.startswith(("__", *users._DECISION_PREFIXES))}
+    methods = {name for name in vars(BaseAuthManager) if not name.startswith(("__", *users.DECISION_PREFIXES))}
     # Airflow 3.2 has fewer.
     assert methods - CALLED == {"_abc_impl"}
 

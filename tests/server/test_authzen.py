@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -12,10 +15,11 @@ from msgspec import UNSET
 from airflow_team_authz.engines import DecisionPoint, Reply
 from airflow_team_authz.model import Resource, Subject, UnreachableError
 from airflow_team_authz.opa.compile import compile_directory
-from airflow_team_authz.server import authzen
+from airflow_team_authz.server import authzen, routes
 from airflow_team_authz.server.access import Caller
 from airflow_team_authz.server.authzen import BadRequestError, Batch
 from airflow_team_authz.server.evaluations import Asker, NotAllowedError
+from airflow_team_authz.server.work_queue import Turns
 from tests.conftest import opened, write
 from tests.server.conftest import Server
 from tests.server.test_decisions import sent
@@ -394,3 +398,23 @@ def test_an_engine_that_fails_is_an_error_in_each_semantic() -> None:
             answered(DecisionPoint(Failing()), many)
     with pytest.raises(UnreachableError):
         answered(DecisionPoint(Failing()), ask())
+
+
+def test_many_decisions_delay_no_single_one_of_others(point: DecisionPoint) -> None:
+    async def scenario() -> None:
+        parts: Any = SimpleNamespace(searches=Turns(), evaluations=Turns())
+        request: Any = SimpleNamespace(headers={})
+        ended = threading.Event()
+        busy = [asyncio.create_task(parts.searches.run("token a", ended.wait)) for _ in range(2)]
+        await asyncio.sleep(0)
+        many = asyncio.create_task(
+            routes.evaluations_(parts, request, ALPHA, routes.Asked(ask(evaluations=[{}]), lambda: point))
+        )
+        one = await routes.evaluation(parts, request, PLATFORM, routes.Asked(ask(), lambda: point))
+        assert one.status_code == 200
+        assert not many.done()
+        ended.set()
+        assert (await many).status_code == 200
+        await asyncio.gather(*busy)
+
+    asyncio.run(scenario())

@@ -87,10 +87,15 @@ def _print_markdown(told: Told) -> None:
                 print_line(f"- {as_code(line)}")
             print_line()
     for line in told.summary:
-        print_line(line)
+        print_line(_harmless(line))
         print_line()
     for unseen in told.not_seen:
-        print_line(f"- Not seen: {as_code(unseen) if '`' in unseen or '<' in unseen else unseen}.")
+        print_line(f"- Not seen: {_harmless(unseen)}.")
+
+
+def _harmless(line: str) -> str:
+    """As code if it has what means something in Markdown: records are of others."""
+    return as_code(line) if {*line} & {*"`<>[]*_|&\\"} else line
 
 
 def _lines(told: Told, gained: bool | None = None) -> Iterator[str]:
