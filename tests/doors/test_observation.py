@@ -116,7 +116,11 @@ class Observing(NamedTuple):
 ONE = pytest.mark.parametrize("kind", ["FAB"], indirect=True)
 
 
-@pytest.fixture(params=sorted(MANAGERS))
+# Amazon's provider takes seconds to import.
+KINDS = [pytest.param(name, marks=[pytest.mark.exhaustive] * (name == "Amazon")) for name in sorted(MANAGERS)]
+
+
+@pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
