@@ -268,6 +268,22 @@ def test_a_manager_that_cannot_be_observed_stays_as_it_is(kind: str, caplog: pyt
 
 
 @ONE
+def test_an_api_server_starts_with_the_same_manager_and_commands_are_left_alone(
+    observing: Observing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed: list[Any] = []
+    monkeypatch.setattr(observation, "observe", observed.append)
+    module: Any = SimpleNamespace(
+        init_auth_manager=lambda app=None: (app, observing.plain), create_auth_manager=lambda: observing.plain
+    )
+    observation.guard(module)
+    assert module.create_auth_manager() is observing.plain
+    assert observed == []
+    assert module.init_auth_manager("app") == ("app", observing.plain)
+    assert observed == [("app", observing.plain)]
+
+
+@ONE
 def test_errors_of_the_manager_are_its_own(observing: Observing) -> None:
     class OwnError(Exception):
         pass
