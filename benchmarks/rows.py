@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,17 +113,21 @@ def _path(path: str, **query: Any) -> str:
 
 
 class Cost(NamedTuple):
-    """What one or several requests have taken: seconds on the clock, and seconds of the process's processors."""
+    """What requests have taken: seconds on the clock, and seconds of processors, those of PostgreSQL included."""
 
     clock: float
     processors: float
 
 
 class Server:
-    """An API server in a process of its own, which answers a request for each line and tells its costs."""
+    """An API server in a process of its own, which answers a request for each line and tells its costs.
 
-    def __init__(self, home: Path, settings: Mapping[str, str]) -> None:
+    ``database`` tells the seconds of processors that a database server has taken so far.
+    """
+
+    def __init__(self, home: Path, settings: Mapping[str, str], database: Callable[[], float]) -> None:
         home.mkdir(parents=True)
+        self._database = database
         env = environment(AIRFLOW_HOME=str(home), HOME=str(home), PYTHONPATH=os.pathsep.join(sys.path), **settings)
         command = [sys.executable, "-c", "from benchmarks.rows import serve\nserve()"]
         self._log = (home / "log").open("w")
@@ -135,6 +139,7 @@ class Server:
         """The costs of requests one after the other; ``AssertionError`` if one of them is not answered with 200."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        before = self._database()
         print(json.dumps([who, paths]), file=self._process.stdin, flush=True)
         while not (line := self._process.stdout.readline()).startswith("told "):
             if not line:
@@ -142,7 +147,8 @@ class Server:
         told = json.loads(line[5:])
         if isinstance(told, str):
             raise AssertionError(f"{who}: {told}\n{self.tail()}")
-        return Cost(*told)
+        cost = Cost(*told)
+        return cost._replace(processors=cost.processors + self._database() - before)
 
     def tail(self) -> str:
         """The end of what it has printed."""
@@ -162,14 +168,14 @@ def comparisons(home: Path, options: Namespace) -> Iterator[dict[str, Any]]:
         database = Postgres(home / "postgres")
         try:
             database.start()
-            yield from _compared(home, database.url, options.only)
+            yield from _compared(home, database.url, options.only, database.processor_seconds)
         finally:
             database.stop()
     else:
-        yield from _compared(home, f"sqlite:///{home}/airflow.db", options.only)
+        yield from _compared(home, f"sqlite:///{home}/airflow.db", options.only, lambda: 0)
 
 
-def _compared(home: Path, url: str, only: str) -> Iterator[dict[str, Any]]:
+def _compared(home: Path, url: str, only: str, database: Callable[[], float]) -> Iterator[dict[str, Any]]:
     policy = compiled(write_policies(home / "policies", teams=TEAMS))
     settings = {
         "AIRFLOW__CORE__MULTI_TEAM": "True",
@@ -187,8 +193,8 @@ def _compared(home: Path, url: str, only: str) -> Iterator[dict[str, Any]]:
     }
     filled = environment(AIRFLOW_HOME=str(home / "filling"), PYTHONPATH=os.pathsep.join(sys.path), **settings)
     subprocess.run([sys.executable, "-c", "from benchmarks.rows import fill\nfill()"], env=filled, check=True)
-    alone = Server(home / "alone", settings | {"AIRFLOW__CORE__AUTH_MANAGER": SIMPLE})
-    ours = Server(home / "ours", settings | guarding)
+    alone = Server(home / "alone", settings | {"AIRFLOW__CORE__AUTH_MANAGER": SIMPLE}, database)
+    ours = Server(home / "ours", settings | guarding, database)
     kinds = {"lists": {what: [path] for what, path in _lists()}, "pages": dict(_pages())}
     asked = [
         (who, f"{kind}, {who}, {OURS} on {url.partition('+')[0].partition(':')[0]}, beside {ALONE}", what, paths)

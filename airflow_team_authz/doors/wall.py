@@ -18,7 +18,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from fastapi import HTTPException
-from sqlalchemy import event, select
+from sqlalchemy import case, event, false, select, true
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Mapper, Session, with_loader_criteria
 from sqlalchemy.sql import visitors
@@ -103,42 +103,52 @@ def _narrow(state: Any) -> None:
         _check_insert(state.statement, state.session)
         return
     writes = bool(state.is_update or state.is_delete)
-    options = [option for entity in _owned_classes(state.statement) if (option := _criteria(entity, readable, writes))]
+    options = [
+        option
+        for entity, along in _owned_classes(state.statement).items()
+        if (option := _criteria(entity, readable, writes, along))
+    ]
     state.statement = state.statement.options(*options)
 
 
-def _criteria(entity: Any, readable: Readable, writes: bool) -> Any:
-    """The option that narrows a class, ``None`` if nothing is to be narrowed; made once, until something is decided."""
+def _criteria(entity: Any, readable: Readable, writes: bool, along: bool) -> Any:
+    """The option that narrows a class, ``None`` if nothing is to be narrowed; made once, until something is decided.
+
+    What comes ``along`` is found by its parent's key. There the ids of Dags must not lead the database to another
+    index: PostgreSQL expects few rows of them beside that key, and compares each with each.
+    """
 
     def make() -> Any:
         criteria = OWNED[entity.__name__].criteria(entity, readable, writes)
         if criteria is None:
             return None
-        return with_loader_criteria(entity, criteria, include_aliases=True, propagate_to_loaders=True)
+        checked = case((criteria, true()), else_=false()) if along else criteria
+        return with_loader_criteria(entity, checked, include_aliases=True, propagate_to_loaders=True)
 
-    return readable.kept(("criteria", entity, writes, readable.decided()), make)
+    return readable.kept(("criteria", entity, writes, along, readable.decided()), make)
 
 
-def _owned_classes(statement: Any) -> set[Any]:
-    """The owned classes that a statement reads: in subqueries and joins, and what it loads along."""
+def _owned_classes(statement: Any) -> dict[Any, bool]:
+    """The owned classes that a statement reads, in subqueries too; true for what it only joins or loads along."""
     tables = owned_tables()
-    found = {entity for name in _tables(statement) for entity in _with_loaded_along(name)}
-    return {tables[name] for name in found if name in tables}
+    named = dict(sorted(_tables(statement), reverse=True))
+    found = {name: True for table in named for name in _with_loaded_along(table)} | named
+    return {tables[name]: along for name, along in found.items() if name in tables}
 
 
-def _tables(statement: Any) -> Iterator[str]:
-    """Names of the tables in a statement, those of relationships that it joins or loads included."""
+def _tables(statement: Any) -> Iterator[tuple[str, bool]]:
+    """Names of the tables in a statement; true for those of relationships that it joins or loads along."""
     elements: Iterator[Any] = visitors.iterate(statement)
     for element in elements:
         if element.__visit_name__ == "table":
-            yield element.name
+            yield element.name, False
         for target, *_ in getattr(element, "_setup_joins", ()):
             mapper = getattr(target, "entity", None) if not hasattr(target, "mapper") else target.mapper
             if isinstance(mapper, Mapper):
-                yield _table(mapper)
+                yield _table(mapper), True
         for option in getattr(element, "_with_options", ()):
             for loaded in getattr(option, "context", ()):
-                yield from (_table(step) for step in loaded.path.path if isinstance(step, Mapper))
+                yield from ((_table(step), True) for step in loaded.path.path if isinstance(step, Mapper))
 
 
 @cache
@@ -251,7 +261,7 @@ def _ask(action: str, resource: Resource) -> None:
     try:
         (decision,), _, decision_id = decision_point().decide(question)
         if decision.allow is not True:
-            told = disclosure.told(decision_point(), question, resource, decision)
+            told = disclosure.visible_reason(decision_point(), question, resource, decision)
             raise HTTPException(403, f"Forbidden: {told.reason}{disclosure.told_id(decision_id)}")
     except (EngineError, SettingsError) as error:
         raise disclosure.no_decision(error) from None

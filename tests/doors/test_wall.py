@@ -23,8 +23,9 @@ from airflow.models.errors import ParseImportError
 from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstanceNote
 from fastapi import HTTPException
-from sqlalchemy import delete, exists, func, insert, select, text, union_all, update
+from sqlalchemy import delete, event, exists, func, insert, select, text, union_all, update
 from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, immediateload, joinedload, lazyload, selectinload, subqueryload
 
@@ -168,6 +169,35 @@ def test_what_hangs_on_a_common_row_is_narrowed_however_it_is_loaded(by: As, loa
     with by(BOB) as session:
         asset = session.scalars(statement).unique().one()
         assert {reference.dag_id for reference in asset.scheduled_dags} == {"beta_daily", "daily"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "narrowed", "checked"),
+    [
+        (select(Log).options(joinedload(Log.dag_model)), "log.dag_id IN", "THEN 1 ELSE 0"),
+        (select(TaskInstance).join(TaskInstance.dag_run), "task_instance.dag_id IN", "WHEN (dag_run.dag_id IN"),
+        (select(DagRun.dag_id).where(DagRun.dag_id.in_(select(TaskInstance.dag_id))), "task_instance.dag_id IN", ""),
+    ],
+)
+def test_what_comes_along_by_a_key_is_narrowed_without_a_choice_of_another_index(
+    by: As, statement: Any, narrowed: str, checked: str
+) -> None:
+    """PostgreSQL would multiply how rare the key and the ids of Dags are, and compare each row with each."""
+    sent: list[str] = []
+
+    def send(_: Any, __: Any, sql: str, *___: Any) -> None:
+        sent.append(sql)
+
+    event.listen(Engine, "before_cursor_execute", send)
+    try:
+        with by(BOB) as session:
+            session.scalars(statement).unique().all()
+    finally:
+        event.remove(Engine, "before_cursor_execute", send)
+    sql = sent[-1]
+    assert narrowed in sql
+    assert f"WHEN ({narrowed}" not in sql
+    assert checked in sql
 
 
 def test_what_may_be_read_follows_the_tables_at_once(by: As) -> None:
