@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from airflow_team_authz.files import replacing
 from airflow_team_authz.model import Decision, Evaluations, Resource, Subject
 from airflow_team_authz.opa import compile as compiler
 from airflow_team_authz.opa.compile import CompileError, compile_directory, compile_shipped, find_opa, fingerprint
@@ -406,3 +409,16 @@ def test_a_bundle_that_others_may_have_written_is_built_anew(
             file.write_bytes(b"bundle of somebody else")
     assert built(tmp_path) == good
     assert len(builds) == 2
+
+
+def test_threads_that_write_one_file_at_the_same_time_leave_it_whole(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with ThreadPoolExecutor(1) as other, ExitStack() as ended:
+        with replacing(file) as mine:
+            mine.write_text("whole")
+            theirs = other.submit(ended.enter_context, replacing(file)).result()
+            theirs.write_text("ha")
+        assert file.read_text() == "whole"
+        theirs.write_text("half and half")
+    assert file.read_text() == "half and half"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
