@@ -24,7 +24,7 @@ _both(text) := 1 if text != ""
 _both(text) := 2 if text != ""
 
 deny contains "never said" if {
-	input.resource.id in {"alpha_breaks", "alpha_takes_broken_orders"}
+	input.resource.id in {"alpha_breaks", "beta_takes_broken_secrets"}
 	[input.resource.type, input.action] in {["variable", "read"], ["pool", "use"], ["dag", "trigger"]}
 	_both(input.action) == 1
 }
@@ -34,7 +34,7 @@ _BROKEN = '''
 
 from airflow.sdk import DAG, Asset, task
 
-with DAG("alpha_takes_broken_orders", schedule=Asset("orders"), is_paused_upon_creation=False):
+with DAG("beta_takes_broken_secrets", schedule=Asset("secrets"), is_paused_upon_creation=False):
 
     @task
     def work():
@@ -67,9 +67,11 @@ class _Recording(RunningSite):
     def write_dags(self, folder: Path) -> list[dict[str, Any]]:
         bundles = super().write_dags(folder)
         for bundle in bundles:
+            folder = Path(bundle["kwargs"]["path"])
             if bundle["name"] == "alpha-dags":
-                Path(bundle["kwargs"]["path"], "broken_orders.py").write_text(_BROKEN)
-                Path(bundle["kwargs"]["path"], "broken_pool.py").write_text(_BROKEN_POOL)
+                (folder / "broken_pool.py").write_text(_BROKEN_POOL)
+            if bundle["name"] == "beta-dags":
+                (folder / "broken_secrets.py").write_text(_BROKEN)
         return bundles
 
     def records(self) -> list[Record]:
@@ -93,7 +95,8 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         postgres = Postgres(home / "postgres")
         postgres.start()
     running = _Recording(home, opa_server=postgres is not None, database=postgres.url if postgres else None)
-    running.edit_policy("teams/alpha/alpha.rego", "", _BREAKS)
+    for team in ("alpha", "beta"):
+        running.edit_policy(f"teams/{team}/{team}.rego", "", _BREAKS)
     try:
         running.start()
         running._create("pools", {"name": "alpha_breaks", "slots": 1, "team_name": "alpha"})
@@ -134,10 +137,12 @@ def _task(team: str, what: str, about: str) -> Callable[[_Recording], str]:
     return attempt
 
 
-def _event(site: _Recording) -> str:
-    site.make_event("alpha_makes_orders")
-    rows = site.client("pat").get("/api/v2/eventLogs", params={"order_by": "-when", "limit": 100}).json()["event_logs"]
-    return json.dumps([row for row in rows if "asset event" in row["event"]])
+def _event(source: str) -> Callable[[_Recording], str]:
+    def make(site: _Recording) -> str:
+        site.make_event(source)
+        return source
+
+    return make
 
 
 def _errors(site: _Recording) -> str:
@@ -160,9 +165,9 @@ CASES: dict[str, dict[str, Case]] = {
         "error": Case(_task("alpha", "read variable", "alpha_breaks"), "error", "read", {"id": "alpha_breaks"}),
     },
     "datasets": {
-        "allow": Case(_event, "allow", "trigger", {"id": "alpha_takes_orders"}),
-        "deny": Case(_event, "deny", "trigger", {"id": "beta_closed_to_orders"}),
-        "error": Case(_event, "error", "trigger", {"id": "alpha_takes_broken_orders"}),
+        "allow": Case(_event("alpha_makes_orders"), "allow", "trigger", {"id": "alpha_takes_orders"}),
+        "deny": Case(_event("alpha_makes_orders"), "deny", "trigger", {"id": "beta_closed_to_orders"}),
+        "error": Case(_event("alpha_makes_secrets"), "error", "trigger", {"id": "beta_takes_broken_secrets"}),
     },
     "pools": {
         "allow": Case(_errors, "allow", "use", {"id": "alpha_production"}),
@@ -201,16 +206,24 @@ def test_each_door_and_outcome_leaves_a_record_that_commands_agree_with(
 
 def _records(site: _Recording, door: str, case: Case, before: set[str]) -> list[Record]:
     """Those of the case, but for the ones that were there before."""
-
-    def is_about(record: Record) -> bool:
-        asked = record["input"].get("resources") or [record["input"].get("resource", {})]
-        return any(case.about.items() <= resource.items() for resource in asked)
-
     return [
         record
         for record in site.records()
         if record["decision_id"] not in before
-        and (record["custom"].get("door"), record["custom"]["outcome"]) == (door, case.outcome)
+        and record["custom"].get("door") == door
         and record["input"]["action"] == case.action
-        and is_about(record)
+        and case.outcome in _outcomes(record, case.about)
     ]
+
+
+def _outcomes(record: Record, about: dict[str, Any]) -> Iterator[str]:
+    """What came of each resource of a record that is ``about`` this."""
+    asked = record["input"].get("resources") or [record["input"].get("resource", {})]
+    result = record.get("result", [])
+    answers = result if isinstance(result, list) else [result]
+    for place, resource in enumerate(asked):
+        if about.items() <= resource.items():
+            if record["custom"]["outcome"] in {"error", "list"}:
+                yield record["custom"]["outcome"]
+            else:
+                yield "allow" if answers[place]["allow"] else "deny"
