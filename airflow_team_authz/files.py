@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,8 +52,8 @@ def replacing(path: Path) -> Iterator[Path]:
     A reader finds the file whole at all times, with the old content or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the rename is atomic.
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    # Beside the target, so that the rename is atomic; of this thread, as processes of two containers have the same ids.
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     fresh.unlink(missing_ok=True)
     try:
         yield fresh

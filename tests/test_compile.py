@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from airflow_team_authz.files import replacing
 from airflow_team_authz.model import Decision, Evaluations, Resource, Subject
 from airflow_team_authz.opa import compile as compiler
 from airflow_team_authz.opa.compile import CompileError, compile_directory, compile_shipped, find_opa, fingerprint
@@ -319,3 +322,103 @@ begun.wait()
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (told.stdout, told.stderr) == ("", "")
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bytes]]:
+    """What has been built; quickly, and of which everybody can tell what it is of."""
+    seen: list[dict[str, bytes]] = []
+
+    def build(files: dict[str, bytes], _: str | None) -> bytes:
+        seen.append(files)
+        if b"broken" in files["airflow/site/site.rego"]:
+            raise CompileError("it does not parse")
+        return b"bundle of " + files["airflow/site/site.rego"]
+
+    monkeypatch.setattr(compiler, "_built", build)
+    return seen
+
+
+def site(root: Path, rules: str = "package airflow.site\n") -> Path:
+    return write(root / "policy", {"airflow/site/site.rego": rules, "teams/alpha/data.json": "{}"})
+
+
+def built(root: Path, opa: str | None = None) -> bytes:
+    compile_directory(root / "policy", root / "out", opa, root / "state" / "built")
+    return (root / "out").read_bytes()
+
+
+def kept(root: Path) -> list[Path]:
+    return sorted((root / "state" / "built").glob("*.tar.gz"))
+
+
+def test_a_directory_is_built_once_for_a_host(tmp_path: Path, builds: list[dict[str, bytes]]) -> None:
+    site(tmp_path)
+    assert {built(tmp_path) for _ in range(3)} == {b"bundle of package airflow.site\n"}
+    assert len(builds) == 1
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "state" / "built", *kept(tmp_path))] == [0o700, 0o600]
+
+
+def test_whatever_a_bundle_depends_on_builds_it_anew(
+    tmp_path: Path, builds: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site(tmp_path)
+    own = program(tmp_path / "opa", "echo Version: 9.9.9")
+
+    def another_version() -> None:
+        monkeypatch.setattr(compiler, "_SOURCES", (write(tmp_path, {"compile.py": "another"}) / "compile.py",))
+
+    changes: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: site(tmp_path, "package airflow.site\n\nx := 1\n"),
+        lambda: write(tmp_path / "policy", {"teams/alpha/data.json": '{"x": 1}'}),
+        lambda: (tmp_path / "policy/teams/alpha").rename(tmp_path / "policy/teams/beta"),
+        lambda: program(tmp_path / "opa", "echo Version: 9.9.10"),
+        another_version,
+    ]
+    for number, change in enumerate(changes, 1):
+        change()
+        built(tmp_path, own)
+        built(tmp_path, own)
+        assert len(builds) == number
+
+
+def test_what_does_not_compile_is_not_kept(tmp_path: Path, builds: list[dict[str, bytes]]) -> None:
+    site(tmp_path, "package airflow.site\n\nbroken {\n")
+    for _ in range(2):
+        with pytest.raises(CompileError, match="it does not parse"):
+            built(tmp_path)
+    assert len(builds) == 2
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize("case", ["its content", "its mode", "the directory's mode"])
+def test_a_bundle_that_others_may_have_written_is_built_anew(
+    case: str, tmp_path: Path, builds: list[dict[str, bytes]]
+) -> None:
+    site(tmp_path)
+    good = built(tmp_path)
+    (file,) = kept(tmp_path)
+    match case:
+        case "its content":
+            file.write_bytes(b"bundle of somebody else")
+        case "its mode":
+            file.chmod(0o606)
+        case "the directory's mode":
+            file.parent.chmod(0o777)
+            file.write_bytes(b"bundle of somebody else")
+    assert built(tmp_path) == good
+    assert len(builds) == 2
+
+
+def test_threads_that_write_one_file_at_the_same_time_leave_it_whole(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with ThreadPoolExecutor(1) as other, ExitStack() as ended:
+        with replacing(file) as mine:
+            mine.write_text("whole")
+            theirs = other.submit(ended.enter_context, replacing(file)).result()
+            theirs.write_text("ha")
+        assert file.read_text() == "whole"
+        theirs.write_text("half and half")
+    assert file.read_text() == "half and half"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -13,8 +13,9 @@ import pytest
 import wasmtime
 
 from airflow_team_authz.engines.choice import open_engine
-from airflow_team_authz.opa import machine_code
-from airflow_team_authz.opa.machine_code import KEEP_FILES, module
+from airflow_team_authz.opa import host_files, machine_code
+from airflow_team_authz.opa.host_files import KEEP_FILES
+from airflow_team_authz.opa.machine_code import module
 from airflow_team_authz.opa.wasm import _config
 from airflow_team_authz.settings import Settings
 from tests.conftest import build
@@ -129,7 +130,7 @@ def test_a_directory_of_others_is_not_used(
             place = tmp_path / "file"
             place.write_bytes(b"")
         case "read-only":
-            monkeypatch.setattr(machine_code, "make_private", lambda _: (_ for _ in ()).throw(PermissionError()))
+            monkeypatch.setattr(host_files, "make_private", lambda _: (_ for _ in ()).throw(PermissionError()))
     compiled.clear()
     before = files(tmp_path / "compiled")
     assert [answer(place), answer(place)] == [7, 7]
@@ -147,7 +148,7 @@ def test_a_file_that_is_exchanged_after_the_look_is_not_run(
         (tmp_path / "bad").write_bytes(b"bad")
         (tmp_path / "bad").replace(file)
 
-    monkeypatch.setattr(machine_code.os, "utime", exchange)
+    monkeypatch.setattr(host_files.os, "utime", exchange)
     compiled.clear()
     assert answer(tmp_path) == 7
     assert compiled == []
@@ -182,7 +183,7 @@ def test_of_processes_that_begin_at_once_one_compiles(tmp_path: Path, monkeypatc
 
 
 def test_nobody_waits_for_ever_for_who_compiles(tmp_path: Path, compiled: list[bytes], monkeypatch: Patch) -> None:
-    monkeypatch.setattr(machine_code, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(host_files, "WAIT_SECONDS", 0.1)
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
 

@@ -35,6 +35,8 @@ NOTHING = 1
 _FOLLOW_SECONDS = 1.0
 _ID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+# What a record of another form raises.
+_OTHER = (KeyError, TypeError, ValueError, AttributeError)
 _COLUMNS = ("time", "outcome", "times", "user", "action", "type", "resource", "team", "door", "reason", "decision")
 
 
@@ -223,7 +225,11 @@ def _print(records: list[Record], output: Table, whole: bool = False, with_head:
     elif output is Table.CSV:
         _print_csv(records, with_head)
     elif whole:
-        print_columns([[name, value] for name, value in _told(records[0])])
+        try:
+            told = list(_told(records[0]))
+        except _OTHER:
+            told = list(_row(records[0]).items())
+        print_columns([[name, value] for name, value in told])
     elif records:
         shown = [_COLUMNS] if with_head else []
         print_columns([*shown, *([*_row(record).values()] for record in records)])
@@ -243,6 +249,17 @@ def _print_csv(records: list[Record], with_head: bool) -> None:
 
 
 def _row(record: Record) -> dict[str, str]:
+    try:
+        cells = _cells(record)
+    except _OTHER:
+        # Of an OPA server's own log, for example.
+        other = "a record of another form: --output json shows it"
+        said = (str(record["custom"]["outcome"]), "1", "", "", "", "", "", "", other, str(record["decision_id"]))
+        cells = (record["timestamp"][:19] + "Z", *said)
+    return dict(zip(_COLUMNS, map(str, cells), strict=True))
+
+
+def _cells(record: Record) -> tuple[str, ...]:
     from airflow_team_authz.decision_log.reading import resources
 
     custom, input_ = record["custom"], record.get("input", {})
@@ -250,7 +267,7 @@ def _row(record: Record) -> dict[str, str]:
     more = custom.get("asked", 1) - 1
     named = str(about[0].get("id", "")) if about else ""
     teams = dict.fromkeys(str(one["team_id"]) for one in about if one.get("team_id"))
-    values = (
+    return (
         record["timestamp"][:19] + "Z",
         custom["outcome"],
         str(custom.get("repeated", {}).get("times", 1)),
@@ -263,7 +280,6 @@ def _row(record: Record) -> dict[str, str]:
         _reason(record),
         record["decision_id"],
     )
-    return dict(zip(_COLUMNS, values, strict=True))
 
 
 def _reason(record: Record) -> str:

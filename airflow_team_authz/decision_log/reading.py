@@ -86,7 +86,7 @@ class Records(Protocol):
 def resources(record: Record) -> list[dict[str, Any]]:
     """The resources of a record."""
     input_ = record.get("input", {})
-    found: list[dict[str, Any]] = input_.get("resources") or [input_.get("resource", {})]
+    found: list[dict[str, Any]] = input_.get("resources") or [input_.get("resource") or {}]
     return found
 
 
@@ -239,24 +239,31 @@ def of_opa(path: Path) -> Iterator[Record]:
     They get what ours have in ``custom``. Raises ``OSError``.
     """
     with path.open("rb") as file:
-        for record in _records(file):
-            if not isinstance(record.get("custom"), dict) or "outcome" not in record["custom"]:
-                record["custom"] = {"outcome": "other", "door": "opa"}
-            if not _is_question(record.get("input")):
-                # Of another policy than ours.
-                record["input"] = {}
-            try:
-                is_dated = moment(record).tzinfo is not None
-            except (KeyError, TypeError, ValueError):
-                is_dated = False
-            if is_dated:
-                yield record
+        yield from _records(file)
+
+
+def _formed(record: Record) -> Record | None:
+    """The record with the parts that each of ours has, since a line may be of an OPA server, or anybody's.
+
+    ``None`` for what was not decided at any time.
+    """
+    if not isinstance(record.get("custom"), dict) or "outcome" not in record["custom"]:
+        record["custom"] = {"outcome": "other", "door": "opa"}
+    record["custom"]["outcome"] = str(record["custom"]["outcome"])
+    if "input" in record and not _is_question(record["input"]):
+        # Of another policy than ours.
+        record["input"] = {}
+    try:
+        return record if moment(record).tzinfo is not None else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _is_question(asked: object) -> bool:
-    if not isinstance(asked, dict) or not isinstance(asked.get("subject"), dict):
+    """Whether this may be a question, or the part of one that masks have left."""
+    if not isinstance(asked, dict) or not isinstance(asked.get("subject", {}), dict):
         return False
-    about = asked.get("resources", [asked.get("resource")])
+    about = asked["resources"] if "resources" in asked else [asked.get("resource", {})]
     return isinstance(about, list) and all(isinstance(one, dict) for one in about)
 
 
@@ -272,8 +279,8 @@ def _records(lines: Iterable[bytes]) -> Iterator[Record]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             # A process was killed while it wrote.
             continue
-        if isinstance(record, dict) and "decision_id" in record:
-            yield record
+        if isinstance(record, dict) and "decision_id" in record and (formed := _formed(record)) is not None:
+            yield formed

@@ -6,7 +6,7 @@ asked together, inside the transaction that registers it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -191,26 +191,39 @@ def _allowed(
     by_id = {dag.dag_id: dag for dag in dags}
     try:
         with origin.at("datasets"):
-            decisions = decision_point().decide(question).decisions
+            answers = decision_point().decide_by_owner(question)
     except (EngineError, SettingsError) as error:
         return _without_decision(question, event, by_id, partition_date, str(error), session)
     allowed = set()
-    for delivery, verdict in _pairs(question, decisions):
-        if not verdict:
-            allowed.add(by_id[delivery.dag_id])
+    for resources, pair in _each_delivery(question, answers):
+        dag_id = str(resources[0].id)
+        failed = [answer for answer in pair if isinstance(answer, EngineError)]
+        if failed:
+            # Of one owner: the others' Dags do not wait for that one's rules.
+            part = msgspec.structs.replace(question, resources=resources)
+            allowed |= _without_decision(part, event, by_id, partition_date, str(failed[0]), session)
+        elif reasons := _against([answer for answer in pair if isinstance(answer, Decision)]):
+            session.add(_row(REFUSED, dag_id, question.subject, _told(event.id, reasons)))
         else:
-            session.add(_row(REFUSED, delivery.dag_id, question.subject, _told(event.id, verdict)))
+            allowed.add(by_id[dag_id])
     return allowed
 
 
-def _pairs(question: Evaluations, decisions: list[Decision]) -> Iterator[tuple[Delivery, list[str]]]:
-    """Each delivery with the reasons against it: none if both its owners allow it."""
-    answered = list(zip(question.resources, decisions, strict=True))
-    for (run, starts), (_, goes) in zip(answered[::2], answered[1::2], strict=True):
-        assert isinstance(run.delivery, Delivery)  # noqa: S101
-        against = [reason for decision in (starts, goes) if decision.allow is not True for reason in decision.reasons]
-        refused = starts.allow is not True or goes.allow is not True
-        yield run.delivery, against or (["no reason given"] if refused else [])
+def _each_delivery(
+    question: Evaluations, answers: Sequence[Decision | EngineError]
+) -> Iterator[tuple[tuple[Resource, Resource], tuple[Decision | EngineError, Decision | EngineError]]]:
+    """For each Dag its run and the event that goes there, with the two answers."""
+    resources = question.resources
+    runs, events = zip(resources[::2], answers[::2], strict=True), zip(resources[1::2], answers[1::2], strict=True)
+    for (run, starts), (sent, goes) in zip(runs, events, strict=True):
+        yield (run, sent), (starts, goes)
+
+
+def _against(decisions: Sequence[Decision]) -> list[str]:
+    """The reasons against a delivery; none if both its owners allow it."""
+    refused = [decision for decision in decisions if decision.allow is not True]
+    reasons = [reason for decision in refused for reason in decision.reasons]
+    return reasons or (["no reason given"] if refused else [])
 
 
 def _without_decision(
@@ -329,7 +342,7 @@ def _replay(row: Log, held: HeldDelivery, session: Session) -> ReplayResult:
     else:
         question = _question_now(held, dag, session)
         with origin.at("datasets"):
-            ((_, against),) = _pairs(question, decision_point().decide(question).decisions)
+            against = _against(decision_point().decide(question).decisions)
         if not against:
             partition = {"partition_date": held.partition_date}
             partition = airflow_compat.known_arguments(AssetManager._queue_dagruns, partition)

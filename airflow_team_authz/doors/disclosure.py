@@ -18,7 +18,7 @@ from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Decision, Evaluations, Resource
 
 
-class Told(NamedTuple):
+class VisibleReason(NamedTuple):
     """The part of a refusal that the subject may see. ``as_missing``: the answer is that about a missing resource.
 
     A door that cannot answer like that tells the reason.
@@ -28,13 +28,13 @@ class Told(NamedTuple):
     as_missing: bool = False
 
 
-def told(
+def visible_reason(
     policy: DecisionPoint,
     question: Evaluations,
     resource: Resource,
     refused: Decision,
     missing: Resource | UnsetType | None = UNSET,
-) -> Told:
+) -> VisibleReason:
     """The visible part of a refusal of one resource of the question. Raises ``EngineError`` and ``SettingsError``.
 
     ``missing`` is what would be asked about if the resource did not exist, ``None`` if nothing would be; as a rule,
@@ -42,17 +42,19 @@ def told(
     """
     # A team is known by its name alone, so a question about one does not tell whether it is there.
     if resource.team_id is None or resource.type == "team" or _may_know(policy, question, resource):
-        return Told("; ".join(refused.reasons))
+        return VisibleReason("; ".join(refused.reasons))
     if resource.id is UNSET:
         # Who asks has named the team; its rules have nothing to tell.
-        return Told("; ".join(refused.reasons) if refused.layer == "default" else _without_reason(question, resource))
+        return VisibleReason(
+            "; ".join(refused.reasons) if refused.layer == "default" else _without_reason(question, resource)
+        )
     if missing is None:
-        return Told(_without_reason(question, resource), as_missing=True)
+        return VisibleReason(_without_reason(question, resource), as_missing=True)
     asked = replace(resource, team_id=None) if missing is UNSET else missing
     (said,) = policy.decide(replace(question, resources=[asked]), aside=True).decisions
     if said.allow is True:
-        return Told(_without_reason(question, resource), as_missing=True)
-    return Told("; ".join(said.reasons))
+        return VisibleReason(_without_reason(question, resource), as_missing=True)
+    return VisibleReason("; ".join(said.reasons))
 
 
 def told_id(decision_id: str) -> str:

@@ -39,16 +39,19 @@ _is_inside: ContextVar[bool] = ContextVar("team_authz_observed", default=False)
 
 
 def guard(module: ModuleType) -> None:
-    """See ``airflow_team_authz.hooks``: the module that makes the auth manager of a process."""
-    create: Callable[..., Any] = module.create_auth_manager
+    """See ``airflow_team_authz.hooks``: the module that starts the auth manager of an API server.
 
-    @functools.wraps(create)
-    def create_and_observe(*arguments: Any, **named: Any) -> Any:
-        manager = create(*arguments, **named)
+    Commands make a manager too, and print what programs read: they are left alone.
+    """
+    start: Callable[..., Any] = module.init_auth_manager
+
+    @functools.wraps(start)
+    def start_and_observe(*arguments: Any, **named: Any) -> Any:
+        manager = start(*arguments, **named)
         observe(manager)
         return manager
 
-    module.create_auth_manager = create_and_observe  # type: ignore[attr-defined]
+    module.init_auth_manager = start_and_observe  # type: ignore[attr-defined]
 
 
 def observe(manager: Any, queue: Queue | None = None) -> None:

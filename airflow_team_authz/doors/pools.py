@@ -44,12 +44,11 @@ _DEFAULT_POOL = Pool.DEFAULT_POOL_NAME
 _SHOWN_TASKS = 5
 
 
-class _Known(msgspec.Struct):
+class _LastAnswers(msgspec.Struct):
     """The last answers about a bundle: the team's default pool, and by each pool's name and team what was decided."""
 
     default_pool: str | None = None
     decisions: dict[str, Decision] = {}
-    revision: str = ""
 
 
 class _Answers(NamedTuple):
@@ -128,7 +127,7 @@ def _ask(bundle_name: str, dags: Iterable[Any], session: Session) -> _Answers:
         return _Answers(last, str(error), known.default_pool)
 
 
-def _answered(bundle_name: str, subject: Subject, dags: list[Any], known: _Known, session: Session) -> _Answers:
+def _answered(bundle_name: str, subject: Subject, dags: list[Any], known: _LastAnswers, session: Session) -> _Answers:
     default_pool = None
     if subject.team_ids and any(_DEFAULT_POOL in _pools(dag) for dag in dags):
         standing, _ = decision_point().whoami(subject)
@@ -138,23 +137,26 @@ def _answered(bundle_name: str, subject: Subject, dags: list[Any], known: _Known
     if not owners:
         return _Answers({}, "", default_pool)
     question = Evaluations(subject, "use", [Resource("pool", team_id, name) for name, team_id in owners.items()])
-    answered, revision, _ = decision_point().decide(question)
-    decisions = [_as_told(question, *answer) for answer in zip(question.resources, answered, strict=True)]
-    now = _Known(
-        default_pool or known.default_pool,
-        known.decisions | {_key(*owned): said for owned, said in zip(owners.items(), decisions, strict=True)},
-        revision,
-    )
-    if (now.default_pool, now.decisions) != (known.default_pool, known.decisions):
+    answers = dict(zip(owners.items(), decision_point().decide_by_owner(question), strict=True))
+    failed = [answer for answer in answers.values() if isinstance(answer, EngineError)]
+    decided = {
+        _key(*owned): _as_told(question, Resource("pool", owned[1], owned[0]), answer)
+        for owned, answer in answers.items()
+        if isinstance(answer, Decision)
+    }
+    now = _LastAnswers(default_pool or known.default_pool, known.decisions | decided)
+    if now != known:
         _write(bundle_name, now)
-    return _Answers(dict(zip(owners, decisions, strict=True)), "", default_pool)
+    # Of an owner whose rules fail, the last answers stay.
+    last = {name: now.decisions.get(_key(name, team_id)) for name, team_id in owners.items()}
+    return _Answers(last, str(failed[0]) if failed else "", default_pool)
 
 
 def _as_told(question: Evaluations, resource: Resource, decision: Decision) -> Decision:
     """The decision with the reason that goes into the import error, which people read whom nobody asks about pools."""
     if decision.allow is True:
         return decision
-    told = disclosure.told(decision_point(), question, resource, decision)
+    told = disclosure.visible_reason(decision_point(), question, resource, decision)
     reason = "it belongs to another team" if told.as_missing else told.reason
     return msgspec.structs.replace(decision, reasons=(reason,))
 
@@ -278,22 +280,22 @@ def _file(bundle_name: str) -> Path:
 
 
 # What is on disk, by bundle: read once.
-_known: dict[str, _Known] = {}
+_known: dict[str, _LastAnswers] = {}
 
 
-def _read(bundle_name: str) -> _Known:
+def _read(bundle_name: str) -> _LastAnswers:
     if bundle_name not in _known:
         try:
-            _known[bundle_name] = msgspec.json.decode(_file(bundle_name).read_bytes(), type=_Known)
+            _known[bundle_name] = msgspec.json.decode(_file(bundle_name).read_bytes(), type=_LastAnswers)
         except FileNotFoundError:
-            _known[bundle_name] = _Known()
+            _known[bundle_name] = _LastAnswers()
         except (OSError, SettingsError, msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("the last answers about pools of bundle %s cannot be read: %s", bundle_name, error)
-            _known[bundle_name] = _Known()
+            _known[bundle_name] = _LastAnswers()
     return _known[bundle_name]
 
 
-def _write(bundle_name: str, now: _Known) -> None:
+def _write(bundle_name: str, now: _LastAnswers) -> None:
     _known[bundle_name] = now
     try:
         replace_file(_file(bundle_name), msgspec.json.encode(now))

@@ -1,4 +1,4 @@
-"""Writes into a task's log why a connection or a variable was refused, because Airflow drops the reason."""
+"""Writes into a task's log why it did not get a connection or a variable, because Airflow drops the reason."""
 
 from __future__ import annotations
 
@@ -25,11 +25,19 @@ def _telling(handle: Callable[..., None]) -> Callable[..., None]:
             handle(self, msg, log, *arguments, **named)
             return
 
+        told: list[str] = []
+
         def tell(response: Any) -> None:
+            if response.status_code not in {403, 503}:
+                return
+            response.read()
+            # The task's log; `log` is the worker's.
             if response.status_code == 403:
-                response.read()
-                # The task's log; `log` is the worker's.
                 self.process_log.error(f"Refused: {escaped(_reason(response.text))}")
+            elif '"no_decision"' in response.text and not told:
+                # Airflow asks again a few times, and then says that there is no such thing.
+                told.append(_reason(response.text))
+                self.process_log.error(escaped(told[0]))
 
         hooks = self.client.event_hooks["response"]
         # The first one: Airflow's own raises.

@@ -146,7 +146,7 @@ def _ask(subject: Subject, action: str, resource: Resource, route: routes.Route,
         (decision,), _, decision_id = decision_point().decide(question)
         if decision.allow is True:
             return True
-        told = disclosure.told(decision_point(), question, resource, decision, route.missing(asked, resource))
+        told = disclosure.visible_reason(decision_point(), question, resource, decision, route.missing(asked, resource))
     except (EngineError, SettingsError) as error:
         raise _no_decision(error) from None
     try:

@@ -297,7 +297,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     def _goes_on(self, question: Evaluations, resource: Resource, refused: Decision, decision_id: str) -> bool:
         """Whether Airflow is to look for a refused resource, and find nothing; if not, the reason is kept."""
         try:
-            told = disclosure.told(self._policy, question, resource, refused)
+            told = disclosure.visible_reason(self._policy, question, resource, refused)
         except EngineError as error:
             raise no_decision(error) from None
         # What is created, Airflow does not look for, but for the Dag of which it becomes a part. A handler that asks

@@ -261,7 +261,7 @@ def _ask(action: str, resource: Resource) -> None:
     try:
         (decision,), _, decision_id = decision_point().decide(question)
         if decision.allow is not True:
-            told = disclosure.told(decision_point(), question, resource, decision)
+            told = disclosure.visible_reason(decision_point(), question, resource, decision)
             raise HTTPException(403, f"Forbidden: {told.reason}{disclosure.told_id(decision_id)}")
     except (EngineError, SettingsError) as error:
         raise disclosure.no_decision(error) from None

@@ -180,6 +180,37 @@ class DecisionPoint:
         """An answer of ``weigh`` counts: the observer is told of it, and makes its record."""
         return Answer(answer.decisions, answer.revision, self._observer.decided(question, answer.decisions, how))
 
+    def decide_by_owner(self, question: Evaluations) -> list[Decision | EngineError]:
+        """As ``decide``, but a team whose rules fail costs only its own resources: each of them gets the error.
+
+        Raises an ``EngineError`` if nothing can be decided about anybody's.
+        """
+        try:
+            return list(self.decide(question).decisions)
+        except (PolicyBrokenError, DeadlineExceededError) as error:
+            if not _several(question):
+                raise
+            answers: list[Decision | EngineError] = [error] * len(question.resources)
+        late = 0
+        for team_id in dict.fromkeys(resource.team_id for resource in question.resources):
+            places = [place for place, resource in enumerate(question.resources) if resource.team_id == team_id]
+            part = msgspec.structs.replace(question, resources=[question.resources[place] for place in places])
+            found: Sequence[Decision | EngineError]
+            try:
+                found = self.decide(part).decisions
+            except EngineError as error:
+                late += isinstance(error, DeadlineExceededError)
+                found = [error] * len(places)
+            for place, answer in zip(places, found, strict=True):
+                answers[place] = answer
+            if late > _MOST_LATE:
+                # It is the engine that is slow. The rest keeps the error of the whole question.
+                break
+        errors = [answer for answer in answers if isinstance(answer, EngineError)]
+        if len(errors) == len(answers):
+            raise errors[0]
+        return answers
+
     def refuse(self, question: Evaluations, reason: str) -> str:
         """Tell the observer of what a door refuses without asking, as nobody can say what to ask; the record's id."""
         refused = [Decision(False, (reason,), "default")] * len(question.resources)

@@ -75,6 +75,7 @@ class InProcess:
         self._source = source
         self._standing = standing
         self._kept_code = kept_code
+        self._kept_build = kept_code and kept_code.with_name("built")
         self._opa = opa
         self._trust = trust
         self._settled = settled
@@ -176,7 +177,7 @@ class InProcess:
         with scratch_directory() as directory:
             bundle = Path(directory) / "bundle.tar.gz"
             try:
-                compile_directory(self._source, bundle, self._opa)
+                compile_directory(self._source, bundle, self._opa, self._kept_build)
             except CompileError as error:
                 raise PolicyBrokenError(f"the policy in {self._source} does not compile: {error}") from None
             except OSError as error:

@@ -70,18 +70,18 @@ class Guard(NamedTuple):
     names: frozenset[str]
 
 
-class Known(NamedTuple):
+class Knowledge(NamedTuple):
     """Knowledge at the place of a term: types from guards, and the terms that variables stand for."""
 
     guards: frozenset[Guard] = frozenset()
-    terms: Mapping[str, tuple[Node, Known]] = {}
+    terms: Mapping[str, tuple[Node, Knowledge]] = {}
 
-    def inside(self, hidden: set[str]) -> Known:
+    def inside(self, hidden: set[str]) -> Knowledge:
         """The same in a body that has variables of its own."""
         guards = frozenset(guard for guard in self.guards if not guard.names & hidden)
-        return Known(guards, {name: term for name, term in self.terms.items() if name not in hidden})
+        return Knowledge(guards, {name: term for name, term in self.terms.items() if name not in hidden})
 
-    def after(self, expression: Node) -> Known:
+    def after(self, expression: Node) -> Knowledge:
         """And after an expression of the body."""
         terms = expression.get("terms")
         if not isinstance(terms, list) or expression.get("negated") or expression.get("with"):
@@ -144,7 +144,7 @@ class _Collected:
         self._demands: dict[tuple[str, int], set[str]] = defaultdict(set)
         self._file = self._function = ""
         self._arguments: dict[str, int] = {}
-        self._known = Known()
+        self._known = Knowledge()
         self._seen: set[tuple[str, int, str]] = set()
         # Each `every`, and what it looks at.
         self.every: dict[Place, Place] = {}
@@ -164,9 +164,9 @@ class _Collected:
     def _module(self, module: Module) -> Iterator[Operand]:
         self._file = module.name
         # A rule that has one definition, in whichever file, is what it is defined as.
-        self._known = Known(
+        self._known = Knowledge(
             terms={
-                name: (rule["head"]["value"], _entered(rule, Known())[0])
+                name: (rule["head"]["value"], _entered(rule, Knowledge())[0])
                 for rule in module.rules
                 if self._definitions[module.package, name := rule_name(rule)] == 1
                 and rule["head"].keys() & {"value", "key", "args"} == {"value"}
@@ -193,7 +193,7 @@ class _Collected:
         if rule.get("else"):
             yield from self._rule({"head": {"args": arguments}} | rule["else"])
 
-    def _terms(self, node: Any, known: Known) -> Iterator[Operand]:
+    def _terms(self, node: Any, known: Knowledge) -> Iterator[Operand]:
         if isinstance(node, list):
             for part in node:
                 yield from self._terms(part, known)
@@ -215,13 +215,13 @@ class _Collected:
             yield from self._terms(expression, before)
         yield from self._terms([part for key, part in node.items() if key not in _WALKED], known)
 
-    def _call(self, call: list[Node], known: Known) -> Iterator[Operand]:
+    def _call(self, call: list[Node], known: Knowledge) -> Iterator[Operand]:
         name = operator(call[0])
         for position, term in enumerate(call[1:]):
             for type_ in self._types(name, position):
                 yield from self._demanded(name, term, type_, known)
 
-    def _demanded(self, callee: str, term: Node, type_: Type, known: Known) -> Iterator[Operand]:
+    def _demanded(self, callee: str, term: Node, type_: Type, known: Knowledge) -> Iterator[Operand]:
         """The demand that a term has a type, passed on to the terms that it consists of."""
         todo = [(term, type_, known)]
         while todo:
@@ -260,7 +260,7 @@ def _nameless(types: Any) -> Any:
     return [_nameless(part) for part in types] if isinstance(types, list) else types
 
 
-def _entered(node: Node, known: Known) -> tuple[Known, list[tuple[Node, Known]]]:
+def _entered(node: Node, known: Knowledge) -> tuple[Knowledge, list[tuple[Node, Knowledge]]]:
     """Knowledge after the body of a rule, comprehension or `every`; its expressions, each with that before it."""
     body = node.get("body")
     if not isinstance(body, list):

@@ -14,11 +14,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 
 from airflow_team_authz.files import replacing
+from airflow_team_authz.opa import kinds
 from airflow_team_authz.opa.errors import OpaError, Problem, in_one_text, problems
+from airflow_team_authz.opa.host_files import Recipe, found_or_made
 from airflow_team_authz.opa.kinds import REGARDLESS_OF_ID, regardless_of_id
 
 MINIMUM_OPA = (1, 22, 2)
@@ -29,6 +32,9 @@ _SHIPPED_ONLY = "airflow/authz"
 _DATA_FILES = {"data.json", "data.yaml", "data.yml"}
 _DEFAULT_DATA = "airflow/roles"
 _TIMEOUT_SECONDS = 60
+_SUFFIX = ".tar.gz"
+# What decides how a bundle is built, beside `opa`.
+_SOURCES = (Path(__file__), Path(str(kinds.__file__)))
 
 
 class CompileError(OpaError):
@@ -56,6 +62,14 @@ def find_opa(configured: str | None = None) -> str:
     Raises ``CompileError`` if there is none, or if it is older than 1.22.2: older ones accept bundles
     that nobody signed (before 1.21.3), lose a ``deny`` (1.21.0 to 1.22.0) or corrupt memory in Wasm (before 1.20.0).
     """
+    opa = _opa_program(configured)
+    found = opa_version(opa)
+    if found < MINIMUM_OPA:
+        raise CompileError(f"{opa} is OPA {'.'.join(map(str, found))}: 1.22.2 or newer is needed")
+    return opa
+
+
+def _opa_program(configured: str | None) -> str:
     beside = Path(sys.executable).parent / "opa"
     opa = configured or (str(beside) if beside.exists() else shutil.which("opa"))
     if opa is None:
@@ -63,9 +77,6 @@ def find_opa(configured: str | None = None) -> str:
             "compiling a policy directory takes the `opa` program, and none was found beside Python or on PATH: "
             "install OPA 1.22.2 or newer, or set [team_authz] opa to its path"
         )
-    found = opa_version(opa)
-    if found < MINIMUM_OPA:
-        raise CompileError(f"{opa} is OPA {'.'.join(map(str, found))}: 1.22.2 or newer is needed")
     return opa
 
 
@@ -99,29 +110,57 @@ def compile_shipped(out: Path, opa: str | None = None) -> None:
         _build(Path(staged), out, find_opa(opa))
 
 
-def compile_directory(source: Path, out: Path, opa: str | None = None) -> None:
+def compile_directory(source: Path, out: Path, opa: str | None = None, kept: Path | None = None) -> None:
     """Write the bundle of a site's policy directory, merged with the shipped policy, to ``out``.
 
     ``source`` holds ``airflow/roles``, ``airflow/directory``, ``airflow/site`` and ``teams/<id>``; roles default to
-    the shipped ones. Raises ``CompileError`` if a file does not parse, uses a forbidden built-in, or if a
-    team's file declares a package that is not the team's.
+    the shipped ones. ``kept``: the directory in which the processes of a host keep what one of them has built.
+    Raises ``CompileError`` if a file does not parse, uses a forbidden built-in, or if a team's file declares a package
+    that is not the team's.
     """
-    shipped = shipped_policies()
     if not source.is_dir():
         raise CompileError(f"the policy directory {source} does not exist")
+    own = {path.relative_to(source).as_posix(): path.read_bytes() for path in policy_files(source)}
+    if any(map(is_shipped, own)) and source.resolve() != shipped_policies().resolve():
+        raise CompileError(
+            f"{source / _SHIPPED_ONLY} is part of the package and cannot be replaced: "
+            "put the platform's own rules into airflow/site"
+        )
+    files, program = merged(own), _opa_program(opa)
+    recipe = Recipe(
+        _name(files, program),
+        _SUFFIX,
+        make=lambda: _built(files, opa),
+        content=lambda bundle: bundle,
+        use=lambda file: os.pread(file, os.fstat(file).st_size, 0),
+    )
+    with replacing(out) as fresh:
+        fresh.write_bytes(found_or_made(recipe, kept))
+
+
+def _built(files: Mapping[str, bytes], opa: str | None) -> bytes:
+    """The bundle of these files."""
     with scratch_directory() as directory:
-        staged = Path(directory)
-        _copy_policy(source, staged)
-        if (staged / _SHIPPED_ONLY).exists() and source.resolve() != shipped.resolve():
-            raise CompileError(
-                f"{source / _SHIPPED_ONLY} is part of the package and cannot be replaced: "
-                "put the platform's own rules into airflow/site"
-            )
-        shutil.rmtree(staged / _SHIPPED_ONLY, ignore_errors=True)
-        _copy_policy(shipped / _SHIPPED_ONLY, staged / _SHIPPED_ONLY)
-        if not (staged / _DEFAULT_DATA).exists():
-            _copy_policy(shipped / _DEFAULT_DATA, staged / _DEFAULT_DATA)
+        staged, out = Path(directory) / "policy", Path(directory) / "bundle.tar.gz"
+        for name, content in files.items():
+            path = staged / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
         _build(staged, out, find_opa(opa))
+        return out.read_bytes()
+
+
+def _name(files: Mapping[str, bytes], opa: str) -> str:
+    """The name of a bundle, from everything that it depends on."""
+    program = shutil.which(opa) or opa
+    with suppress(OSError):
+        program += _state(Path(program).stat())
+    code = b"".join(source.read_bytes() for source in _SOURCES)
+    digest = hashlib.sha256()
+    parts = {"opa": program.encode(), "code": code, "rules": (shipped_policies() / "capabilities.json").read_bytes()}
+    for name, content in (*parts.items(), *sorted(files.items())):
+        digest.update(b"%s\0%d\0" % (os.fsencode(name), len(content)) + content)
+    return digest.hexdigest()[:32]
 
 
 def say_which_look_at_ids(staged: Path) -> None:

@@ -91,7 +91,7 @@ class UnreadableReviewError(Exception):
 
 
 class NotComparableError(Exception):
-    """Two reviews are about different things, so their difference means nothing."""
+    """Two reviews are about different things, or about nothing, so their difference means nothing."""
 
 
 def permission(one: Allowed, by: str, last_use: str | UnsetType = UNSET) -> Permission:
@@ -180,6 +180,8 @@ def difference(old: Review, new: Review) -> Difference:
                 f"the older review is of --{what} {before or 'all'}, and the newer one of --{what} {after or 'all'}: "
                 "make both with the same options"
             )
+    if not old.permissions and not new.permissions:
+        raise NotComparableError("neither review has a permission, so nothing is compared: check its --type and --team")
     before, after = {one.cell for one in old.permissions}, {one.cell for one in new.permissions}
     return Difference(
         tuple(one for one in new.permissions if one.cell not in before),

@@ -91,7 +91,8 @@ _SCRIPT = """
   const search = () => {
     apply();
     // The first result, and not the place where another row was.
-    if (scrollY > bar.offsetTop) scrollTo(0, document.querySelector("main").offsetTop - bar.offsetHeight);
+    const begin = document.querySelector("header").offsetHeight;
+    if (scrollY > begin) scrollTo(0, begin);
   };
   let waiting;
   form.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(search, 120); });

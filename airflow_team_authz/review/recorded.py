@@ -107,14 +107,17 @@ def beside(records: Iterable[Record], outcome: str, by_person: bool = False) -> 
     """The differences that a policy has made beside the one in force: records of ``outcome``, and gaps."""
     reading = _Reading(by_person)
     for record in records:
-        custom = record["custom"]
-        if custom["outcome"] == "gap":
+        custom = _part(record, "custom")
+        if custom.get("outcome") == "gap":
             reading.left_out[_GAP] += _count(custom.get("lost"))
-        if custom["outcome"] != outcome:
+        if custom.get("outcome") != outcome:
             continue
         reading.begin(record)
-        candidate = custom.get("candidate") or {}
-        times = _times(custom)
+        candidate = _part(custom, "candidate")
+        times = _times(custom) * (1 + _count(candidate.get("more")))
+        if not times:
+            reading.left_out[_OTHER_FORM] += 1
+            continue
         reading.questions += times
         if revision := candidate.get("revision"):
             reading.candidates[str(revision)] = None
@@ -140,22 +143,23 @@ def replay(
     """Ask a policy what was asked before, as far as the records have the questions and the answers."""
     reading = _Reading()
     for record in records:
-        custom = record.get("custom") or {}
-        if custom.get("outcome") in BESIDE:
+        custom = _part(record, "custom")
+        if str(custom.get("outcome")) in BESIDE:
             continue
         if custom.get("outcome") == "gap":
             reading.left_out[_GAP] += _count(custom.get("lost"))
             continue
         reading.begin(record)
         times = _times(custom)
-        if why := _unfit(record):
-            reading.left_out[why] += times
-            continue
         try:
-            question, resources = _question(record)
-            before = _answers(record, resources)
+            why = _unfit(record) if times else _OTHER_FORM
+            if not why:
+                question, resources = _question(record)
+                before = _answers(record, resources)
         except _OTHER:
-            reading.left_out[_OTHER_FORM] += times
+            why = _OTHER_FORM
+        if why:
+            reading.left_out[why] += max(1, times)
             continue
         if unseen := _count(custom.get("asked")) - len(before):
             reading.left_out[_MANY] += max(0, unseen) * times
@@ -203,17 +207,18 @@ _PATHS = {"decision", "decisions", "allowed"}
 
 
 def _unfit(record: Record) -> str:
-    """Why the question of a record, or its answer, is not known; empty if both are."""
+    """Why the question of a record, or its answer, is not known; empty if both are. Raises as ``_question``."""
     masked = [str(one) for name in ("erased", "masked") for one in record.get(name) or ()]
     if _entrypoint(record) not in _PATHS:
         return _NOT_OURS
     if any(one.startswith(("/input", "/result/allow")) or one in {"/result", "/custom"} for one in masked):
         return _MASKED
+    # Raises ``ValueError`` for half a surrogate pair, which no question can have.
     if HIDDEN in msgspec.json.encode(record.get("input")).decode():
         return _SECRET
-    if record.get("error") or (record.get("custom") or {}).get("outcome") == "error":
+    if record.get("error") or _part(record, "custom").get("outcome") == "error":
         return _ERROR
-    metrics = record.get("metrics") or {}
+    metrics = _part(record, "metrics")
     if metrics.get("timer_server_handler_ns") == 0 and not record.get("bundles"):
         return _DOOR
     return ""
@@ -238,7 +243,7 @@ def _question(record: Record) -> tuple[Question, list[Resource]]:
 
 def _answers(record: Record, resources: Sequence[Resource]) -> list[Decision]:
     """The answers about each of them."""
-    custom = record.get("custom") or {}
+    custom = _part(record, "custom")
     if _entrypoint(record) != "allowed":
         said = record["result"]
         decisions = [_decision(one) for one in (said if isinstance(said, list) else [said])]
@@ -249,7 +254,7 @@ def _answers(record: Record, resources: Sequence[Resource]) -> list[Decision]:
         # Our own record of a list has the refused ones only.
         return [Decision(False, (), "default")] * len(resources)
     chosen = record["result"]
-    if not isinstance(chosen, list) or not all(isinstance(one, int) and 0 <= one < len(resources) for one in chosen):
+    if not isinstance(chosen, list) or not all(type(one) is int and 0 <= one < len(resources) for one in chosen):
         raise ValueError("a list has other answers than indices")
     return [Decision(number in {*chosen}, (), "default") for number in range(len(resources))]
 
@@ -269,13 +274,18 @@ def _revision(record: Record) -> str:
 
 
 def _times(custom: Mapping[str, Any]) -> int:
-    repeated, candidate = custom.get("repeated"), custom.get("candidate")
-    times = _count(repeated.get("times")) if isinstance(repeated, dict) else 1
-    return times * (1 + (_count(candidate.get("more")) if isinstance(candidate, dict) else 0))
+    """How often the same was decided; 0 if the record does not say so in a known form."""
+    return _count(_part(custom, "repeated").get("times")) if "repeated" in custom else 1
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if type(value) is int and value > 0 else 0
+
+
+def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a record; empty if it is missing or of another form, since anybody may have sent the record."""
+    part = record.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _hashable(context: Context | UnsetType) -> object:

@@ -24,7 +24,7 @@ from airflow_team_authz.server.access import Access, IssuerUnreachableError, Oid
 from airflow_team_authz.server.authzen import BadRequestError, identification
 from airflow_team_authz.server.bodies import Bodies, is_access
 from airflow_team_authz.server.decisions import Decisions, NoDecisionsError, Readable, TooFastError
-from airflow_team_authz.server.evaluations import NotAllowedError
+from airflow_team_authz.server.evaluations import NotAllowedError, TooMuchError
 from airflow_team_authz.server.metrics import CountedRequests, Counting
 from airflow_team_authz.server.policies import NoPolicyError, Policies
 from airflow_team_authz.server.releases import FrozenError, NotFoundError, NotPublishableError, OutdatedError, Releases
@@ -135,6 +135,7 @@ def _tell_errors(app: FastAPI, counting: Counting) -> None:
         BadRequestError: 400, UnknownClientError: 401, NotAllowedError: 403, NotFoundError: 404, OutdatedError: 409,
         BundleRefusedError: 422, UnfitKeyError: 422, NoDecisionsError: 422, FrozenError: 423, TooFastError: 429,
         IssuerUnreachableError: 503, CompileError: 503, NoPolicyError: 503, EngineError: 503,
+        TooMuchError: 503,
     }  # fmt: skip
 
     async def tell(request: Request, error: Exception) -> JSONResponse:

@@ -11,7 +11,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -100,11 +100,27 @@ def _no_number(name: str) -> Any:
     raise _AmbiguousError(f"{name} is not a number of JSON")
 
 
-def evaluation(sent: Mapping[str, Any]) -> Evaluation:
+class _Parts:
+    """The parts of a request's questions. A part that many questions share is read once, however large it is."""
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[str, bool, int], Any] = {}
+
+    def once(self, name: str, sent: Mapping[str, Any], read: Callable[[Mapping[str, Any]], T]) -> T:
+        """The value of ``read``, which looks at the member of this name only. The request holds that member."""
+        key = name, name in sent, id(sent.get(name))
+        if key not in self._read:
+            self._read[key] = read(sent)
+        found: T = self._read[key]
+        return found
+
+
+def evaluation(sent: Mapping[str, Any], parts: _Parts | None = None) -> Evaluation:
     """The question of an Access Evaluation request."""
-    resource = _resource(sent)
+    once = (parts or _Parts()).once
+    resource = once("resource", sent, _resource)
     action = _action(sent, resource)
-    return Evaluation(_subject(sent), action, resource, _context(sent))
+    return Evaluation(once("subject", sent, _subject), action, resource, once("context", sent, _context))
 
 
 def evaluations(sent: Mapping[str, Any]) -> Batch:
@@ -120,12 +136,12 @@ def evaluations(sent: Mapping[str, Any]) -> Batch:
     if len(listed) > MOST_EVALUATIONS:
         raise BadRequestError(f"evaluations has {len(listed):,} questions, and {MOST_EVALUATIONS:,} may come at once")
     defaults = {name: sent[name] for name in ("subject", "action", "resource", "context") if name in sent}
-    questions = []
+    questions, parts = list[Evaluation](), _Parts()
     for number, one in enumerate(listed):
         if not isinstance(one, dict):
             raise BadRequestError(f"evaluations[{number}] has to be an object")
         try:
-            questions.append(evaluation(defaults | one))
+            questions.append(evaluation(defaults | one, parts))
         except BadRequestError as error:
             raise BadRequestError(f"evaluations[{number}]: {error}") from None
     return Batch(questions, semantic)
@@ -292,7 +308,7 @@ def _as_entity(entity: Subject | Resource, kind: str, with_properties: bool) -> 
 def as_results(found: Sequence[dict[str, Any]], wanted: Page, not_covered: Sequence[str]) -> dict[str, Any]:
     """The answer to a search: a page of the results, and the limits of the search."""
     shown, end = found[wanted.start : wanted.start + wanted.limit], wanted.start + wanted.limit
-    token = json.dumps([end, wanted.limit, wanted.request]).encode() if end < len(found) else b""
+    token = json.dumps([end, wanted.limit, wanted.request]).encode() if shown and end < len(found) else b""
     return {
         "page": {
             "next_token": base64.urlsafe_b64encode(token).decode(), "count": len(shown), "total": len(found),

@@ -355,9 +355,10 @@ def _part(record: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     if result is not None and custom["outcome"] != "list":
         part["result"] = result
     part["custom"] = {name: custom[name] for name in ("outcome", "door", "codes", "repeated") if name in custom}
-    if "resources" not in input_ and "candidate" in custom:
-        # Of one resource it tells nothing about others.
-        part["custom"]["candidate"] = custom["candidate"]
+    if "resources" not in input_ and isinstance(candidate := custom.get("candidate"), dict):
+        # How many more there were, and an engine's message, would tell about others.
+        names = ("direction", "result", "revision", "decision_id")
+        part["custom"]["candidate"] = {name: candidate[name] for name in names if name in candidate}
     if "resources" in input_ and custom["outcome"] in {"allow", "deny", "other"}:
         # Both would tell what was decided about the others.
         part["custom"] |= {"outcome": _outcome(part), "codes": _codes(part.get("result"))}

@@ -6,6 +6,7 @@ decisions, since this server knows no Airflow.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -35,6 +36,10 @@ SUBJECTS_NOT_COVERED = (
     "people and tasks that the newest decisions do not have; groups, roles and claims without a person",
     "claims that the decision log masks: the decisions about these people are without them",
 )
+# How long a request may take of the engine. A rule of a team may use its allowance up for each of many questions.
+_SECONDS = 10.0
+# The reasons of one answer: a rule may make very long ones.
+_MOST_CHARACTERS = 4 << 20
 RESOURCES_NOT_COVERED = ("resources that the newest decisions do not have",)
 
 
@@ -42,11 +47,19 @@ class NotAllowedError(ServerError):
     """The policy does not let the caller ask about a resource."""
 
 
+class TooMuchError(ServerError):
+    """The answer to a request takes too long, or is too large."""
+
+
 class Asker:
-    """A caller before the policy of one environment. Its methods raise an ``EngineError`` if the policy fails."""
+    """A caller before the policy of one environment, for one request.
+
+    Its methods raise an ``EngineError`` if the policy fails, and ``TooMuchError``.
+    """
 
     def __init__(self, point: DecisionPoint, who: Caller) -> None:
         self._point, self._who = point, who
+        self._until = time.monotonic() + _SECONDS
         # The role admin of the login is one on the platform too, so a team's token does not have it here.
         roles = ("admin",) if who.kind == access.PLATFORM else ()
         (self.asks_about_all,) = self._reads(roles, [EVERYTHING])
@@ -93,8 +106,11 @@ class Asker:
         """The answer to a request, which is about all of its questions or an error."""
         self.check(question.resource for question in batch.questions)
         stop = {FIRST_DENY: False, FIRST_PERMIT: True}.get(batch.semantic or "")
-        told = []
+        told, characters = [], 0
         for decision, revision in self._decisions(batch.questions, one_by_one=stop is not None):
+            characters += sum(map(len, decision.reasons))
+            if characters > _MOST_CHARACTERS:
+                raise TooMuchError(f"the reasons have more than {_MOST_CHARACTERS:,} characters: ask fewer questions")
             told.append(as_decision(decision, revision))
             if decision.allow is stop:
                 break
@@ -111,6 +127,8 @@ class Asker:
             together = [one for _, one in group]
             first = together[0]
             asked = Evaluations(first.subject, first.action, [one.resource for one in together], first.context)
+            if time.monotonic() > self._until:
+                raise TooMuchError(f"the decisions take more than {_SECONDS:.0f} s: ask fewer questions at once")
             answer = self._point.decide(asked)
             yield from ((decision, answer.revision) for decision in answer.decisions)
 

@@ -129,6 +129,13 @@ def test_a_browser_filters_a_thousand_people_and_asks_nobody(opened_page: tuple[
     page.goto(file.as_uri())
     page.get_by_text("20,001 rows of 1001 of 1001 subjects").wait_for()
     page.mouse.wheel(0, 20_000)
+    page.fill("#search", "db_7")
+    page.get_by_text("1,000 rows of 1000 of 1001 subjects").wait_for()
+    # The first result is in sight, wherever the reader was.
+    bar, first = page.locator("#bar").bounding_box(), page.locator("h2:visible").first.bounding_box()
+    assert bar is not None
+    assert first is not None
+    assert bar["y"] + bar["height"] <= first["y"] + 1 < 300
     page.fill("#search", "P512 db_7")
     page.get_by_text("1 rows of 1 of 1001 subjects").wait_for()
     assert [row.inner_text().split("\t")[:4] for row in page.locator("tbody tr:visible").all()] == [
@@ -329,6 +336,10 @@ def test_reviews_of_other_questions_are_not_compared(diff, tmp_path, capsys) -> 
         new = written(tmp_path / "new", [BOB], replace(HEAD, **change))
         with pytest.raises(UserError, match=told):
             diff(old, new)
+    # Of a team whose name is misspelt, for example.
+    nothing = written(tmp_path / "nothing", [], replace(HEAD, team="alhpa"))
+    with pytest.raises(UserError, match="nothing is compared: check its --type and --team"):
+        diff(nothing, nothing)
     later = written(tmp_path / "later", [], replace(HEAD, made_at="2027-01-01T00:00:00Z"))
     review.diff(later, old)
     assert "is newer than" in capsys.readouterr().err

@@ -30,6 +30,7 @@ from airflow_team_authz.doors.assets import HELD_BACK, REFUSED, REPLAYED, TeamAs
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import requests
 from airflow_team_authz.model import Decision, Standing, Subject, UnreachableError
+from tests.conftest import opened, write
 from tests.decision_log.conftest import Made
 from tests.doors.conftest import Recording
 
@@ -133,6 +134,8 @@ def no_engine(monkeypatch: pytest.MonkeyPatch, orders: Orders) -> None:  # noqa:
     class Gone:
         def decide(self, _: Any) -> Any:
             raise UnreachableError("nobody answers at unix:///x")
+
+        decide_by_owner = decide
 
     monkeypatch.setattr(assets, "decision_point", Gone)
 
@@ -249,6 +252,31 @@ def test_a_watchers_event_is_of_the_team_that_watches(orders: Orders, team_id: s
 
 
 @needs_consent
+def test_an_owner_whose_rules_fail_holds_back_only_its_own(
+    orders: Orders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One function with two values, for runs of the team's Dags: such a rule cannot be evaluated."""
+    fails = """
+package teams.beta
+
+_two(text) := 1 if text != ""
+_two(text) := 2 if text != ""
+
+deny contains "never said" if {
+	input.resource.type == "dag"
+	_two(input.action) == 1
+}
+"""
+    expected = orders.change("alpha")
+    assert expected
+    with opened(write(tmp_path / "policy", {"teams/beta/beta.rego": fails})) as point:
+        monkeypatch.setattr(assets, "decision_point", lambda: point)
+        assert orders.change("alpha") == expected
+        assert set(told(HELD_BACK)) == {"beta_closed"}
+        (waiting,) = assets.held_back()
+        assert "teams/beta/beta.rego" in waiting.held.error
+
+
 def test_without_a_decision_nothing_starts_and_nothing_is_lost(orders: Orders, no_engine: None) -> None:  # noqa: ARG001
     assert orders.change("beta") == set()
     assert set(told(HELD_BACK)) == set(WAITING)
@@ -266,7 +294,7 @@ def test_without_a_decision_nothing_starts_and_nothing_is_lost(orders: Orders, n
 def test_what_was_held_back_is_asked_again(orders: Orders, monkeypatch: pytest.MonkeyPatch) -> None:
     answering = assets.decision_point
     with monkeypatch.context() as outage:
-        outage.setattr(assets, "decision_point", lambda: SimpleNamespace(decide=_raise))
+        outage.setattr(assets, "decision_point", lambda: SimpleNamespace(decide=_raise, decide_by_owner=_raise))
         orders.change("beta")
     assert assets.decision_point is answering
     outcomes = {outcome.dag_id: outcome.state for outcome in assets.replay()}
@@ -321,7 +349,7 @@ def test_what_was_held_back_is_asked_as_if_it_came_now(
     try:
         then = orders.change(who)
         with monkeypatch.context() as outage:
-            outage.setattr(assets, "decision_point", lambda: SimpleNamespace(decide=_raise))
+            outage.setattr(assets, "decision_point", lambda: SimpleNamespace(decide=_raise, decide_by_owner=_raise))
             orders.change(who)
         before = _change(model, key, **values)
         try:
@@ -353,7 +381,7 @@ def test_a_persons_held_back_event_counts_where_the_person_has_a_role_now(
     oda = Subject("user", "oda", (), (), ("beta-engineers",))
     with requests.request(), monkeypatch.context() as outage:
         requests.remember(oda)
-        outage.setattr(assets, "decision_point", lambda: SimpleNamespace(decide=_raise))
+        outage.setattr(assets, "decision_point", lambda: SimpleNamespace(decide=_raise, decide_by_owner=_raise))
         orders.register(source_is_api=True, api_user_teams={"beta"}, api_allow_consumer_teams=[])
     list(assets.replay())
     assert started() == {"beta_closed", "common"}
@@ -366,7 +394,7 @@ def test_what_is_left_of_a_dag_that_is_gone_is_its_teams(orders: Orders, monkeyp
         session.commit()
     task = SimpleNamespace(dag_id="beta_gone", task_id="work", run_id="r", map_index=-1)
     with monkeypatch.context() as outage:
-        outage.setattr(assets, "decision_point", lambda: SimpleNamespace(decide=_raise))
+        outage.setattr(assets, "decision_point", lambda: SimpleNamespace(decide=_raise, decide_by_owner=_raise))
         orders.register(task_instance=task)
     with _session() as session:
         session.execute(delete(DagModel).where(DagModel.dag_id == "beta_gone"))
@@ -415,6 +443,9 @@ class Talking(NamedTuple):
             raise UnreachableError("; ".join(self.texts))
         denied = Decision(False, tuple(self.texts), "default")
         return SimpleNamespace(decisions=[denied] * len(question.resources))
+
+    def decide_by_owner(self, question: Any) -> Any:
+        return self.decide(question).decisions
 
     def whoami(self, _: Subject) -> tuple[Standing, str]:
         return Standing({}, (), (), (), {}), ""

@@ -116,7 +116,11 @@ class Observing(NamedTuple):
 ONE = pytest.mark.parametrize("kind", ["FAB"], indirect=True)
 
 
-@pytest.fixture(params=sorted(MANAGERS))
+# Amazon's provider takes seconds to import.
+KINDS = [pytest.param(name, marks=[pytest.mark.exhaustive] * (name == "Amazon")) for name in sorted(MANAGERS)]
+
+
+@pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -261,6 +265,22 @@ def test_a_manager_that_cannot_be_observed_stays_as_it_is(kind: str, caplog: pyt
     decision_point.forget()
     assert not [name for name in vars(manager) if name.startswith("is_authorized")]
     assert "cannot be observed" in caplog.text
+
+
+@ONE
+def test_an_api_server_starts_with_the_same_manager_and_commands_are_left_alone(
+    observing: Observing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed: list[Any] = []
+    monkeypatch.setattr(observation, "observe", observed.append)
+    module: Any = SimpleNamespace(
+        init_auth_manager=lambda app=None: (app, observing.plain), create_auth_manager=lambda: observing.plain
+    )
+    observation.guard(module)
+    assert module.create_auth_manager() is observing.plain
+    assert observed == []
+    assert module.init_auth_manager("app") == ("app", observing.plain)
+    assert observed == [("app", observing.plain)]
 
 
 @ONE

@@ -22,7 +22,7 @@ from airflow.serialization.serialized_objects import DagSerialization, LazyDeser
 from sqlalchemy import select
 
 from airflow_team_authz.doors import decision_point, pools
-from airflow_team_authz.engines import Answer, DecisionPoint
+from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Decision, UnreachableError
 from tests.conftest import eventually, log_without_sinks
 from tests.decision_log.conftest import Made
@@ -88,7 +88,7 @@ def outage(monkeypatch: pytest.MonkeyPatch, parsing: Recording) -> Iterator[Any]
         def decide(self, _: Any) -> Any:
             raise UnreachableError("nobody answers at unix:///x")
 
-        whoami = decide
+        whoami = decide_by_owner = decide
 
     return lambda: monkeypatch.setattr(pools, "decision_point", Gone)
 
@@ -289,10 +289,10 @@ def test_no_text_is_too_long_for_an_import_error(
     parsing: Recording, monkeypatch: pytest.MonkeyPatch, reason: str, answered: bool  # noqa: ARG001
 ) -> None:  # fmt: skip
     class Talking:
-        def decide(self, question: Any) -> Any:
+        def decide_by_owner(self, question: Any) -> Any:
             if not answered:
                 raise UnreachableError(reason)
-            return Answer([Decision(False, (reason,), "default")] * len(question.resources), "1")
+            return [Decision(False, (reason,), "default")] * len(question.resources)
 
     monkeypatch.setattr(pools, "decision_point", Talking)
     told = write(made("greedy", "unknown_pool"))["dags.py"]
@@ -395,7 +395,7 @@ def with_default(point: Any, pool: str) -> Any:
     """The decision point, with this pool for alpha's tasks whose author names none."""
 
     class WithDefault:
-        decide = point.decide
+        decide, decide_by_owner = point.decide, point.decide_by_owner
 
         def whoami(self, subject: Any) -> Any:
             standing, revision = point.whoami(subject)

@@ -11,7 +11,7 @@ import pytest
 from airflow_team_authz.doors import task_log
 
 
-def told(kind: str, status: int, body: str) -> list[str]:
+def told(kind: str, status: int, body: str, times: int = 1) -> list[str]:
     """What is written into the task's log while its supervisor handles a message of this kind."""
     lines: list[str] = []
 
@@ -22,7 +22,8 @@ def told(kind: str, status: int, body: str) -> list[str]:
         process_log = SimpleNamespace(error=lines.append)
 
         def _handle_request(self, *_: Any) -> None:
-            self.client.get("/")
+            for _ in range(times):
+                self.client.get("/")
 
     task_log.guard(SimpleNamespace(ActivitySubprocess=Supervisor))  # type: ignore[arg-type]
     supervisor: Any = Supervisor()
@@ -34,6 +35,12 @@ def told(kind: str, status: int, body: str) -> list[str]:
 @pytest.mark.parametrize("kind", ["GetConnection", "GetVariable"])
 def test_a_refusal_is_told(kind: str) -> None:
     assert told(kind, 403, '{"detail": {"reason": "access_denied", "message": "not yours"}}') == ["Refused: not yours"]
+
+
+@pytest.mark.parametrize("kind", ["GetConnection", "GetVariable"])
+def test_that_there_is_no_decision_is_told_once_and_is_no_refusal(kind: str) -> None:
+    body = '{"detail": {"reason": "no_decision", "message": "No decision can be had. It is\\nslow"}}'
+    assert told(kind, 503, body, times=3) == ["No decision can be had. It is\\nslow"]
 
 
 @pytest.mark.parametrize(("kind", "status"), [("GetConnection", 404), ("GetConnection", 503), ("PutVariable", 403)])

@@ -209,3 +209,32 @@ def test_if_all_teams_fail_it_is_an_error_and_nobody_is_left_out(
     assert [error.partition(" (")[0] for error in errors(caplog)] == ["no decision can be had from the engine"]
     assert point._left_out.told() == ""
     point.close()
+
+
+FAILS = """
+_two(text) := 1 if text != ""
+_two(text) := 2 if text != ""
+
+deny contains "never said" if _two(input.action) == 1
+"""
+
+
+def test_a_team_whose_rules_fail_costs_only_its_own_among_decisions(
+    open_engines: Callable[[Path], Engines], tmp_path: Path
+) -> None:
+    files = {f"teams/{team}/x.rego": rules(team) for team in OTHERS[:2]}
+    site_ = write(tmp_path / "policy", files | {"teams/broken/x.rego": rules("broken") + FAILS})
+    mixed = Evaluations(EVE, "read", listed("team0", "broken", None, "team1"))
+    for point in open_engines(site_).both():
+        with pytest.raises(PolicyBrokenError):
+            point.decide(mixed)
+        answers = point.decide_by_owner(mixed)
+        alone = [
+            point.decide(Evaluations(EVE, "read", [resource])).decisions[0] if resource.team_id != "broken" else None
+            for resource in mixed.resources
+        ]
+        assert [None if isinstance(answer, PolicyBrokenError) else answer for answer in answers] == alone
+        assert [answer.allow for answer in alone if answer] == [True, False, True, False, False, False]
+        # Where nothing else is asked about, the error is everybody's.
+        with pytest.raises(PolicyBrokenError):
+            point.decide_by_owner(Evaluations(EVE, "read", listed("broken")))

@@ -12,7 +12,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from airflow_team_authz.doors import decision_point
-from airflow_team_authz.doors.disclosure import Told, told
+from airflow_team_authz.doors.disclosure import VisibleReason, visible_reason
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Evaluations, Resource
 from tests.properties.conftest import Opened
@@ -58,16 +58,16 @@ def test_the_answer_is_that_about_what_does_not_exist(opened: Opened, refusals: 
                 for resource, decision in zip(owned, decisions, strict=True):
                     if decision.allow:
                         continue
-                    answer = told(engine, question, resource, decision)
+                    answer = visible_reason(engine, question, resource, decision)
                     if knows(engine, question, resource, refusals):
-                        assert answer == Told("; ".join(decision.reasons))
+                        assert answer == VisibleReason("; ".join(decision.reasons))
                         seen["knows"] += 1
                     elif missing.allow:
                         assert answer.as_missing
                         assert not any(f"of team {team_id}" in answer.reason for team_id in opened.teams)
                         seen["as missing"] += 1
                     else:
-                        assert answer == Told("; ".join(missing.reasons))
+                        assert answer == VisibleReason("; ".join(missing.reasons))
                         seen["refused alike"] += 1
 
     ask()

@@ -15,10 +15,10 @@ from msgspec import UNSET
 from airflow_team_authz.engines import DecisionPoint, Reply
 from airflow_team_authz.model import Resource, Subject, UnreachableError
 from airflow_team_authz.opa.compile import compile_directory
-from airflow_team_authz.server import authzen, routes
+from airflow_team_authz.server import authzen, evaluations, routes
 from airflow_team_authz.server.access import Caller
 from airflow_team_authz.server.authzen import BadRequestError, Batch
-from airflow_team_authz.server.evaluations import Asker, NotAllowedError
+from airflow_team_authz.server.evaluations import Asker, NotAllowedError, TooMuchError
 from airflow_team_authz.server.work_queue import Turns
 from tests.conftest import opened, write
 from tests.server.conftest import Server
@@ -290,6 +290,18 @@ def test_the_members_of_a_request_are_defaults_of_its_questions() -> None:
     assert [one.context is UNSET for one in batch.questions] == [False, False, True]
 
 
+def test_a_part_that_many_questions_share_is_read_once() -> None:
+    large = {"type": "user", "id": "ann", "properties": {"groups": [""] * 1_000}}
+    waiting = {"context": {"assigned_users": [""] * 1_000}, "resource": {"type": "hitl_task", "id": "x"}}
+    listed = [{"action": {"name": "update"}}, {"subject": BOB}, {}] * 300
+    questions = authzen.evaluations(ask(large, "update", **waiting, evaluations=listed)).questions
+    for name, different in (("subject", 2), ("resource", 1), ("context", 1)):
+        assert len({id(getattr(one, name)) for one in questions}) == different, name
+    assert [one.subject.id for one in questions[:3]] == ["ann", "bob", "ann"]
+    with pytest.raises(BadRequestError, match=r"evaluations\[1\]: context has to be an object"):
+        authzen.evaluations(ask(evaluations=[{}, {"context": None}]))
+
+
 def test_pages_follow_each_other_and_belong_to_one_request() -> None:
     found = [{"name": str(number)} for number in range(5)]
     told, shown, token = ask(page={"limit": 2}), [], ""
@@ -301,6 +313,9 @@ def test_pages_follow_each_other_and_belong_to_one_request() -> None:
         shown += answer["results"]
         token = answer["page"]["next_token"]
     assert (shown, token) == (found, "")
+    # Whoever wants none, and only the number, is not sent from page to page without end.
+    none = authzen.as_results(found, authzen.page(ask(page={"limit": 0})), ())
+    assert none["page"] == {"next_token": "", "count": 0, "total": 5}
     token = authzen.as_results(found, authzen.page(told), ())["page"]["next_token"]
     for wrong in (ask(BOB, page={"token": token}), ask(page={"token": token, "limit": 3}), ask(page={"token": "x"}),
                   ask(page={"token": "é"}), ask(page={"limit": -1}), ask(page={"limit": True}),
@@ -373,6 +388,23 @@ def test_the_order_of_the_decisions_is_that_of_the_questions(
         assert answered(point, many | {"evaluations": [questions[1], *questions]}) == [False, True]
     if semantic == "deny_on_first_deny":
         assert answered(point, many | {"evaluations": [questions[0]] * 3}) == [True] * 3
+
+
+@pytest.mark.parametrize("limit", ["_SECONDS", "_MOST_CHARACTERS"])
+def test_an_answer_has_limits_and_is_an_error_above(
+    point: DecisionPoint, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    asked = (ask(), ask(evaluations=[{}, {"subject": BOB}]))
+    assert [len(answered(point, one)) for one in asked] == [1, 2]
+    monkeypatch.setattr(evaluations, limit, -1.0)
+    for one in asked:
+        with pytest.raises(TooMuchError, match="ask fewer questions"):
+            answered(point, one)
+    if limit == "_SECONDS":
+        asker, wanted = Asker(point, PLATFORM), authzen.page({})
+        people: Any = SimpleNamespace(subjects=lambda: [Subject("user", "ann")])
+        with pytest.raises(TooMuchError):
+            asker.subjects("user", authzen.evaluation(ask()), wanted, people)
 
 
 class Failing:

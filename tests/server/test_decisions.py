@@ -238,7 +238,9 @@ def test_who_may_send_and_see_what(server: Server) -> None:
 
 def test_a_team_sees_the_other_answer_about_its_own_and_nothing_of_several(server: Server) -> None:
     candidate = {"direction": "opens", "result": {"allow": True, "reasons": ["x"]}, "revision": "r2"}
-    custom = {"outcome": "shadow", "door": "users", "candidate": candidate}
+    # A number and a message about the rest of a question, which may be anybody's.
+    error = {"code": "PolicyBroken", "message": "teams/beta/beta.rego:3: betas rule fails"}
+    custom = {"outcome": "shadow", "door": "users", "candidate": candidate | {"more": 2_999, "error": error}}
     one, several = (event(connection("alpha", "lent"), custom=custom) for _ in range(2))
     several["input"]["resources"] = [several["input"].pop("resource"), connection("beta")]
     assert sent(server, one, several).status_code == 200

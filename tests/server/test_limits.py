@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from airflow_team_authz.bundles.signing import SigningKey
 from airflow_team_authz.server import bodies
 from airflow_team_authz.server.releases import Releases
+from airflow_team_authz.server.work_queue import Turns
 from tests.conftest import eventually
 from tests.server.conftest import Server, good, newest, told
 
@@ -82,6 +83,27 @@ def test_one_team_does_not_take_all_turns(server: Server) -> None:
     codes = [answer.status_code for answer in answers]
     assert (codes.count(200), codes.count(409) >= 5, codes.count(503) >= 1) == (1, True, True), codes
     assert {answer.headers["Retry-After"] for answer in answers if answer.status_code == 503} == {"10"}
+
+
+def test_queues_take_turns() -> None:
+    order: list[str] = []
+
+    async def asked() -> None:
+        turns = Turns(in_one_queue=20)
+        much = [asyncio.create_task(turns.run("much", order.append, "much")) for _ in range(20)]
+        await asyncio.sleep(0)
+        gone = asyncio.create_task(turns.run("gone", order.append, "gone"))
+        few = [asyncio.create_task(turns.run("few", order.append, "few")) for _ in range(2)]
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(*much, *few)
+        # All turns have come back.
+        await asyncio.gather(*(turns.run(name, order.append, "again") for name in "abc"))
+
+    asyncio.run(asked())
+    assert (order.count("much"), order.count("gone"), order.count("again")) == (20, 0, 3)
+    # Two at once have begun, and then each queue has one turn after another.
+    assert [number for number, name in enumerate(order) if name == "few"][-1] <= 7, order
 
 
 def ask(server: Server, text: str) -> socket.socket:
