@@ -27,7 +27,8 @@ from airflow_team_authz.model import Decision, EngineError, Evaluations, PolicyB
 
 log = logger(__name__)
 
-# How many questions may wait, and how many resources in all of them; what comes then is not asked, and counted.
+# How many questions may wait, and how many resources and names of subjects in all of them. More are not asked,
+# but counted.
 MOST_QUESTIONS = 5_000
 MOST_RESOURCES_WAITING = 200_000
 # How soon a candidate is loaded again that could not be loaded.
@@ -61,8 +62,17 @@ class Sized(Waiting, Protocol):
         """How many resources wait with it."""
 
 
+def _weight(waiting: Sized) -> int:
+    """What it takes of the room. A person may be in thousands of groups, and each request has names of its own."""
+    if not isinstance(waiting, Question):
+        return waiting.size
+    subject = waiting.asked.subject
+    claims = (subject.claims or {}).values()
+    return waiting.size + sum(len(names or ()) for names in (subject.team_ids, subject.roles, subject.groups, *claims))
+
+
 class _Room:
-    """How many resources may still wait. Thread-safe."""
+    """How many resources and names may still wait. Thread-safe."""
 
     def __init__(self) -> None:
         self._begin_anew()
@@ -122,7 +132,7 @@ class Candidate:
                 log.exception("a question could not be asked of %s", self.name)
                 self._count("fails", 1)
             finally:
-                self.room.give(waiting.size)
+                self.room.give(_weight(waiting))
         return 0
 
     def questions(self, waiting: Any) -> Iterator[Question]:
@@ -303,10 +313,10 @@ class Queue:
 
     def put(self, waiting: Sized) -> None:
         """Have something wait, or counted if there is no room."""
-        if not self._candidate.room.take(waiting.size):
+        if not self._candidate.room.take(_weight(waiting)):
             self.writer.refuse(waiting.at)
         elif not self.writer.offer(waiting):
-            self._candidate.room.give(waiting.size)
+            self._candidate.room.give(_weight(waiting))
 
     def flush(self) -> None:
         """Have asked what waits, as far as that takes no more than a moment."""

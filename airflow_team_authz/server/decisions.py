@@ -7,6 +7,7 @@ A team sees records about its resources, if the policy lets it read their audit 
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 import zlib
@@ -43,6 +44,7 @@ _KEPT = (
     "labels", "decision_id", "batch_decision_id", "trace_id", "span_id", "revision", "bundles", "path", "input",
     "result", "error", "erased", "requested_by", "timestamp", "metrics", "req_id", "custom",
 )  # fmt: skip
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 # Which resources have an audit log, see the policy's schema of questions.
 AUDITED = frozenset({"asset", "asset_alias", "connection", "dag", "pool", "variable"})
 _TABLE: Table = Decision.__table__  # type: ignore[assignment]
@@ -261,7 +263,11 @@ def read(content: bytes, encoding: str) -> list[Any]:
             content = unpacking.decompress(content, MAX_UNPACKED_BYTES)
             if unpacking.unconsumed_tail:
                 raise NoDecisionsError(f"unpacked it is larger than {MAX_UNPACKED_BYTES:,} bytes: send less at once")
-        events = json.loads(content)
+        # Bytes alone would be read as texts that have no form in UTF-8.
+        events = json.loads(content.decode())
+        if _SURROGATE.search(content):
+            # Half a pair is in no Unicode text: no answer and no question could hold it.
+            events = json.loads(json.dumps(events, ensure_ascii=False).encode(errors="replace"))
     except (zlib.error, ValueError, RecursionError) as error:
         if isinstance(error, NoDecisionsError):
             raise

@@ -232,6 +232,24 @@ def test_nobody_waits_for_the_candidate_and_what_is_not_asked_is_counted(
     assert one.candidate.room.take(100)
 
 
+def test_what_waits_has_a_limit_also_by_the_names_of_its_subjects(
+    beside: Open, policies: tuple[InProcess, InProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shadow, "MOST_RESOURCES_WAITING", 1_000)
+    stopped = Stopped(policies[1])
+    one = beside(stopped)
+    groups = tuple(f"group {number}" for number in range(150))
+    many = Subject("user", "many", ("beta",), ("viewer",), groups, {"department": groups})
+    one.point.decide(Evaluations(many, "read", DB.resources))
+    assert stopped.is_asked.wait(30)
+    for _ in range(5):
+        one.point.decide(Evaluations(many, "read", DB.resources))
+    stopped.goes.set()
+    one.records()
+    assert (one.counts["lost"], one.counts["opens"]) == (3, 3)
+    assert one.candidate.room.take(1_000)
+
+
 def test_only_a_share_is_asked_and_records_say_so(beside: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     one = beside(share=0.25)
     taken = iter([True, False, False, True] * 5)

@@ -210,6 +210,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     database = request.getfixturevalue("postgres").url if request.param == "postgresql" else ""
     with running(tmp_path_factory.mktemp("server"), database) as started:
         assert started.publish(of_platform()).status_code == 200
+        # What is published is in the database, and the process takes it from there.
+        eventually(lambda: started.bundle("production.wasm").status_code == 200)
         yield started
 
 

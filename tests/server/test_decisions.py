@@ -236,6 +236,24 @@ def test_who_may_send_and_see_what(server: Server) -> None:
     assert not any("betas" in json.dumps(record) or "secret-group" in json.dumps(record) for record in told.values())
 
 
+def test_no_text_of_a_record_ends_the_answers_about_all(server: Server) -> None:
+    """Half a surrogate pair is in no JSON text, and would be in each answer that has the record, and in each search."""
+    half = event(connection("alpha", "\ud800db"), trace_id="\udc00")
+    half["input"]["subject"]["id"] = "bob \U0001f600 \ud83d"
+    assert sent(server, half).json()["written"] == 1
+    for who in ("platform", "alpha"):
+        (told,) = [one["record"] for one in seen(server, who, id=half["decision_id"])]
+        assert told["input"]["resource"]["id"] == "?db"
+        assert told["input"]["subject"]["id"] == "bob \U0001f600 ?"
+        assert seen(server, who)
+    asked = {"subject": {"type": "user"}, "action": {"name": "read"},
+             "resource": {"type": "connection", "id": "db", "properties": {"team_id": "alpha"}}}  # fmt: skip
+    for name, part in (("subject", {}), ("resource", {"subject": {"type": "user", "id": "x"}})):
+        assert server.ask("POST", f"/production/access/v1/search/{name}", json=asked | part).status_code == 200
+    raw = json.dumps([event(connection("alpha", "RAW"))]).encode().replace(b"RAW", b"\xed\xa0\x80")
+    assert server.ask("POST", "/logs", "reader", content=raw).status_code == 422
+
+
 def test_a_team_sees_the_other_answer_about_its_own_and_nothing_of_several(server: Server) -> None:
     candidate = {"direction": "opens", "result": {"allow": True, "reasons": ["x"]}, "revision": "r2"}
     # A number and a message about the rest of a question, which may be anybody's.

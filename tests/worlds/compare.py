@@ -22,7 +22,9 @@ _STAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:?
 # Lists that nobody orders: what a bulk change could not do is a set of Airflow's, and who uses an asset comes as the
 # database finds it.
 _ANY_ORDER = {"aliases", "consuming_tasks", "errors", "producing_tasks", "scheduled_dags", "watchers"}
-_UNSORTED = re.compile(f'"(?:{"|".join(sorted({*_ANY_ORDER, "dags"}))})"')
+# In answers to changes and dry runs also these: Airflow asks for no order, and PostgreSQL finds changed rows in any.
+_CHANGED_IN_ANY_ORDER = {"dags", "task_instances"}
+_UNSORTED = re.compile(f'"(?:{"|".join(sorted(_ANY_ORDER | _CHANGED_IN_ANY_ORDER))})"')
 # How long something has been going on.
 _SINCE = re.compile(r'("\w*duration"):\s?\d{7,}\.\d+')
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -130,11 +132,13 @@ class Comparison:
                 break
         if answer.is_success:
             self._done.append(world)
-        text = answer.text
+        # New ids and times must not decide about the order.
+        text = self._plain(world, answer.text)
         if answer.status_code == 200 and _UNSORTED.search(text):
-            text = _sorted_lists(text, _ANY_ORDER if call.route.reads else _ANY_ORDER | {"dags"})
+            ordered = call.route.method == "GET" or call.route.template.endswith("/list")
+            text = _sorted_lists(text, _ANY_ORDER if ordered else _ANY_ORDER | _CHANGED_IN_ANY_ORDER)
         kept = {name: self._plain(world, answer.headers[name]) for name in _HEADERS if name in answer.headers}
-        return Answer(answer.status_code, kept, self._plain(world, text))
+        return Answer(answer.status_code, kept, text)
 
     def _plain(self, world: str, text: str) -> str:
         """Without what is the machine's: times after the worlds began, ports, directories, new tokens."""
