@@ -20,9 +20,9 @@ setup: $(DONE)/project $(DONE)/regal ## Make .venv with the locked dependencies,
 demo: setup ## Run the demonstration
 	@$(BIN)/python -m demo $(ARGS)
 
-# Four at a time, since they wait a lot, and what shares a server in one of them: tests/conftest.py.
+# Three at a time, since they wait a lot, and what shares a server in one of them: tests/conftest.py.
 test: setup $(DONE)/keycloak ## Run the tests, for example: make test ARGS='-k teams -x'
-	@$(BIN)/python -m pytest --numprocesses=4 --dist=loadscope --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=3 --dist=loadscope --no-loadscope-reorder $(ARGS)
 
 # What needs neither a running Airflow, other servers nor an installed package: the interface is what differs.
 test-oldest: setup ## Run the tests against the oldest Airflow and dependencies that pyproject.toml allows
