@@ -178,17 +178,9 @@ class Readable:
         return Scope(False, self.kept("aliases", self._used_aliases))
 
     def has_some(self, listed: Resource) -> bool:
-        """Whether a list of this kind shows something that may be read. ``False`` for lists that nothing narrows."""
-        if listed.id is not UNSET or listed.team_id is not None:
-            return False
-        if listed.type == "dag":
-            return bool(self.all_dags(listed.entity).ids)
-        if listed.entity is not UNSET:
-            return False
-        if listed.type in _NAMED:
-            return bool(self.named(listed.type, writes=False).ids)
-        # Airflow asks about both lists before it shows either.
-        return listed.type in {"asset", "asset_alias"} and bool(self.assets(UNSET, writes=False).ids)
+        """Whether a list of Dags, or of this part of Dags, shows something that may be read; ``False`` for others."""
+        is_of_dags = listed.type == "dag" and listed.id is UNSET and listed.team_id is None
+        return is_of_dags and bool(self.all_dags(listed.entity).ids)
 
     def _is_concealed(self, type_: str, id_: str) -> bool:
         return (type_, id_) in self._request.concealed

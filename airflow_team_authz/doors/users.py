@@ -339,9 +339,9 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     def _lists_a_part(self, question: Evaluations, decisions: Sequence[Decision]) -> bool:
         """Whether Airflow shows a list that nothing allows as a whole, since the subject may read a part of it.
 
-        A team's rule allows single resources, and is not asked about lists in general. Airflow asks about the list
-        first, and then shows what may be read. So the answer is whether there is such a part, unless a rule denies the
-        list. The observer is told of the question about the parts.
+        A team's rule gives rights on single Dags, and is not asked about lists in general. Airflow asks about the list
+        first, and then shows what may be read. So the answer is whether there is such a part, as FAB's auth manager has
+        it, unless a rule denies the list. The observer is told of the question about the parts.
         """
         refused = [one for one in zip(question.resources, decisions, strict=True) if one[1].allow is not True]
         if not refused or any(decision.layer != "default" for _, decision in refused):

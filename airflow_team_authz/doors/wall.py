@@ -66,9 +66,9 @@ def readable_by(subject: Subject, session: Session) -> Readable | None:
 
 
 def has_readable(subject: Subject, listed: Resource, session: Session) -> bool:
-    """Whether a list of this kind has a part that this subject may read, if it makes the present request.
+    """Whether a list of Dags has a part that this subject may read, if it makes the present request.
 
-    ``False`` for kinds of lists that nothing narrows. The answer is the same before the handler runs and in it.
+    ``False`` for other lists. The answer is the same before the handler runs and in it.
     """
     request = requests.current()
     if request is None or not request.is_narrowed or request.subject != subject:

@@ -25,6 +25,14 @@ def of(question: Evaluations, resources: list[Resource]) -> Evaluations:
 
 
 def test_a_list_is_what_its_single_checks_allow(opened: Opened) -> None:
+    _is_the_single_checks(opened)
+
+
+def test_a_list_that_asks_once_for_a_kind_is_what_its_single_checks_allow(looking_at_kinds: Opened) -> None:
+    _is_the_single_checks(looking_at_kinds)
+
+
+def _is_the_single_checks(opened: Opened) -> None:
     seen: Counter[bool] = Counter()
 
     @given(questions(opened.teams, SIZE, subjects(opened.teams)))

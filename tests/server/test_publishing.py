@@ -33,6 +33,8 @@ def published(server: Server, team_id: str, connection: str = "pg", environment:
 def in_force(server: Server, team_id: str, version: int, environment: str = "production") -> None:
     from tests.conftest import eventually
 
+    # The process takes it from the database, where it is already; before that, it may serve nothing.
+    eventually(lambda: server.bundle(environment).status_code == 200)
     eventually(lambda: teams_in(server, environment).get(team_id) == version)
 
 

@@ -33,6 +33,17 @@ class Request(NamedTuple):
     body: dict[str, Any] | None = None
 
 
+# AuthZEN's questions about what alpha lends.
+_ANN, _READ = {"type": "user", "id": "ann"}, {"name": "read"}
+_LENT = {"type": "connection", "id": ALPHAS_OWN, "properties": {"team_id": "alpha"}}
+_ASKED = {
+    "evaluation": {"subject": _ANN, "action": _READ, "resource": _LENT},
+    "evaluations": {"subject": _ANN, "action": _READ, "evaluations": [{"resource": _LENT}]},
+    "search/subject": {"subject": {"type": "user"}, "action": _READ, "resource": _LENT},
+    "search/resource": {"subject": _ANN, "action": _READ, "resource": {"type": "connection"}},
+    "search/action": {"subject": _ANN, "resource": _LENT},
+}
+_WITH_REASONS = {"evaluation", "evaluations"}
 # For whoever may, nothing changes, since what is asked for is not there, or wrong, or the same as before.
 TABLE: dict[str, list[Request]] = {
     "GET /bundles/{name}": [
@@ -68,6 +79,24 @@ TABLE: dict[str, list[Request]] = {
     "DELETE /tokens/{id_}": [Request("/tokens/no", {PLATFORM})],
     "POST /status": [Request("/status", EVERYBODY - {ALPHA, BETA}, body={"labels": {"id": "of the table"}})],
     "GET /status": [Request("/status", {PLATFORM}, {PLATFORM})],
+    # There are two environments, so it has to be named.
+    **{f"POST /access/v1/{name}": [Request(f"/access/v1/{name}", EVERYBODY, body=_ASKED[name])] for name in _ASKED},
+    **{
+        f"POST /{{environment}}/access/v1/{name}": [
+            Request(
+                f"/production/access/v1/{name}",
+                # It finds resources that the caller may ask about, which may be none.
+                EVERYBODY if name == "search/resource" else OWNERS,
+                OWNERS if name in _WITH_REASONS else set(),
+                _ASKED[name],
+            )
+        ]
+        for name in _ASKED
+    },
+    "GET /.well-known/authzen-configuration": [Request("/.well-known/authzen-configuration", EVERYBODY | set(NOBODY))],
+    "GET /.well-known/authzen-configuration/{environment}": [
+        Request("/.well-known/authzen-configuration/production", EVERYBODY | set(NOBODY))
+    ],
     "GET /": [Request("/", set())],
     "GET /health": [Request("/health", EVERYBODY | set(NOBODY))],
     "GET /openapi.json": [Request("/openapi.json", EVERYBODY | set(NOBODY))],
