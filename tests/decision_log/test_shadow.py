@@ -261,6 +261,7 @@ def test_only_a_share_is_asked_and_records_say_so(beside: Open, monkeypatch: pyt
     assert {record["custom"]["share"] for record in records} == {0.25}
 
 
+@pytest.mark.exhaustive
 def test_the_settings_put_a_policy_into_the_shadow(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from tests.gate.test_corpus import formatted
 from tests.properties.words import ACTIONS, NAMES, SUBJECT_TYPES, TYPES
 
 # Some minutes' worth of them find more: `UNIVERSES=100 make test ARGS=tests/properties/test_gated_packages.py`.
-UNIVERSES = int(os.environ.get("UNIVERSES", "3"))
+UNIVERSES = int(os.environ.get("UNIVERSES", "2"))
 TEAMS = tuple(f"team_{number}" for number in range(8))
 QUESTIONS = 40
 SIZE = 40
