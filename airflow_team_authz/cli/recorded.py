@@ -19,7 +19,7 @@ from airflow_team_authz.cli.support.server_client import TokenOption, ask
 if TYPE_CHECKING:
     from airflow_team_authz.decision_log.reading import Record, Wanted
     from airflow_team_authz.review.names import Sources
-    from airflow_team_authz.review.recorded import Log
+    from airflow_team_authz.review.recorded import LogDifferences
 
 DIFFERS, FAILED = 1, 2
 _PAGE = 500
@@ -194,7 +194,7 @@ def _is_at(record: Record, door: str) -> bool:
     return bool(record["custom"].get("door") == door or record["custom"]["outcome"] == "gap")
 
 
-def _print(found: Log, output: Report, other: str, fail_on: Any, *sources: Sources | None) -> None:
+def _print(found: LogDifferences, output: Report, other: str, fail_on: Any, *sources: Sources | None) -> None:
     old, new = sources or (None, None)
     not_seen = [f"{count:,} {why}" if count else why for why, count in found.left_out.items()]
     more = {
@@ -211,7 +211,7 @@ def _print(found: Log, output: Report, other: str, fail_on: Any, *sources: Sourc
         raise typer.Exit(DIFFERS)
 
 
-def _summary(found: Log, other: str) -> list[str]:
+def _summary(found: LogDifferences, other: str) -> list[str]:
     changes = found.found
     if not changes.changes and not changes.more:
         same = changes.questions - sum(found.failed.values())

@@ -22,7 +22,7 @@ _MOST_PEOPLE = 1_000
 _SAID: dict[Layer, Layer] = {"guardrail": "guardrail", "team": "team", "baseline": "baseline", "default": "default"}
 
 
-class Log(NamedTuple):
+class LogDifferences(NamedTuple):
     """What recorded decisions show, and what they do not.
 
     ``left_out`` counts records by the reason for which their questions are not compared. ``failed`` has one message of
@@ -79,7 +79,7 @@ class _Reading:
             names[question.subject.id] = None
         self._kept[about] = before._replace(seen=before.seen._replace(times=before.seen.times + times)), names
 
-    def log(self, roles: Collection[str] = ()) -> Log:
+    def log(self, roles: Collection[str] = ()) -> LogDifferences:
         """All of it."""
         differences = [
             one._replace(seen=one.seen._replace(people=tuple(names)))
@@ -88,7 +88,7 @@ class _Reading:
         different = sum(one.seen.times for one in differences if one.seen is not None) + sum(self._more.values())
         found = Found(grouped(differences, roles), self.questions, different, dict(self._more))
         left_out = {why: count for why, count in sorted(self.left_out.items()) if count}
-        return Log(
+        return LogDifferences(
             found, left_out, dict(sorted(self.failed.items())), tuple(self.policies), tuple(self.candidates),
             self._since, self._until,
         )  # fmt: skip
@@ -103,7 +103,7 @@ class Question(NamedTuple):
     decision_id: str
 
 
-def beside(records: Iterable[Record], outcome: str, by_person: bool = False) -> Log:
+def beside(records: Iterable[Record], outcome: str, by_person: bool = False) -> LogDifferences:
     """The differences that a policy has made beside the one in force: records of ``outcome``, and gaps."""
     reading = _Reading(by_person)
     for record in records:
@@ -139,7 +139,7 @@ def replay(
     records: Iterable[Record],
     roles: Collection[str] = (),
     progress: Callable[[int], None] = lambda _: None,
-) -> Log:
+) -> LogDifferences:
     """Ask a policy what was asked before, as far as the records have the questions and the answers."""
     reading = _Reading()
     for record in records:

@@ -211,7 +211,7 @@ def test_if_all_teams_fail_it_is_an_error_and_nobody_is_left_out(
     point.close()
 
 
-FAILS = """
+_TWO_VALUES = """
 _two(text) := 1 if text != ""
 _two(text) := 2 if text != ""
 
@@ -223,7 +223,7 @@ def test_a_team_whose_rules_fail_costs_only_its_own_among_decisions(
     open_engines: Callable[[Path], Engines], tmp_path: Path
 ) -> None:
     files = {f"teams/{team}/x.rego": rules(team) for team in OTHERS[:2]}
-    site_ = write(tmp_path / "policy", files | {"teams/broken/x.rego": rules("broken") + FAILS})
+    site_ = write(tmp_path / "policy", files | {"teams/broken/x.rego": rules("broken") + _TWO_VALUES})
     mixed = Evaluations(EVE, "read", listed("team0", "broken", None, "team1"))
     for point in open_engines(site_).both():
         with pytest.raises(PolicyBrokenError):

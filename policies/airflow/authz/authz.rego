@@ -40,10 +40,12 @@ decisions := [_answer(resource, _spoken[i]) | some i, resource in input.resource
 # entrypoint: true
 # schemas:
 #   - input: schema.evaluations
-allowed := sort(array.concat(
-	[i | some i, kind in _kinds; _granted_kinds[kind]],
-	[i | some i, steps in _spoken_of_ids; _opens(_kinds[i], steps)],
-))
+allowed := [i | some i, kind in _kinds; _is_granted(i, kind)]
+
+# In the order of the list, because sorting a thousand indices takes longer than finding them.
+_is_granted(_, kind) if _granted_kinds[kind]
+
+_is_granted(i, kind) if _opens(kind, _spoken_of_ids[i])
 
 _answer(resource, steps) := object.union(said, _team_version(resource)) if {
 	step := _decisive(resource, steps)
