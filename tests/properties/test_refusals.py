@@ -72,5 +72,6 @@ def test_the_answer_is_that_about_what_does_not_exist(opened: Opened, refusals: 
 
     ask()
     kinds = ("knows", "refused alike") if refusals == "explain" else ("knows", "refused alike", "as missing")
+    assert min(seen[kind] for kind in kinds[1:]) > 20, seen
     # Under conceal few subjects know what they may not change.
-    assert min(seen[kind] for kind in kinds) >= 5, seen
+    assert seen["knows"] > (0 if refusals == "conceal" else 20), seen
