@@ -87,6 +87,7 @@ class InProcess:
         # Why this process has no policy, though its parent had one.
         self._missing = ""
         self._is_forked = False
+        self._of_parent: tuple[object, ...] = ()
         self._closed = threading.Event()
         self._starting, self._loading = threading.Lock(), threading.Lock()
         self._watcher: threading.Thread | None = None
@@ -155,6 +156,8 @@ class InProcess:
         self._starting, self._loading = threading.Lock(), threading.Lock()
         self._closed = forks.renewed(self._closed)
         self._watcher, self._is_forked = None, True
+        # Never freed here: wasmtime waits then for what another thread of the parent may have been doing, for ever.
+        self._of_parent = (*self._of_parent, self._in_force, self._unexamined)
         # The parent goes on with it.
         self._unexamined = None
         # The parent's instances are still good, but their memory would be copied page by page; and another thread of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import tarfile
 import threading
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,7 @@ import pytest
 
 from airflow_team_authz import forks
 from airflow_team_authz.engines import CHUNK, DecisionPoint, in_process
+from airflow_team_authz.engines.choice import packaged_baseline
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import (
     EngineError,
@@ -346,6 +349,22 @@ def place(tmp_path: Path, bundles: dict[str, bytes]) -> Callable[[str], Path]:
         return (tmp_path / "new").replace(tmp_path / "bundle.tar.gz")
 
     return put
+
+
+def test_a_forked_child_frees_nothing_of_its_parents() -> None:
+    """Freeing an instance waits for locks of wasmtime's, which a thread of the parent may have held."""
+    engine = InProcess(packaged_baseline())
+    point = DecisionPoint(engine)
+    point.decide(about(EVE, "alpha"))
+    parents = weakref.ref(engine._in_force.instances)
+
+    def child() -> tuple[bool, bool]:
+        gc.collect()
+        return parents() is not None, engine._in_force.instances is not parents()
+
+    with forked(child) as ask:
+        assert ask() == (True, True)
+    engine.close()
 
 
 def test_a_forked_child_decides_by_the_newest_from_its_first_question_on(place: Callable[[str], Path]) -> None:
