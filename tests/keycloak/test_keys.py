@@ -13,7 +13,7 @@ import pytest
 from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails
 from fastapi import HTTPException
 
-from airflow_team_authz.identities import issuer
+from airflow_team_authz import issuer
 from tests.conftest import eventually
 from tests.keycloak.conftest import MANAGER, user
 from tests.support.keycloak import Keycloak, Realm
