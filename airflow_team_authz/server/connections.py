@@ -29,10 +29,14 @@ class Connection(H11Protocol):
         """See ``asyncio.Protocol``."""
         super().connection_made(transport)
         self._look()
-        while self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
+        # uvicorn would also count what connections do that were cut and have not ended yet.
+        most, self.limit_concurrency = self.limit_concurrency, None
+        while most is not None and len(self.connections) >= most:
             others = [other for other in self.connections if isinstance(other, Connection) and other is not self]
             latest = max(others, key=Connection.lateness, default=self)
             if latest is self or not latest.lateness():
+                # Then uvicorn answers this one with 503.
+                self.limit_concurrency = 0
                 break
             latest.cut()
 

@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,19 +93,47 @@ async def application(scope: dict[str, Any], receive: Callable[[], Any], send: C
     await send({"type": "http.response.body", "body": b"x" * int(scope["path"].removeprefix("/"))})
 
 
+@contextmanager
+def serving(most: int | None = None) -> Iterator[int]:
+    """The port of a server that holds so many connections."""
+    config = uvicorn.Config(
+        application, port=0, http=connections.Connection, lifespan="off", log_level="error", limit_concurrency=most
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        eventually(lambda: server.started)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_work_of_a_connection_that_was_cut_off_counts_for_nobody() -> None:
+    with serving(4) as port, ExitStack() as held:
+        # Their work goes on for a while after they were cut off.
+        for _ in range(20):
+            held.enter_context(connect(port, "POST /1 HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\nx"))
+        assert httpx.get(f"http://127.0.0.1:{port}/1").status_code == 200
+
+
+def test_where_all_wait_for_the_server_a_further_one_is_told_so() -> None:
+    with serving(4) as port, ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(connect(port, "GET /1 HTTP/1.1\r\nHost: x\r\n\r\n"))
+        # So that the server has read them: who has sent nothing yet would lose its place.
+        threading.Event().wait(0.3)
+        assert httpx.get(f"http://127.0.0.1:{port}/1").status_code == 503
+
+
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The port of a server that waits for its clients half a second."""
     monkeypatch.setattr(connections, "SECONDS", dict.fromkeys(connections.SECONDS, 0.5))
     monkeypatch.setattr(connections, "_LOOK_SECONDS", 0.05)
-    config = uvicorn.Config(application, port=0, http=connections.Connection, lifespan="off", log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    eventually(lambda: server.started)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join()
+    with serving() as port:
+        yield port
 
 
 @pytest.mark.parametrize(
