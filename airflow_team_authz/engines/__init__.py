@@ -188,28 +188,25 @@ class DecisionPoint:
         try:
             return list(self.decide(question).decisions)
         except (PolicyBrokenError, DeadlineExceededError) as error:
-            if not _several(question):
+            # If it fails without any team, asking about each would only take the time of each.
+            if not _several(question) or self._without_teams(question) is not None:
                 raise
-            answers: list[Decision | EngineError] = [error] * len(question.resources)
+            whole = error
+        answers = dict[Resource, Decision | EngineError]()
         late = 0
-        for team_id in dict.fromkeys(resource.team_id for resource in question.resources):
-            places = [place for place, resource in enumerate(question.resources) if resource.team_id == team_id]
-            part = msgspec.structs.replace(question, resources=[question.resources[place] for place in places])
-            found: Sequence[Decision | EngineError]
+        for resources in _by_team(question).values():
             try:
-                found = self.decide(part).decisions
+                found = self.decide(msgspec.structs.replace(question, resources=resources)).decisions
+                answers |= zip(resources, found, strict=True)
             except EngineError as error:
+                answers |= dict.fromkeys(resources, error)
                 late += isinstance(error, DeadlineExceededError)
-                found = [error] * len(places)
-            for place, answer in zip(places, found, strict=True):
-                answers[place] = answer
             if late > _MOST_LATE:
-                # It is the engine that is slow. The rest keeps the error of the whole question.
+                # It is the engine that is slow. The rest gets the error of the whole question.
                 break
-        errors = [answer for answer in answers if isinstance(answer, EngineError)]
-        if len(errors) == len(answers):
-            raise errors[0]
-        return answers
+        if all(isinstance(answer, EngineError) for answer in answers.values()):
+            raise whole
+        return [answers.get(resource, whole) for resource in question.resources]
 
     def refuse(self, question: Evaluations, reason: str) -> str:
         """Tell the observer of what a door refuses without asking, as nobody can say what to ask; the record's id."""
@@ -273,9 +270,7 @@ class DecisionPoint:
 
     def _allowed_alone(self, question: Evaluations, whole: EngineError) -> _Listed:
         """Asks about each team on its own, and raises the error about the whole if that is of no use."""
-        by_team: dict[str | None, list[Resource]] = defaultdict(list)
-        for resource in question.resources:
-            by_team[resource.team_id].append(resource)
+        by_team = _by_team(question)
         allowed: set[Resource] = set()
         failing: dict[str | None, EngineError] = {}
         late, revision = 0, ""
@@ -456,6 +451,14 @@ def _nothing() -> None:
 def _owners(question: Evaluations) -> Set[str | None]:
     resources = question.resources
     return resources.owners() if isinstance(resources, Resources) else {resource.team_id for resource in resources}
+
+
+def _by_team(question: Evaluations) -> dict[str | None, list[Resource]]:
+    """The resources of each owner."""
+    by_team: dict[str | None, list[Resource]] = defaultdict(list)
+    for resource in question.resources:
+        by_team[resource.team_id].append(resource)
+    return by_team
 
 
 def _several(question: Evaluations) -> bool:

@@ -74,6 +74,9 @@ class Instances:
             if machine.rests_since > oldest:
                 self._idle.appendleft(machine)
                 return
+            # A child that is forked while wasmtime frees it would wait for ever for wasmtime's locks.
+            with forks.whole():
+                del machine
             self.discard()
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_team_authz import forks
 from airflow_team_authz.engines import instances as module
 from airflow_team_authz.engines.in_process import InProcess, load_bundle
 from airflow_team_authz.engines.instances import AT_REST, MOST_TIMES, Instances
@@ -123,6 +124,21 @@ def test_more_than_processors_end_when_they_have_had_no_work(bundle: Path, monke
     # Those that were used last stay.
     assert [one() for one in ended[3:]] == list(instances.idle)
     engine.close()
+
+
+def test_forks_wait_while_an_instance_ends(policy: wasm.Policy) -> None:
+    """Wasmtime holds its locks meanwhile, which a child would find held for ever."""
+    delayed: list[bool] = []
+    instances = Instances(policy, at_rest=1)
+    machines = [instances.take(), instances.take()]
+    for machine in machines:
+        weakref.finalize(machine, lambda: delayed.append(bool(forks._under_way._threads)))
+        instances.give(machine)
+        machine.rests_since = 0.0
+    machines.clear()
+    del machine
+    instances.shrink()
+    assert delayed == [True]
 
 
 FAILING = {

@@ -238,3 +238,14 @@ def test_a_team_whose_rules_fail_costs_only_its_own_among_decisions(
         # Where nothing else is asked about, the error is everybody's.
         with pytest.raises(PolicyBrokenError):
             point.decide_by_owner(Evaluations(EVE, "read", listed("broken")))
+
+
+def test_where_the_platforms_rules_fail_no_team_is_asked_about_on_its_own(
+    policy: Callable[[dict[str, str]], Path],
+) -> None:
+    engine = Noted(InProcess(policy({"site/site.rego": f"package airflow.site\n{_TWO_VALUES}"})))
+    with pytest.raises(PolicyBrokenError):
+        DecisionPoint(engine).decide_by_owner(Evaluations(EVE, "read", listed(*OTHERS)))
+    # The whole question, and one about nobody's resource: not one for each team.
+    assert len(engine.asked) == 2
+    engine.close()
