@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 
-class Consent(NamedTuple):
-    """What the author of a Dag agrees to in a schedule on an asset: from whom its events may come."""
+class Producers(NamedTuple):
+    """The teams whose events may start a Dag, as its author says in its schedule on an asset."""
 
     from_common_dags: bool
     from_teams: tuple[str, ...]
 
 
-def producers(reference: Any) -> Consent:
-    """The consent of a Dag's reference to an asset. Airflow 3.2 has none, and lets events of common Dags start Dags."""
-    return Consent(
+def producers(reference: Any) -> Producers:
+    """Those of a Dag's reference to an asset. Airflow 3.2 knows none, and lets events of common Dags start Dags."""
+    return Producers(
         bool(getattr(reference, "allow_global_producers", True)),
         tuple(getattr(reference, "allow_producer_teams", None) or ()),
     )

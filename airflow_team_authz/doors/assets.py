@@ -195,10 +195,11 @@ def _allowed(
     except (EngineError, SettingsError) as error:
         return _without_decision(question, event, by_id, partition_date, str(error), session)
     allowed = set()
-    for resources, pair in _each_delivery(question, answers):
+    # Two resources for each Dag: its run, and the event that goes there.
+    for place in range(0, len(answers), 2):
+        resources, pair = question.resources[place : place + 2], answers[place : place + 2]
         dag_id = str(resources[0].id)
-        failed = [answer for answer in pair if isinstance(answer, EngineError)]
-        if failed:
+        if failed := [answer for answer in pair if isinstance(answer, EngineError)]:
             # Of one owner: the others' Dags do not wait for that one's rules.
             part = msgspec.structs.replace(question, resources=resources)
             allowed |= _without_decision(part, event, by_id, partition_date, str(failed[0]), session)
@@ -207,16 +208,6 @@ def _allowed(
         else:
             allowed.add(by_id[dag_id])
     return allowed
-
-
-def _each_delivery(
-    question: Evaluations, answers: Sequence[Decision | EngineError]
-) -> Iterator[tuple[tuple[Resource, Resource], tuple[Decision | EngineError, Decision | EngineError]]]:
-    """For each Dag its run and the event that goes there, with the two answers."""
-    resources = question.resources
-    runs, events = zip(resources[::2], answers[::2], strict=True), zip(resources[1::2], answers[1::2], strict=True)
-    for (run, starts), (sent, goes) in zip(runs, events, strict=True):
-        yield (run, sent), (starts, goes)
 
 
 def _against(decisions: Sequence[Decision]) -> list[str]:
@@ -344,11 +335,11 @@ def _replay(row: Log, held: HeldDelivery, session: Session) -> ReplayResult:
         with origin.at("datasets"):
             against = _against(decision_point().decide(question).decisions)
         if not against:
-            partition = {"partition_date": held.partition_date}
-            partition = airflow_compat.known_arguments(AssetManager._queue_dagruns, partition)
+            named = {"partition_date": held.partition_date}
             AssetManager._queue_dagruns(
                 asset_id=held.asset_id, dags_to_queue={dag}, event=event, partition_key=event.partition_key,
-                task_instance=None, session=session, **partition,
+                task_instance=None, session=session,
+                **airflow_compat.known_arguments(AssetManager._queue_dagruns, named),
             )  # fmt: skip
     row.event = REFUSED if against else REPLAYED
     session.execute(delete(Log).where(Log.id.in_(_parts(row))))

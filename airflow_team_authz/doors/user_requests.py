@@ -71,7 +71,7 @@ def put_into(app: Any) -> None:
 
 
 def _put_middlewares_into(app: Any) -> None:
-    """Where Airflow does not do it."""
+    """Add the auth manager's middlewares, if Airflow does not."""
     from airflow.api_fastapi.auth.managers.base_auth_manager import BaseAuthManager
 
     if not airflow_compat.asks_for_middlewares(BaseAuthManager):

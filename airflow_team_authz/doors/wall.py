@@ -131,6 +131,7 @@ def _criteria(entity: Any, readable: Readable, writes: bool, along: bool) -> Any
 def _owned_classes(statement: Any) -> dict[Any, bool]:
     """The owned classes that a statement reads, in subqueries too; true for what it only joins or loads along."""
     tables = owned_tables()
+    # A table that the statement reads itself, too, does not only come along.
     named = dict(sorted(_tables(statement), reverse=True))
     found = {name: True for table in named for name in _with_loaded_along(table)} | named
     return {tables[name]: along for name, along in found.items() if name in tables}

@@ -32,7 +32,7 @@ class Identity:
         )
 
     def later(self, user: Any) -> Callable[[], Subject]:
-        """What makes the subject of a user in another thread, where this user's request may have ended."""
+        """A function that makes the subject of a user in another thread, where the user's request may have ended."""
         subject = self.subject(user)
         return lambda: subject
 

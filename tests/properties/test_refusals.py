@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, seed
 from msgspec import UNSET
 from msgspec.structs import replace
 
@@ -45,6 +45,8 @@ def knows(engine: DecisionPoint, question: Evaluations, resource: Resource, refu
 def test_the_answer_is_that_about_what_does_not_exist(opened: Opened, refusals: str) -> None:
     seen: Counter[str] = Counter()
 
+    # Without it the cases depend on the text of this function, and there may be few who know what they may not change.
+    @seed(3)
     @given(questions(opened.teams, SIZE, subjects(opened.teams)))
     def ask(question: Evaluations) -> None:
         for each in question.resources:
@@ -72,6 +74,4 @@ def test_the_answer_is_that_about_what_does_not_exist(opened: Opened, refusals: 
 
     ask()
     kinds = ("knows", "refused alike") if refusals == "explain" else ("knows", "refused alike", "as missing")
-    assert min(seen[kind] for kind in kinds[1:]) > 20, seen
-    # Under conceal few subjects know what they may not change.
-    assert seen["knows"] > (0 if refusals == "conceal" else 20), seen
+    assert min(seen[kind] for kind in kinds) > 20, seen
