@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 Row = TypeVar("Row", bound=msgspec.Struct)
 T = TypeVar("T")
 
-# The functions of each database that make a list of rows, and a list of columns. With any other, rows are rows.
-_JSON = {"postgresql": ("json_agg", "json_build_array"), "sqlite": ("json_group_array", "json_array")}
+# The functions of each database that make a list of a column's values, and a list of columns. With any other, rows are
+# rows. A list for each column, since PostgreSQL takes nearly twice as long for a list of each row.
+_JSON = {"postgresql": ("array_agg", "json_build_array"), "sqlite": ("json_group_array", "json_array")}
 # Longer texts are decoded each time: what is kept of them would take too much memory. That many Dags are 40,000.
 _MOST_KEPT = 4 << 20
 
@@ -63,12 +64,10 @@ def many_rows(session: Session, statement: Any, row: type[Row]) -> Rows[Row]:
         if dialect not in _JSON:
             found = [tuple(columns) for columns in connection.execute(statement)]
             return Rows(msgspec.convert(found, list[row]))  # type: ignore[valid-type]
-        text: str | None = connection.execute(_as_text(statement, dialect)).scalar()
-    if text is None:
-        return Rows()
+        text: str = connection.execute(_as_text(statement, dialect)).scalar_one()
     newest = _newest.get((dialect, statement, row))
     if newest is None or newest.text != text:
-        newest = _Newest(text, Rows(_decoder(row).decode(text)))
+        newest = _Newest(text, Rows(map(row, *_columns(row, text))))
         if len(text) <= _MOST_KEPT:
             _newest[dialect, statement, row] = newest
     return newest.rows
@@ -76,10 +75,16 @@ def many_rows(session: Session, statement: Any, row: type[Row]) -> Rows[Row]:
 
 @lru_cache(32)
 def _as_text(statement: Any, dialect: str) -> Any:
-    list_of_rows, list_of_columns = (getattr(func, name) for name in _JSON[dialect])
-    return select(cast(list_of_rows(list_of_columns(*statement.subquery().c)), Text))
+    list_of_values, list_of_columns = (getattr(func, name) for name in _JSON[dialect])
+    return select(cast(list_of_columns(*(list_of_values(column) for column in statement.subquery().c)), Text))
+
+
+def _columns(row: type[Row], text: str) -> list[list[Any]]:
+    """The values of each column; PostgreSQL has ``null`` for the columns of no row."""
+    return [column or [] for column in _decoder(row).decode(text)]
 
 
 @cache
-def _decoder(row: type[Row]) -> msgspec.json.Decoder[list[Row]]:
-    return msgspec.json.Decoder(list[row])  # type: ignore[valid-type]
+def _decoder(row: type[msgspec.Struct]) -> msgspec.json.Decoder[Any]:
+    columns = [list[field.type] | None for field in msgspec.structs.fields(row)]  # type: ignore[name-defined]
+    return msgspec.json.Decoder(tuple[tuple(columns)])  # type: ignore[misc]

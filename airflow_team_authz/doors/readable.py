@@ -127,6 +127,15 @@ class Readable:
         }
         return listed if listed.everything or not opened else Scope(False, {*listed.ids, *opened})
 
+    def teams(self) -> dict[str, str | None]:
+        """The team of each Dag, for whoever asks; none at all if one of them has several."""
+        if "all dags" not in self._memo:
+            with create_session(scoped=False) as session:
+                self.using(session)._dags()
+        dags = self._dags()
+        teams: dict[str, str | None] = dags.once("teams", (), lambda: {dag.id: dag.team_id for dag in dags})
+        return teams if len(teams) == len(dags) else {}
+
     def with_same_file(self, dag_ids: Collection[str]) -> Collection[str]:
         """These Dags, and those that are in one file with one of them."""
         dags = self._dags()
@@ -317,6 +326,9 @@ class Readable:
 
     def _used_aliases(self) -> set[str]:
         """Names of aliases that readable Dags wait for or produce; no table but that of whole Dags has the latter."""
+        # Most sites have none, and then there is no need to read whole Dags.
+        if not self._rows(select(AssetAliasModel.id).limit(1)):
+            return set()
         dag_ids = self.all_dags(UNSET).ids
         whole = select(SerializedDagModel._data["dag"]["dag_dependencies"], SerializedDagModel._data_compressed)
         found = self._rows(whole.where(SerializedDagModel.dag_id.in_(dag_ids)))

@@ -10,7 +10,7 @@ A statement on an owned table that goes past this (Core, text, bulk methods of t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import cache, lru_cache, partial, wraps
 from inspect import iscoroutinefunction
@@ -18,10 +18,21 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from fastapi import HTTPException
-from sqlalchemy import case, event, false, select, true
+from sqlalchemy import (
+    BindParameter,
+    BooleanClauseList,
+    Column,
+    Executable,
+    Integer,
+    case,
+    event,
+    literal_column,
+    select,
+)
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Mapper, Session, with_loader_criteria
 from sqlalchemy.sql import visitors
+from sqlalchemy.sql.operators import eq, in_op, or_
 
 from airflow_team_authz.doors import disclosure
 from airflow_team_authz.doors.decision_point import decision_point
@@ -36,6 +47,7 @@ _NARROWED = "team_authz_narrowed"
 _NAME = r'\s+["`]?(?:\w+["`]?\.["`]?)?(\w+)'
 _READ_TABLES = re.compile(r"(?:\bFROM|\bJOIN|,)" + _NAME, re.IGNORECASE)
 _WRITTEN_TABLE = re.compile(r"\b(?:INTO|UPDATE|DELETE\s+FROM)" + _NAME, re.IGNORECASE)
+_ZERO, _ONE = (literal_column(digit, Integer) for digit in "01")
 _LOADED_AT_ONCE = {"joined", "selectin", "subquery", "immediate", False}
 
 
@@ -56,6 +68,8 @@ def install() -> None:
                 entity = mapped_classes()[name]
                 if found := getattr(entity, look_up, None):
                     setattr(entity, look_up, staticmethod(_within(requests.unfiltered, found)))
+        dag = mapped_classes()["DagModel"]
+        dag.get_team_name = staticmethod(_looks_up_what_is_not_known(dag.get_team_name))
         requests.hide_rows()
 
 
@@ -105,51 +119,74 @@ def _narrow(state: Any) -> None:
     writes = bool(state.is_update or state.is_delete)
     options = [
         option
-        for entity, along in _owned_classes(state.statement).items()
-        if (option := _criteria(entity, readable, writes, along))
+        for entity, by_key in _owned_classes(state.statement).items()
+        if (option := _criteria(entity, readable, writes, by_key))
     ]
     state.statement = state.statement.options(*options)
 
 
-def _criteria(entity: Any, readable: Readable, writes: bool, along: bool) -> Any:
+def _criteria(entity: Any, readable: Readable, writes: bool, by_key: bool) -> Any:
     """The option that narrows a class, ``None`` if nothing is to be narrowed; made once, until something is decided.
 
-    What comes ``along`` is found by its parent's key. There the ids of Dags must not lead the database to another
-    index: PostgreSQL expects few rows of them beside that key, and compares each with each.
+    What is found ``by_key`` has its parent's key, or is of the Dags that the statement itself wants. There the ids of
+    Dags must not lead the database to another plan: PostgreSQL multiplies how rare both are, expects few rows, and
+    compares each with each. Of a comparison with a number it expects that it is nearly always true.
     """
 
     def make() -> Any:
         criteria = OWNED[entity.__name__].criteria(entity, readable, writes)
         if criteria is None:
             return None
-        checked = case((criteria, true()), else_=false()) if along else criteria
+        checked = case((criteria, _ONE), else_=_ZERO) != _ZERO if by_key else criteria
         return with_loader_criteria(entity, checked, include_aliases=True, propagate_to_loaders=True)
 
-    return readable.kept(("criteria", entity, writes, along, readable.decided()), make)
+    return readable.kept(("criteria", entity, writes, by_key, readable.decided()), make)
 
 
 def _owned_classes(statement: Any) -> dict[Any, bool]:
-    """The owned classes that a statement reads, in subqueries too; true for what it only joins or loads along."""
-    tables = owned_tables()
-    # A table that the statement reads itself, too, does not only come along.
-    named = dict(sorted(_tables(statement), reverse=True))
-    found = {name: True for table in named for name in _with_loaded_along(table)} | named
-    return {tables[name]: along for name, along in found.items() if name in tables}
-
-
-def _tables(statement: Any) -> Iterator[tuple[str, bool]]:
-    """Names of the tables in a statement; true for those of relationships that it joins or loads along."""
+    """The owned classes that a statement reads, in subqueries too; true for what it finds by a key of its own."""
+    itself, along, chosen = set[str](), set[str](), set[str]()
+    alternatives = set[int]()
     elements: Iterator[Any] = visitors.iterate(statement)
     for element in elements:
-        if element.__visit_name__ == "table":
-            yield element.name, False
-        for target, *_ in getattr(element, "_setup_joins", ()):
-            mapper = getattr(target, "entity", None) if not hasattr(target, "mapper") else target.mapper
-            if isinstance(mapper, Mapper):
-                yield _table(mapper), True
-        for option in getattr(element, "_with_options", ()):
-            for loaded in getattr(option, "context", ()):
-                yield from ((_table(step), True) for step in loaded.path.path if isinstance(step, Mapper))
+        kind = element.__visit_name__
+        if kind == "table":
+            itself.add(element.name)
+        elif isinstance(element, BooleanClauseList) and element.operator is or_:
+            alternatives.update(map(id, visitors.iterate(element)))
+        elif kind == "binary" and id(element) not in alternatives:
+            chosen.update(_chosen(element))
+        # Of anything else SQLAlchemy looks long for what is not there.
+        elif isinstance(element, Executable):
+            along.update(_joined_or_loaded(element))
+    along |= {loaded for table in itself | along for loaded in _with_loaded_along(table)}
+    tables = owned_tables()
+    # A table that the statement reads itself, too, does not only come along.
+    return {tables[name]: name not in itself or name in chosen for name in itself | along if name in tables}
+
+
+def _chosen(comparison: Any) -> Iterator[str]:
+    """The table of a comparison that says whose rows the statement wants."""
+    for column, value in ((comparison.left, comparison.right), (comparison.right, comparison.left)):
+        is_given = isinstance(value, BindParameter) and comparison.operator in {eq, in_op}
+        if is_given and isinstance(column, Column) and column.name in _owner_columns():
+            yield getattr(column.table, "element", column.table).name
+
+
+@cache
+def _owner_columns() -> frozenset[str]:
+    return frozenset({"dag_id", *(owner.column for owner in OWNED.values() if hasattr(owner, "column"))})
+
+
+def _joined_or_loaded(element: Any) -> Iterator[str]:
+    """Names of the tables of relationships that a statement, or a part of one, joins or loads along."""
+    for target, *_ in getattr(element, "_setup_joins", ()):
+        mapper = getattr(target, "entity", None) if not hasattr(target, "mapper") else target.mapper
+        if isinstance(mapper, Mapper):
+            yield _table(mapper)
+    for option in getattr(element, "_with_options", ()):
+        for loaded in getattr(option, "context", ()):
+            yield from (_table(step) for step in loaded.path.path if isinstance(step, Mapper))
 
 
 @cache
@@ -320,7 +357,7 @@ def _check_inserted_rows(statement: str, context: Any) -> None:
 # What finds the owner of what a question is about
 
 
-# Those of Dags are the names' door's, which keeps no team that Airflow would keep.
+# Those of Dags are the names' door's, too, which keeps no team that Airflow would keep.
 _OWNER_LOOK_UPS = {
     "Connection": ("get_team_name", "get_conn_id_to_team_name_mapping"),
     "DagBundleModel": ("get_team_name", "get_team_names"),
@@ -346,6 +383,26 @@ def _within(context: Callable[[], AbstractContextManager[None]], function: Calla
             return function(*arguments, **named)
 
     return called
+
+
+def _looks_up_what_is_not_known(look_up: Callable[..., str | None]) -> Callable[..., str | None]:
+    """``DagModel.get_team_name``; in a person's request by the list of all Dags, which narrows its queries anyway."""
+
+    @wraps(look_up)
+    def get_team_name(dag_id: str, **named: Any) -> str | None:
+        known = _known_teams()
+        return known[dag_id] if dag_id in known else look_up(dag_id, **named)
+
+    return get_team_name
+
+
+def _known_teams() -> Mapping[str, str | None]:
+    request, subject = requests.current(), requests.remembered()
+    if request is None or subject is None or not request.is_narrowed or subject.type != "user":
+        return {}
+    if request.readable is None:
+        request.readable = Readable(request)
+    return request.readable.teams()  # type: ignore[no-any-return]
 
 
 def guard(module: ModuleType) -> None:
