@@ -35,6 +35,7 @@ _LONGEST_PATH = 1_000
 # Of an OPA server's own ids; a list of very many resources is asked in parts.
 _LONGEST_ID, _MOST_IDS = 64, 20
 DEFAULT_MASKS = "/input/subject/claims"
+_MASKS_OF_REASONS = {("result",), ("result", "reasons")}
 HIDDEN = "***"
 
 # Credentials in an address, tokens, and what stands behind the word for one: no id or reason has business with them.
@@ -105,7 +106,8 @@ class Entry(NamedTuple):
 
     ``at`` is Unix time in nanoseconds. It is one of a ``share`` of its kind that is recorded, 1 being all. With
     ``beside`` it is a difference of another policy, and ``decisions`` are those in force. Without an
-    ``id`` its record gets one. Of a list there are the first refused resources, and no decisions.
+    ``id`` its record gets one. Of a list there are the first refused resources, and no decisions. ``told`` is the
+    reason that the subject got.
     """
 
     id: str
@@ -123,6 +125,7 @@ class Entry(NamedTuple):
     engines_ids: Sequence[str] = ()
     share: float = 1.0
     beside: Beside | None = None
+    told: str = ""
 
 
 class Listed(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -273,6 +276,8 @@ class Form:
         said = (reason for decision in entry.decisions or () for reason in decision.reasons)
         if codes := sorted(set(filter(None, map(code_of, said)))):
             custom["codes"] = codes
+        if entry.told:
+            custom["told"] = entry.told
         if entry.beside is not None:
             custom["candidate"] = _candidate(entry.beside, was_allowed=entry.allowed > 0)
         if entry.share < 1:
@@ -293,10 +298,11 @@ class Form:
 
     @staticmethod
     def _mask(record: dict[str, Any], parts: tuple[str, ...]) -> bool:
-        """Whether there was something to take away. A candidate's result is a result, too."""
+        """Whether there was something to take away. A candidate's result is a result, too, and reasons are told."""
         custom = record.get("custom")
-        candidate = custom.get("candidate") if isinstance(custom, dict) and parts[0] == "result" else None
-        return any([_erase(record, parts), _erase(candidate, parts)])
+        also = custom if isinstance(custom, dict) and parts[0] == "result" else {}
+        told = also if parts in _MASKS_OF_REASONS else None
+        return any([_erase(record, parts), _erase(also.get("candidate"), parts), _erase(told, ("told",))])
 
     def mask(self, record: dict[str, Any]) -> None:
         """Take away what the masks name; ``erased`` says what it was."""
