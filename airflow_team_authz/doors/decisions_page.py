@@ -23,7 +23,7 @@ form{display:flex;flex-wrap:wrap;gap:.5rem 1rem;align-items:center;margin:.8rem 
 label{display:flex;gap:.4rem;align-items:center;color:var(--faint)}
 input,select,button{font:inherit;padding:.25rem .4rem}
 table{width:100%;border-collapse:collapse}
-th{text-align:left;color:var(--faint)}
+th{text-align:left;color:var(--faint);white-space:nowrap}
 td,th{padding:.35rem .8rem .35rem 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
 td:first-child,td:nth-child(4){white-space:nowrap}
 .deny,.error,.gap{color:var(--bad);font-weight:600}.allow{color:var(--good)}

@@ -156,6 +156,13 @@ def test_own_refusals_are_the_same_whether_a_thing_is_anothers_or_not_there(
         assert seen[0] == seen[1]
 
 
+def test_what_a_handler_asks_about_nobody_has_named_and_nobody_is_told(log: Log) -> None:
+    """Airflow finds the Dag that makes an asset by itself."""
+    assert log.site.status("bob", "POST", "/api/v2/assets/1/materialize") == 403
+    assert [one["input"]["resource"]["id"] for one in log.seen("ann")] == ["alpha_daily"]
+    assert log.ids("bob") == []
+
+
 def test_each_team_sees_its_own_part(log: Log) -> None:
     both = log.add([BETA_DB, ALPHA_DB], decisions=[YES, NO])
     others = [log.add(BETA_DB), log.add(Resource("connection", None, "db")), log.add(Resource("configuration"))]
@@ -318,7 +325,7 @@ def test_who_is_not_logged_in_gets_nothing(log: Log) -> None:
 
 def test_without_the_table_or_the_sink_it_says_so(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     items = [item.text for item in log.site.manager.get_extra_menu_items(user=PEOPLE["ann"])]
-    assert items == ["Decisions"]
+    assert items == ["Policy:Decisions"]
     decision_table().drop(log.engine)
     answer = log.ask("ann")
     assert (answer.status_code, "run `airflow db migrate`" in answer.text) == (503, True)

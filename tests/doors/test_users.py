@@ -163,7 +163,7 @@ def test_the_menu_and_the_login_managers_pages_are_those_that_policy_allows(worl
     assert len(world.engine.asked) == 4
     assert world.call("filter_authorized_menu_items", menu_items=[Later.SECRETS, MenuItem.DOCS]) == [MenuItem.DOCS]
     pages = {user: [page.text for page in world.call("get_extra_menu_items", user)] for user in world.people}
-    everybodys = ["Decisions"]
+    everybodys = ["Policy:Decisions"]
     assert pages == {
         "op": everybodys, "viewer": everybodys, "admin": ["Users", "Roles", *everybodys], "nobody": everybodys,
     }  # fmt: skip
