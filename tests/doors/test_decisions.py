@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from airflow import settings
+from airflow.api_fastapi.auth.managers.models.resource_details import DagDetails
 from airflow.models import DagModel
 from sqlalchemy import update
 
@@ -23,6 +24,7 @@ from airflow_team_authz.decision_log.record import Entry, Form, Gap, Lost, new_i
 from airflow_team_authz.decision_log.tables import decisions as decision_table
 from airflow_team_authz.doors import decision_point, decisions, decisions_page, wall
 from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.identities import requests
 from airflow_team_authz.model import AssetNames, Decision, Delivery, Evaluations, Resource, Subject
 from tests.doors.test_user_requests import NEWEST, PEOPLE, Failing, Site, airflows_routes, opened_site
 
@@ -157,10 +159,14 @@ def test_own_refusals_are_the_same_whether_a_thing_is_anothers_or_not_there(
 
 
 def test_what_a_handler_asks_about_nobody_has_named_and_nobody_is_told(log: Log) -> None:
-    """Airflow finds the Dag that makes an asset by itself."""
-    assert log.site.status("bob", "POST", "/api/v2/assets/1/materialize") == 403
+    """Airflow finds the Dags of an import error by itself, and asks about each."""
+    manager, about = log.site.manager, DagDetails("alpha_daily", "alpha")
+    assert manager.is_authorized_dag(method="GET", user=PEOPLE["bob"], details=about) is False
     assert [one["input"]["resource"]["id"] for one in log.seen("ann")] == ["alpha_daily"]
     assert log.ids("bob") == []
+    with requests.before_handler():
+        assert manager.is_authorized_dag(method="DELETE", user=PEOPLE["bob"], details=about) is False
+    assert len(log.ids("bob")) == 1
 
 
 def test_each_team_sees_its_own_part(log: Log) -> None:
