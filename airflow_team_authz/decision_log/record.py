@@ -35,7 +35,6 @@ _LONGEST_PATH = 1_000
 # Of an OPA server's own ids; a list of very many resources is asked in parts.
 _LONGEST_ID, _MOST_IDS = 64, 20
 DEFAULT_MASKS = "/input/subject/claims"
-_MASKS_OF_REASONS = {("result",), ("result", "reasons")}
 HIDDEN = "***"
 
 # Credentials in an address, tokens, and what stands behind the word for one: no id or reason has business with them.
@@ -301,7 +300,7 @@ class Form:
         """Whether there was something to take away. A candidate's result is a result, too, and reasons are told."""
         custom = record.get("custom")
         also = custom if isinstance(custom, dict) and parts[0] == "result" else {}
-        told = also if parts in _MASKS_OF_REASONS else None
+        told = also if parts == ("result",) or "reasons" in parts else None
         return any([_erase(record, parts), _erase(also.get("candidate"), parts), _erase(told, ("told",))])
 
     def mask(self, record: dict[str, Any]) -> None:
