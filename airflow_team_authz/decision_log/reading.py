@@ -194,7 +194,7 @@ class InDatabase:
         if wanted.team is not None:
             query = query.where(gap | self._about(wanted.team))
         if wanted.type is not None:
-            query = query.where(gap | (c.type == wanted.type))
+            query = query.where(gap | (c.type == column(wanted.type)))
         query = query.where(gap | (c.outcome.in_(BESIDE) if wanted.shadow else c.outcome.not_in(BESIDE)))
         if wanted.denied:
             query = query.where(c.outcome.in_(("deny", "error", "gap")))

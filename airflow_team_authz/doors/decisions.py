@@ -41,6 +41,8 @@ DAYS = 7
 _MOST = 100
 # Rows of a page that are looked at: what the policy hides is no reason to read the whole table.
 _LOOKED_AT = 2_000
+_ID = "^[0-9a-f-]{0,36}$"
+_VARY = {"Vary": "Accept", "Cache-Control": "no-store"}
 EVERYTHING = Resource("platform_view", None, "audit_logs_all")
 
 
@@ -182,13 +184,13 @@ def _router(asker: Asker) -> APIRouter:
     def decisions(
         request: Request,
         user: Any,
-        id_: Annotated[str, Query(alias="id", max_length=36, description="Of one record.")] = "",
+        id_: Annotated[str, Query(alias="id", pattern=_ID, description="Of one record.")] = "",
         since: Annotated[str, Query(max_length=40, description=f"In UTC. By default {DAYS} days ago.")] = "",
         user_: Annotated[str, Query(alias="user", max_length=250)] = "",
         team: Annotated[str, Query(max_length=64)] = "",
         type_: Annotated[str, Query(alias="type", max_length=50)] = "",
         denied: Annotated[bool, Query(description="Refusals and errors, alone.")] = False,
-        before: Annotated[str, Query(max_length=36, description="`next` of the page before.")] = "",
+        before: Annotated[str, Query(pattern=_ID, description="`next` of the page before.")] = "",
         limit: Annotated[int, Query(ge=1, le=_MOST)] = _MOST,
     ) -> Response:
         """A page of decisions that concern the person or the person's teams, newest first."""
@@ -209,17 +211,14 @@ def _router(asker: Asker) -> APIRouter:
     return router
 
 
-_VARY = {"Vary": "Accept", "Cache-Control": "no-store"}
-
-
 def _since(text: str) -> datetime:
     if not text:
         return datetime.now(UTC) - timedelta(days=DAYS)
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         raise HTTPException(422, "since is not a time: write it as 2026-11-27 or 2026-11-27T04:19:09Z") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _answer(asker: Asker, user: Any, wanted: Search) -> Page:

@@ -287,7 +287,23 @@ def test_by_default_it_looks_back_some_days_and_by_id_at_all(log: Log) -> None:
         connection.execute(decision_table().update().values(**old))
     assert log.ids("ann") == []
     assert log.ids("ann", since="2025-12-31") == log.ids("ann", id=id_) == [id_]
-    assert log.ask("ann", since="yesterday").status_code == 422
+
+
+@pytest.mark.parametrize("wanted", [
+    *({"since": text} for text in ("yesterday", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "\0")),
+    *({name: text} for name in ("id", "before") for text in ("\0", "x", "%", "0" * 37)),
+    {"limit": "0"}, {"limit": "101"}, {"user": "x" * 251}, {"type": "x" * 51}, {"denied": "perhaps"},
+])  # fmt: skip
+def test_what_is_no_filter_is_a_bad_request(log: Log, wanted: dict[str, str]) -> None:
+    assert log.ask("ann", **wanted).status_code == 422
+    assert log.ask("ann", PAGE, **wanted).status_code == 422
+
+
+def test_any_text_is_a_filter(log: Log) -> None:
+    log.add(ALPHA_DB)
+    for text in ("\0", "%", "_", "\\", "'", "~beta", "é"):
+        for name in ("user", "team", "type"):
+            assert log.seen("ann", **{name: text}) == []
 
 
 def test_gaps_are_the_platforms(log: Log) -> None:
