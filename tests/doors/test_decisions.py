@@ -26,6 +26,9 @@ from airflow_team_authz.doors import decision_point, decisions, decisions_page, 
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import requests
 from airflow_team_authz.model import AssetNames, Decision, Delivery, Evaluations, Resource, Subject
+from tests.doors.test_conceal import ALPHAS, MISSING
+from tests.doors.test_conceal import _asked as asked_of
+from tests.doors.test_conceal import _named as named_routes
 from tests.doors.test_user_requests import NEWEST, PEOPLE, Failing, Site, airflows_routes, opened_site
 
 __all__ = ["opened_site"]
@@ -413,3 +416,34 @@ def test_the_login_managers_own_paths_stay_its_own(log: Log) -> None:
     assert log.site._client.post("/auth/decisions").status_code == 405
     assert decisions.add_route(None, decisions.Asker(str, str)).routes[0].path == decisions.PATH  # type: ignore[arg-type]
     assert decisions_page.HEADERS
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("who", ["bob", "vic"])
+def test_with_conceal_no_route_leaves_an_own_record_that_tells_anothers_from_what_is_not_there(
+    log: Log, who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", "conceal")
+    decision_point.forget()
+    own: dict[str, list[dict[str, Any]]] = {}
+    number = 0
+    for named in (ALPHAS, dict.fromkeys(ALPHAS, MISSING)):
+        with log.engine.begin() as rows:
+            rows.execute(decision_table().delete())
+        for method, template in named_routes(log.site):
+            asked_of(log.site, who, method, template, named)
+            number += 1
+        before = ""
+        while before is not None:
+            page = log.ask(who, before=before).json()
+            own.setdefault(str(named), []).extend(page["decisions"])
+            before = page["next"]
+    there, gone = (
+        sorted((str(one["custom"]["told"]), *map(str, one["custom"]["request"].items())) for one in found)
+        for found in own.values()
+    )
+    for id_ in ALPHAS.values():
+        there = [tuple(text.replace(id_, MISSING) for text in one) for one in there]
+    assert sorted(there) == sorted(gone)
+    assert len(there) > 3
+    assert number > 100
