@@ -20,7 +20,8 @@ from airflow_team_authz.cli import app as cli
 from airflow_team_authz.gate.rules import PAGE, RULES, as_markdown
 from airflow_team_authz.model import Subject
 from airflow_team_authz.opa.compile import find_opa
-from airflow_team_authz.server.routes import router
+from airflow_team_authz.server import authzen_routes
+from airflow_team_authz.server import routes as server_routes
 from airflow_team_authz.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -164,7 +165,8 @@ def test_the_gates_rules_are_those_of_its_table_and_page() -> None:
 
 def test_the_bundle_servers_routes_are_those_of_its_page() -> None:
     app = FastAPI()
-    app.include_router(router)
+    app.include_router(server_routes.router)
+    app.include_router(authzen_routes.router)
     routes = {
         (method.upper(), re.sub(r"\{.*?\}", "{}", path)): {one["name"] for one in operation.get("parameters", [])}
         for path, methods in app.openapi()["paths"].items()

@@ -5,12 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,22 +15,28 @@ from airflow_team_authz.cli.support.checks import Check
 from airflow_team_authz.cli.support.console import (
     Table,
     UserError,
-    complain,
     print_columns,
     print_json,
     print_line,
-    talking_to_stderr,
+)
+from airflow_team_authz.cli.support.decision_log import (
+    NOTHING,
+    FileOption,
+    SinceOption,
+    TeamOption,
+    TypeOption,
+    UserOption,
+    moment_of,
+    open_records,
+    record_of,
 )
 from airflow_team_authz.cli.support.engine import configured_engine
 from airflow_team_authz.cli.support.spreadsheet import harmless
 
 if TYPE_CHECKING:
-    from airflow_team_authz.decision_log.reading import Record, Records
+    from airflow_team_authz.decision_log.reading import Record
 
-NOTHING = 1
 _FOLLOW_SECONDS = 1.0
-_ID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 # What a record of another form raises.
 _OTHER = (KeyError, TypeError, ValueError, AttributeError)
 _COLUMNS = ("time", "outcome", "times", "user", "action", "type", "resource", "team", "door", "reason", "decision")
@@ -44,23 +46,17 @@ def decisions(
     decision: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="Id of a decision, from a 403 or a 503.")
     ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="Only newer records: 90m, 2h, 7d, or 2026-11-27T08:00 (UTC)."),
-    ] = None,
-    user: Annotated[str | None, typer.Option(metavar="NAME", help="Questions of this person or task.")] = None,
-    team: Annotated[str | None, typer.Option(metavar="ID", help="Questions about resources of this team.")] = None,
-    type_: Annotated[str | None, typer.Option("--type", help="Questions about this type: connection, dag, …")] = None,
+    since: SinceOption = None,
+    user: UserOption = None,
+    team: TeamOption = None,
+    type_: TypeOption = None,
     denied: Annotated[bool, typer.Option("--denied", help="Refusals and errors only.")] = False,
     shadow: Annotated[
         bool, typer.Option("--shadow", help="Instead of decisions, show different answers of the shadow policy.")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many of the newest records to show.")] = 100,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new records too, until interrupted.")] = False,
-    file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Read this file of the decision log, not the configured sink."),
-    ] = None,
+    file: FileOption = None,
     output: Annotated[Table, typer.Option("--output", "-o", help="The form; JSON is one record a line.")] = Table.TABLE,
 ) -> None:
     """Show the newest records of the decision log, or one record by its id.
@@ -88,20 +84,6 @@ def decisions(
         raise typer.Exit(NOTHING)
 
 
-def record_of(decision: str, file: Path | None = None) -> Record:
-    """The record of a decision, of a file or as the settings say; ``UserError`` or ``typer.Exit`` if there is none."""
-    if not re.fullmatch(_ID, decision):
-        raise UserError(f"{decision!r} is not the id of a decision: such an id is 01a21b3a-846f-7e1e-b060-5da91a6773a4")
-    with open_records(file) as records:
-        if (found := records.one(decision)) is None:
-            complain(
-                f"the decision log has no record {decision}: it may be written in a moment, be older than "
-                "[team_authz] decision_log_days, or be in another sink"
-            )
-            raise typer.Exit(NOTHING)
-    return found
-
-
 def _follow(new: Callable[[], list[Record]], output: Table) -> None:
     try:
         while True:
@@ -110,53 +92,6 @@ def _follow(new: Callable[[], list[Record]], output: Table) -> None:
                 _print(found, output, with_head=False)
     except KeyboardInterrupt:
         return
-
-
-@contextmanager
-def open_records(file: Path | None) -> Iterator[Records]:
-    """The records in a file, or as the settings say; ``UserError`` if they cannot be read there."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from airflow_team_authz.decision_log.database import NoTableError
-    from airflow_team_authz.decision_log.reading import InDatabase, InFile
-
-    try:
-        if file is not None:
-            yield InFile(file)
-            return
-        with talking_to_stderr():
-            found = _configured()
-        if isinstance(found, InDatabase):
-            found.require()
-        yield found
-    except NoTableError as error:
-        raise UserError(str(error)) from None
-    except OSError as error:
-        raise UserError(f"the decision log cannot be read: {error.filename}: {error.strerror}") from None
-    except SQLAlchemyError as error:
-        # Not its address, which may have a password.
-        why = str(getattr(error, "orig", None) or type(error).__name__)
-        raise UserError(f"the decision log in Airflow's database cannot be read: {why}") from None
-
-
-def _configured() -> Records:
-    from airflow_team_authz.decision_log import log_file, sink_names
-    from airflow_team_authz.decision_log.reading import InDatabase, InFile
-    from airflow_team_authz.engines.choice import default_state
-    from airflow_team_authz.settings import read_database
-
-    settings = configured_engine()
-    sinks = sink_names(settings.decision_log)
-    if "database" in sinks:
-        from airflow_team_authz.doors.decision_point import airflows_engine
-
-        return InDatabase(airflows_engine(), read_database()[1])
-    if "file" in sinks:
-        return InFile(log_file(settings, settings.state or default_state()))
-    raise UserError(
-        f"[team_authz] decision_log is {settings.decision_log}, which cannot be searched from here: set database or "
-        "file, or name a file by --file"
-    )
 
 
 def log_check() -> Check:
@@ -201,19 +136,6 @@ def _table_is_there() -> bool:
 
     tables = inspect(airflows_engine()).get_table_names(schema=read_database()[1])
     return _TABLE in tables or "dag" not in tables
-
-
-def moment_of(text: str | None) -> datetime | None:
-    """The moment that ``--since`` names."""
-    if text is None:
-        return None
-    if ago := re.fullmatch(r"(\d{1,6})([smhdw])", text):
-        return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _UNITS[ago[2]])
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise UserError(f"--since: {text!r} is not a time: write 90m, 2h, 7d, or 2026-11-27T08:00") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _print(records: list[Record], output: Table, whole: bool = False, with_head: bool = True) -> None:

@@ -96,7 +96,7 @@ def _written(file: str) -> Evaluation:
 def _recorded(decision: str) -> Evaluation:
     import msgspec
 
-    from airflow_team_authz.cli.decisions import record_of
+    from airflow_team_authz.cli.support.decision_log import record_of
     from airflow_team_authz.model import Evaluation
 
     input_ = record_of(decision).get("input") or {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from airflow_team_authz.cli.access import of_inventory
-from airflow_team_authz.cli.support.changes import FailOnOption, ReportOption, Told, places, print_changes
+from airflow_team_authz.cli.support.changes import Comparison, FailOnOption, ReportOption, places, print_changes
 from airflow_team_authz.cli.support.console import Progress, Report, UserError
 from airflow_team_authz.cli.support.engine import Named, opened
 
@@ -50,7 +50,7 @@ def impact(
         found = _compared(old, new, questions, kinds.roles)
     except NotDecidedError as error:
         raise UserError(str(error)) from None
-    print_changes(Told(found, places(found, *sources), [_asked(found)], unseen), output)
+    print_changes(Comparison(found, places(found, *sources), [_asked(found)], unseen), output)
     if fail_on is not None and found.has(fail_on):
         raise typer.Exit(FAILED)
 

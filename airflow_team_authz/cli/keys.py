@@ -15,6 +15,7 @@ from airflow_team_authz.cli.support.console import (
     print_columns,
     print_json,
     print_line,
+    read_file,
 )
 from airflow_team_authz.files import replace_file, write_new
 
@@ -48,7 +49,7 @@ def rotate(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
     """Replace the key. The old public key stays in FILE.pub, so both are valid until `team-authz keys retire`."""
     from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 
-    SigningKey.load(_read(file), str(file))
+    SigningKey.load(read_file(file), str(file))
     old = TrustedKeys.read(_public(file))
     if len(old) > 1:
         raise UserError(f"{_public(file)} has two keys already: run `team-authz keys retire {file}` first")
@@ -69,7 +70,7 @@ def retire(file: KeyArgument, output: OutputOption = Output.TEXT) -> None:
     """Remove all public keys from FILE.pub except that of FILE. Verifying programs then refuse the other keys."""
     from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
 
-    key = SigningKey.load(_read(file), str(file))
+    key = SigningKey.load(read_file(file), str(file))
     trusted = TrustedKeys.of([key.public])
     replace_file(_public(file), trusted.pem(), 0o644)
     _show(trusted, output, f"Give {_public(file)} to each verifier.")
@@ -100,7 +101,7 @@ def signing_key(file: Path | None, variable: str = "TEAM_AUTHZ_SIGNING_KEY") -> 
     from airflow_team_authz.bundles.signing import SigningKey
 
     if file is not None:
-        return SigningKey.load(_read(file), str(file))
+        return SigningKey.load(read_file(file), str(file))
     if pem := os.environ.get(variable):
         return SigningKey.load(pem.encode(), variable)
     raise UserError(f"name the key by --key, or put it into {variable}: `team-authz keys new` makes one")
@@ -108,13 +109,6 @@ def signing_key(file: Path | None, variable: str = "TEAM_AUTHZ_SIGNING_KEY") -> 
 
 def _public(file: Path) -> Path:
     return file.with_name(f"{file.name}.pub")
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
 
 
 def _show(keys: TrustedKeys, output: Output, next_: str = "") -> None:

@@ -140,7 +140,7 @@ def _same_policy(lines: Iterator[str], point: DecisionPoint, revision: str) -> I
 
 def _last_uses(log: Path | None) -> tuple[LastUses | None, list[str]]:
     """The last uses by the decision log, and their limits. Without a log that can be read there are none."""
-    from airflow_team_authz.cli.decisions import open_records
+    from airflow_team_authz.cli.support.decision_log import open_records
     from airflow_team_authz.decision_log.levels import Levels
     from airflow_team_authz.review.last_use import LastUses
 

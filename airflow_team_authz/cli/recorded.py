@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.decisions import moment_of, open_records
-from airflow_team_authz.cli.support.changes import FailOnOption, ReportOption, Told, places, print_changes
+from airflow_team_authz.cli.support.changes import Comparison, FailOnOption, ReportOption, places, print_changes
 from airflow_team_authz.cli.support.console import Output, Progress, Report, UserError, complain
+from airflow_team_authz.cli.support.decision_log import (
+    FileOption,
+    SinceOption,
+    TeamOption,
+    TypeOption,
+    UserOption,
+    moment_of,
+    open_records,
+)
 from airflow_team_authz.cli.support.engine import Named, opened
 from airflow_team_authz.cli.support.server_client import TokenOption, ask
 
@@ -23,16 +31,6 @@ if TYPE_CHECKING:
 
 DIFFERS, FAILED = 1, 2
 _PAGE = 500
-
-SinceOption = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Only newer records: 90m, 2h, 7d, or 2026-11-27T08:00 (UTC).")
-]
-TypeOption = Annotated[str | None, typer.Option("--type", help="Questions about this type: connection, dag, …")]
-UserOption = Annotated[str | None, typer.Option(metavar="NAME", help="Questions of this person or task.")]
-TeamOption = Annotated[str | None, typer.Option(metavar="ID", help="Questions about resources of this team.")]
-FileOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Read this file of the decision log, not the configured sink.")
-]
 
 shadow_app = typer.Typer(no_args_is_help=True, help="See what the policy in [team_authz] shadow would change.")
 
@@ -55,12 +53,9 @@ def shadow_report(
     the shadow policy has failed to answer.
     """
     from airflow_team_authz.decision_log.reading import Wanted
-    from airflow_team_authz.review.recorded import beside
 
     wanted = Wanted(moment_of(since), user, team, type_, shadow=True)
-    with open_records(file) as records:
-        found = beside(records.each(wanted), "shadow")
-    _print(found, output, "the shadow policy", fail_on)
+    _print(_beside(file, wanted, "shadow"), output, "the shadow policy", fail_on)
 
 
 observe_app = typer.Typer(
@@ -94,12 +89,16 @@ def observe_report(
     the policy has failed to answer.
     """
     from airflow_team_authz.decision_log.reading import Wanted
-    from airflow_team_authz.review.recorded import beside
 
     wanted = Wanted(moment_of(since), user, team, type_, shadow=True)
+    _print(_beside(file, wanted, "observe", by is By.PERSON), output, "the policy", fail_on)
+
+
+def _beside(file: Path | None, wanted: Wanted, outcome: str, by_person: bool = False) -> LogDifferences:
+    from airflow_team_authz.review.recorded import beside
+
     with open_records(file) as records:
-        found = beside(records.each(wanted), "observe", by is By.PERSON)
-    _print(found, output, "the policy", fail_on)
+        return beside(records.each(wanted), outcome, by_person)
 
 
 def replay(
@@ -202,7 +201,7 @@ def _print(found: LogDifferences, output: Report, other: str, fail_on: Any, *sou
         "candidates": list(found.candidates), "left_out": found.left_out, "failed": found.failed,
     }  # fmt: skip
     summary = _summary(found, other)
-    print_changes(Told(found.found, places(found.found, old, new), summary, not_seen, more), output)
+    print_changes(Comparison(found.found, places(found.found, old, new), summary, not_seen, more), output)
     for message, count in found.failed.items():
         complain(f"{other} has not answered {count:,} questions: {message}")
     if found.failed:

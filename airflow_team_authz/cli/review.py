@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from airflow_team_authz.cli.support.changes import FailOn
 from airflow_team_authz.cli.support.console import (
     Output,
     OutputOption,
@@ -20,6 +21,7 @@ from airflow_team_authz.cli.support.console import (
     print_columns,
     print_json,
     print_line,
+    read_file,
 )
 from airflow_team_authz.cli.support.spreadsheet import csv_line
 
@@ -37,14 +39,6 @@ _MOST_LINES = 200
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="A file that `team-authz matrix --out` has written.")
 ]
-
-
-class FailOn(StrEnum):
-    """The differences that make the exit code 1."""
-
-    GAINED = "gained"
-    LOST = "lost"
-    ANY = "any"
 
 
 class Form(StrEnum):
@@ -69,7 +63,7 @@ def verify(
     from airflow_team_authz.bundles.signing import TrustedKeys
     from airflow_team_authz.opa.archive import BundleRefusedError
 
-    trusted, content = TrustedKeys.read(keys), _read(file)
+    trusted, content = TrustedKeys.read(keys), read_file(file)
     try:
         key_id, issued_at = _verified(file, content, trusted)
     except BundleRefusedError as error:
@@ -142,13 +136,13 @@ def _verified(file: Path, content: bytes, trusted: TrustedKeys) -> tuple[str, in
     signature = _signature_of(file)
     if not signature.exists():
         raise BundleRefusedError(f"it is not signed: there is no {signature}")
-    return trusted.verify({_NAME: content, SIGNATURES: _read(signature)}, _SCOPE)
+    return trusted.verify({_NAME: content, SIGNATURES: read_file(signature)}, _SCOPE)
 
 
 def _review(file: Path, keys: Path | None) -> Review:
     from airflow_team_authz.review.document import UnreadableReviewError, read
 
-    content = _read(file)
+    content = read_file(file)
     if keys is not None:
         from airflow_team_authz.bundles.signing import TrustedKeys
         from airflow_team_authz.opa.archive import BundleRefusedError
@@ -161,13 +155,6 @@ def _review(file: Path, keys: Path | None) -> Review:
         return read(content)
     except UnreadableReviewError as error:
         raise UserError(f"{file}: {error}") from None
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
 
 
 # The forms of a difference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -19,7 +19,8 @@ from airflow_team_authz.review.changes import MOST_DECIDED, Difference, Found, S
 _MOST_NAMED = 4
 # People of one difference that are told; of more, nobody reads the names.
 _MOST_PEOPLE = 1_000
-_SAID: dict[Layer, Layer] = {"guardrail": "guardrail", "team": "team", "baseline": "baseline", "default": "default"}
+# What a record calls one may be any text.
+_LAYERS: Mapping[object, Layer] = {layer: layer for layer in get_args(Layer)}
 
 
 class LogDifferences(NamedTuple):
@@ -263,7 +264,7 @@ def _decision(said: Mapping[str, Any]) -> Decision:
     if not isinstance(said["allow"], bool):
         raise TypeError("an answer is neither yes nor no")
     reasons = said.get("reasons", ())
-    return Decision(said["allow"], tuple(map(str, reasons)), _SAID.get(said.get("layer", ""), "default"))
+    return Decision(said["allow"], tuple(map(str, reasons)), _LAYERS.get(said.get("layer"), "default"))
 
 
 def _revision(record: Record) -> str:

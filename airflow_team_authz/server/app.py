@@ -20,15 +20,16 @@ from airflow_team_authz.gate.findings import sarif
 from airflow_team_authz.model import EngineError, UnfitKeyError
 from airflow_team_authz.opa.archive import BundleRefusedError
 from airflow_team_authz.opa.compile import CompileError
+from airflow_team_authz.server import authzen_routes, routes
 from airflow_team_authz.server.access import Access, IssuerUnreachableError, Oidc, UnknownClientError
 from airflow_team_authz.server.authzen import BadRequestError, identification
 from airflow_team_authz.server.bodies import Bodies, is_access
 from airflow_team_authz.server.decisions import Decisions, NoDecisionsError, Readable, TooFastError
+from airflow_team_authz.server.dependencies import ServerParts
 from airflow_team_authz.server.evaluations import NotAllowedError, TooMuchError
 from airflow_team_authz.server.metrics import CountedRequests, Counting
 from airflow_team_authz.server.policies import NoPolicyError, Policies
 from airflow_team_authz.server.releases import FrozenError, NotFoundError, NotPublishableError, OutdatedError, Releases
-from airflow_team_authz.server.routes import ServerParts, router
 from airflow_team_authz.server.served import Served
 from airflow_team_authz.server.work_queue import Turns
 
@@ -89,7 +90,8 @@ def create_app(
         engine, Access(engine, oidc), served, publishing, Turns(), Turns(), decisions, policies, Readable(policies),
         Turns(), Turns(), Turns(_EVALUATIONS_IN_ONE_QUEUE), counting, public_url,
     )  # fmt: skip
-    app.include_router(router)
+    app.include_router(routes.router)
+    app.include_router(authzen_routes.router)
     app.add_middleware(Bodies)
     # Around the others: what they answer counts too.
     app.add_middleware(CountedRequests, counting=counting)

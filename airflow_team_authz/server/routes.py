@@ -7,14 +7,11 @@ import binascii
 import hashlib
 import re
 import zlib
-from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import ValidationError
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
@@ -23,15 +20,23 @@ from starlette.concurrency import run_in_threadpool
 from airflow_team_authz.bundles.artifact import PLATFORM as PLATFORM_OWNER
 from airflow_team_authz.bundles.signing import TrustedKeys
 from airflow_team_authz.decision_log.reading import Wanted
-from airflow_team_authz.engines import DecisionPoint
-from airflow_team_authz.server import access, authzen, clients, metrics, page
-from airflow_team_authz.server.access import Access, Caller, UnknownClientError
-from airflow_team_authz.server.authzen import BadRequestError, Batch
+from airflow_team_authz.server import access, clients, metrics, page
+from airflow_team_authz.server.access import Caller, UnknownClientError
 from airflow_team_authz.server.bodies import MAX_STATUS_BYTES
 from airflow_team_authz.server.clients import StatusReport
 from airflow_team_authz.server.database import Freeze, OwnerKeys, Package, Release, Token, WithheldPackage
-from airflow_team_authz.server.decisions import Decisions, Readable, Search
-from airflow_team_authz.server.evaluations import Asker, Seen
+from airflow_team_authz.server.decisions import Search
+from airflow_team_authz.server.dependencies import (
+    Calling,
+    OfPlatform,
+    Parts,
+    Reading,
+    Sent,
+    caller,
+    forbid,
+    of_platform,
+    reader,
+)
 from airflow_team_authz.server.messages import (
     ARTIFACT,
     BUNDLE,
@@ -59,14 +64,8 @@ from airflow_team_authz.server.messages import (
     TokenRequest,
     Version,
     WithheldModel,
-    access_route,
     answers,
 )
-from airflow_team_authz.server.metrics import Counting
-from airflow_team_authz.server.policies import Policies
-from airflow_team_authz.server.releases import NotFoundError, Releases
-from airflow_team_authz.server.served import Served
-from airflow_team_authz.server.work_queue import Turns
 
 _MAX_WAIT_SECONDS = 300
 _CLIENTS_OF_A_PAGE = 100
@@ -75,67 +74,6 @@ _PREFERRED_WAIT = re.compile(r"(?:^|[;,\s])wait\s*=\s*\"?(\d{1,6})")
 router = APIRouter()
 # What there is for every team's package, and for the platform's own part; who includes them says who may.
 owned = APIRouter()
-_bearer = HTTPBearer(auto_error=False, description="A token of `team-authz server token`, or of the OIDC issuer.")
-
-
-class ServerParts(NamedTuple):
-    """The parts that the routes use; they are in the application's state."""
-
-    engine: Engine
-    guard: Access
-    served: Served
-    publishing: Releases
-    changes: Turns
-    diffs: Turns
-    decisions: Decisions
-    policies: Policies
-    readable: Readable
-    logs: Turns
-    searches: Turns
-    evaluations: Turns
-    counting: Counting
-    public_url: str
-
-
-async def _parts(request: Request) -> ServerParts:
-    parts: ServerParts = request.app.state.parts
-    return parts
-
-
-Parts = Annotated[ServerParts, Depends(_parts)]
-
-
-async def _token_sent(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
-    # Not HTTP's Basic scheme, which the page has: browsers would send it along with what other sites ask for.
-    if given is None or not given.credentials:
-        raise HTTPException(401, "send a token: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
-    return given.credentials
-
-
-Sent = Annotated[str, Depends(_token_sent)]
-
-
-async def _caller(parts: Parts, token: Sent) -> Caller:
-    known = parts.guard.remembered(token)
-    return known if known is not None else await run_in_threadpool(parts.guard.caller, token)
-
-
-async def _reader(parts: Parts, token: Sent) -> Caller:
-    known = parts.guard.remembered(token)
-    # Each question to a database that does not answer would hold a thread for seconds.
-    if known is None and parts.served.trouble:
-        known = parts.guard.known_before(token)
-    return known if known is not None else await run_in_threadpool(parts.guard.reader, token)
-
-
-Calling = Annotated[Caller, Depends(_caller)]
-Reading = Annotated[Caller, Depends(_reader)]
-
-
-def _of_platform(who: Calling) -> Caller:
-    if who.kind != access.PLATFORM:
-        _forbid("only the platform may do that")
-    return who
 
 
 def _of_team(team_id: TeamId, who: Calling) -> None:
@@ -144,19 +82,18 @@ def _of_team(team_id: TeamId, who: Calling) -> None:
 
 def _must_read(who: Caller, bundle: str) -> None:
     if not who.reads(bundle):
-        _forbid(f"{who.name} may not read the bundle {bundle}")
+        forbid(f"{who.name} may not read the bundle {bundle}")
 
 
 def _must_own(who: Caller, owner: str) -> None:
     if not who.owns(owner):
-        _forbid(f"{who.name} does not own {owner}")
+        forbid(f"{who.name} does not own {owner}")
 
 
 async def _owner(request: Request) -> str:
     return str(request.path_params.get("team_id", PLATFORM_OWNER))
 
 
-OfPlatform = Annotated[Caller, Depends(_of_platform)]
 Owner = Annotated[str, Depends(_owner)]
 
 
@@ -181,7 +118,7 @@ async def bundle(
     with parts.served.place() as free:
         held = await parts.served.changed_from(name, etags, wait if free else 0)
     if wait:
-        _must_read(await _reader(parts, token), name)
+        _must_read(await reader(parts, token), name)
     if held is None:
         raise HTTPException(404, f"there is no bundle {name}: it is built when its policy is published")
     # By OPA's type clients know that they may wait here; others come again after a time of their own.
@@ -199,7 +136,7 @@ async def publish(
     """Publish an artifact, as `team-authz bundle build` makes it. The same once more is answered as the first time."""
     content = await request.body()
     # It may have been on its way for a minute.
-    _must_own(await _caller(parts, token), owner)
+    _must_own(await caller(parts, token), owner)
     done = await parts.changes.run(_queue(who, owner), parts.publishing.publish, owner, content, environment, who.name)
     return PublishedModel(**done._asdict())
 
@@ -269,7 +206,7 @@ def register(
 
 
 router.include_router(owned, prefix="/teams/{team_id}", dependencies=[Depends(_of_team)])
-router.include_router(owned, prefix="/platform", dependencies=[Depends(_of_platform)])
+router.include_router(owned, prefix="/platform", dependencies=[Depends(of_platform)])
 
 
 @router.get("/teams", responses=answers())
@@ -282,7 +219,7 @@ def teams(parts: Parts, _: OfPlatform) -> list[TeamModel]:
 def freezes(parts: Parts, who: Calling) -> list[FreezeModel]:
     """The present freezes: a team sees those that keep it from publishing, the platform sees all."""
     if who.kind == access.READER:
-        _forbid("a reader's token fetches bundles; those who publish see what is frozen")
+        forbid("a reader's token fetches bundles; those who publish see what is frozen")
     with Session(parts.engine) as session:
         rows = session.scalars(select(Freeze).order_by(Freeze.scope)).all()
     return [FreezeModel(scope=row.scope, reason=row.reason) for row in rows if _concerns(row.scope, who)]
@@ -358,7 +295,7 @@ def revoke(parts: Parts, id_: Annotated[str, Path(pattern="^[0-9a-f]{1,16}$")], 
 async def report(parts: Parts, request: Request, who: Calling) -> dict[str, str]:
     """Takes the status report of an OPA or an Airflow process."""
     if who.kind == access.TEAM:
-        _forbid("a team's token publishes; a reader's reports status")
+        forbid("a team's token publishes; a reader's reports status")
     content = await request.body()
     try:
         if request.headers.get("Content-Encoding") == "gzip":
@@ -390,7 +327,7 @@ def status(
 async def logs(parts: Parts, request: Request, who: Calling) -> NotedModel:
     """Takes decisions of an OPA or an Airflow process, in the protocol of OPA's `decision_logs` plugin."""
     if who.kind == access.TEAM:
-        _forbid("a team's token publishes and sees decisions; a reader's reports them")
+        forbid("a team's token publishes and sees decisions; a reader's reports them")
     content = await request.body()
     encoding = request.headers.get("Content-Encoding", "")
     return NotedModel(**(await parts.logs.run(who.name, parts.decisions.take, who, content, encoding))._asdict())
@@ -425,7 +362,7 @@ async def decisions(
     log the policy lets it read.
     """
     if who.kind == access.READER:
-        _forbid("a reader's token reports decisions; the platform and teams see them")
+        forbid("a reader's token reports decisions; the platform and teams see them")
     if since is not None and since.tzinfo is None:
         since = since.replace(tzinfo=UTC)
     search = Search(Wanted(since, user, team, type_, denied, shadow), id_, before, limit)
@@ -434,118 +371,11 @@ async def decisions(
     return DecisionsModel(decisions=[DecisionModel(**one._asdict()) for one in page_.found], next=page_.next)
 
 
-# AuthZEN's Authorization API. The same for each environment, see below.
-authzen_ = APIRouter()
-
-
-def _environment(parts: ServerParts, request: Request) -> str:
-    """The environment in the path; without one, the only environment there is."""
-    named, known = request.path_params.get("environment"), parts.policies.environments
-    if named is None and len(known) == 1:
-        return known[0]
-    if named is None:
-        raise BadRequestError(f"there are several environments: ask at /{known[-1]}{request.url.path}")
-    if named not in known:
-        raise NotFoundError(f"there is no environment {named}")
-    return str(named)
-
-
-class Asked(NamedTuple):
-    """A request for a decision: its body, and a decision point of its environment."""
-
-    sent: dict[str, Any]
-    point: Callable[[], DecisionPoint]
-
-
-async def _asked(parts: Parts, request: Request, _: Reading) -> Asked:
-    environment = _environment(parts, request)
-    sent = authzen.body(await request.body(), request.headers.get("Content-Type", ""))
-    policies = parts.policies.with_bundles(parts.served.names())
-    return Asked(sent, partial(policies.of, environment))
-
-
-Asking = Annotated[Asked, Depends(_asked)]
-
-
-def _answer(request: Request, told: dict[str, Any]) -> JSONResponse:
-    return JSONResponse(told, headers={"Cache-Control": "no-store", **authzen.identification(request)})
-
-
-@authzen_.post("/evaluation", response_class=JSONResponse, **access_route("evaluation"))
-async def evaluation(parts: Parts, request: Request, who: Reading, asked: Asking) -> JSONResponse:
-    """AuthZEN's Access Evaluation: one decision."""
-    batch = Batch([authzen.evaluation(asked.sent)])
-    return _answer(request, await parts.evaluations.run(who.name, lambda: Asker(asked.point(), who).decide(batch)))
-
-
-@authzen_.post("/evaluations", response_class=JSONResponse, **access_route("evaluations"))
-async def evaluations_(parts: Parts, request: Request, who: Reading, asked: Asking) -> JSONResponse:
-    """AuthZEN's Access Evaluations: many decisions, in the order of the questions."""
-    batch = authzen.evaluations(asked.sent)
-    # A thousand decisions must not delay the single ones of other callers.
-    return _answer(request, await parts.searches.run(who.name, lambda: Asker(asked.point(), who).decide(batch)))
-
-
-@authzen_.post("/search/subject", response_class=JSONResponse, **access_route("search"))
-async def search_subject(parts: Parts, request: Request, who: Calling, asked: Asking) -> JSONResponse:
-    """AuthZEN's Subject Search: the subjects of the newest decisions that may do something."""
-    type_, question = authzen.subject_search(asked.sent)
-    wanted = authzen.page(asked.sent)
-
-    def found() -> dict[str, Any]:
-        asker = Asker(asked.point(), who)
-        return asker.subjects(type_, question, wanted, Seen(parts.decisions, parts.readable, asker, who))
-
-    return _answer(request, await parts.searches.run(who.name, found))
-
-
-@authzen_.post("/search/resource", response_class=JSONResponse, **access_route("search"))
-async def search_resource(parts: Parts, request: Request, who: Calling, asked: Asking) -> JSONResponse:
-    """AuthZEN's Resource Search: the resources of the newest decisions on which a subject may do something."""
-    owner, question = authzen.resource_search(asked.sent)
-    wanted = authzen.page(asked.sent)
-
-    def found() -> dict[str, Any]:
-        asker = Asker(asked.point(), who)
-        return asker.resources(owner, question, wanted, Seen(parts.decisions, parts.readable, asker, who))
-
-    return _answer(request, await parts.searches.run(who.name, found))
-
-
-@authzen_.post("/search/action", response_class=JSONResponse, **access_route("search"))
-async def search_action(parts: Parts, request: Request, who: Calling, asked: Asking) -> JSONResponse:
-    """AuthZEN's Action Search: the actions that a subject may do on a resource."""
-    actions, question = authzen.action_search(asked.sent)
-    wanted = authzen.page(asked.sent)
-
-    def found() -> dict[str, Any]:
-        return Asker(asked.point(), who).actions(actions, question, wanted)
-
-    return _answer(request, await parts.searches.run(who.name, found))
-
-
-router.include_router(authzen_, prefix="/access/v1")
-router.include_router(authzen_, prefix="/{environment}/access/v1", include_in_schema=False)
-
-
-@router.get("/.well-known/authzen-configuration", include_in_schema=False)
-@router.get("/.well-known/authzen-configuration/{environment}", include_in_schema=False)
-async def authzen_configuration(parts: Parts, request: Request) -> JSONResponse:
-    """The addresses of AuthZEN's API, for everybody. The request's own host is not to be trusted."""
-    named, known = request.path_params.get("environment"), parts.policies.environments
-    if not parts.public_url:
-        raise NotFoundError("the server does not know its own address: start it with --public-url")
-    if named not in known if named is not None else len(known) > 1:
-        raise NotFoundError("name an environment: /.well-known/authzen-configuration/ENVIRONMENT")
-    base = parts.public_url if named is None else f"{parts.public_url}/{named}"
-    return JSONResponse(authzen.metadata(base), headers={"Cache-Control": "max-age=3600"})
-
-
 @router.get("/metrics", response_class=Response, responses=answers() | METRICS)
 def metrics_(parts: Parts, who: Reading) -> Response:
     """Counts of this server process for Prometheus; without names of anybody. For the platform, and for readers."""
     if who.kind == access.TEAM:
-        _forbid("a team's token publishes; a reader's reads the metrics")
+        forbid("a team's token publishes; a reader's reads the metrics")
     trouble, clients_, withheld = parts.served.trouble, list[clients.ClientState](), 0
     if not trouble:
         clients_ = clients.states(parts.engine, parts.served.names())
@@ -611,10 +441,6 @@ def _summary(alarms: int, known: int, withheld: int) -> str:
 def _queue(who: Caller, owner: str) -> str:
     """The platform does not wait for its turn among those of a team that asks for much."""
     return f"{owner} by {who.kind}"
-
-
-def _forbid(why: str) -> NoReturn:
-    raise HTTPException(403, why)
 
 
 def _basic(request: Request) -> str:

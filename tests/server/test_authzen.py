@@ -15,7 +15,7 @@ from msgspec import UNSET
 from airflow_team_authz.engines import DecisionPoint, Reply
 from airflow_team_authz.model import Resource, Subject, UnreachableError
 from airflow_team_authz.opa.compile import compile_directory
-from airflow_team_authz.server import authzen, evaluations, routes
+from airflow_team_authz.server import authzen, authzen_routes, evaluations
 from airflow_team_authz.server.access import Caller
 from airflow_team_authz.server.authzen import BadRequestError, Batch
 from airflow_team_authz.server.evaluations import Asker, NotAllowedError, TooMuchError
@@ -440,9 +440,11 @@ def test_many_decisions_delay_no_single_one_of_others(point: DecisionPoint) -> N
         busy = [asyncio.create_task(parts.searches.run("token a", ended.wait)) for _ in range(2)]
         await asyncio.sleep(0)
         many = asyncio.create_task(
-            routes.evaluations_(parts, request, ALPHA, routes.Asked(ask(evaluations=[{}]), lambda: point))
+            authzen_routes.evaluations(
+                parts, request, ALPHA, authzen_routes.Asked(ask(evaluations=[{}]), lambda: point)
+            )
         )
-        one = await routes.evaluation(parts, request, PLATFORM, routes.Asked(ask(), lambda: point))
+        one = await authzen_routes.evaluation(parts, request, PLATFORM, authzen_routes.Asked(ask(), lambda: point))
         assert one.status_code == 200
         assert not many.done()
         ended.set()

@@ -34,7 +34,7 @@ FailOnOption = Annotated[
 ReportOption = Annotated[Report, typer.Option("--output", "-o", help="The form of the report.")]
 
 
-class Told(NamedTuple):
+class Comparison(NamedTuple):
     """What is printed: the changes with the places of their rules, a summary, what was not seen, and more for JSON."""
 
     found: Found
@@ -44,9 +44,9 @@ class Told(NamedTuple):
     more: Mapping[str, Any] = {}
 
 
-def print_changes(told: Told, output: Report) -> None:
+def print_changes(comparison: Comparison, output: Report) -> None:
     """Print a report."""
-    _PRINT[output](told)
+    _PRINT[output](comparison)
 
 
 def places(found: Found, old: Sources | None, new: Sources | None) -> list[tuple[str, ...]]:
@@ -67,29 +67,29 @@ def places(found: Found, old: Sources | None, new: Sources | None) -> list[tuple
     return found_places
 
 
-def _print_text(told: Told) -> None:
-    for line in _lines(told):
+def _print_text(comparison: Comparison) -> None:
+    for line in _lines(comparison):
         print_line(line)
     print_line()
-    for line in told.summary:
+    for line in comparison.summary:
         print_line(line)
-    for unseen in told.not_seen:
+    for unseen in comparison.not_seen:
         print_line(f"Not seen: {unseen}.")
 
 
-def _print_markdown(told: Told) -> None:
+def _print_markdown(comparison: Comparison) -> None:
     for heading, gained in (("Gained", True), ("Lost", False)):
-        lines = list(_lines(told, gained))
+        lines = list(_lines(comparison, gained))
         if lines:
             print_line(f"## {heading}")
             print_line()
             for line in lines:
                 print_line(f"- {as_code(line)}")
             print_line()
-    for line in told.summary:
+    for line in comparison.summary:
         print_line(_harmless(line))
         print_line()
-    for unseen in told.not_seen:
+    for unseen in comparison.not_seen:
         print_line(f"- Not seen: {_harmless(unseen)}.")
 
 
@@ -98,13 +98,13 @@ def _harmless(line: str) -> str:
     return as_code(line) if {*line} & {*"`<>[]*_|&\\"} else line
 
 
-def _lines(told: Told, gained: bool | None = None) -> Iterator[str]:
+def _lines(comparison: Comparison, gained: bool | None = None) -> Iterator[str]:
     from airflow_team_authz.review.changes import told as told_of
 
-    found = told.found
+    found = comparison.found
     wanted = [
         (change, where)
-        for change, where in zip(found.changes, told.places, strict=True)
+        for change, where in zip(found.changes, comparison.places, strict=True)
         if gained in {None, change.first.gained}
     ]
     yield from (told_of(change, where) for change, where in wanted[:_MOST_LINES])
@@ -116,23 +116,23 @@ def _lines(told: Told, gained: bool | None = None) -> Iterator[str]:
             yield f"{count:,} questions more about {kind} of {of} are answered differently: {direction}"
 
 
-def _print_json(told: Told) -> None:
+def _print_json(comparison: Comparison) -> None:
     from airflow_team_authz.review.changes import told as told_of
 
-    found = told.found
+    found = comparison.found
     print_json(
         {
             "questions": found.questions,
             "changes": [
                 {"told": told_of(change, where), "where": list(where), **_as_json(change)}
-                for change, where in zip(found.changes, told.places, strict=True)
+                for change, where in zip(found.changes, comparison.places, strict=True)
             ],
             "more": [
                 {"direction": direction, "type": kind, "team_id": team_id, "questions": count}
                 for (direction, kind, team_id), count in sorted(found.more.items(), key=str)
             ],
-            "not_seen": list(told.not_seen),
-            **told.more,
+            "not_seen": list(comparison.not_seen),
+            **comparison.more,
         }
     )
 

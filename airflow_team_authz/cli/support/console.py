@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,14 @@ from airflow_team_authz.escaping import escaped, one_line
 
 class UserError(Exception):
     """Something in the question, the settings or the files is not as it must be; the message says what to do."""
+
+
+def read_file(file: Path) -> bytes:
+    """Its content."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
 
 
 class Output(StrEnum):
