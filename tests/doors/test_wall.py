@@ -16,14 +16,16 @@ from uuid import uuid4
 import pytest
 from airflow import settings
 from airflow.models import Connection, DagModel, DagRun, Pool, TaskInstance, Variable
-from airflow.models.asset import AssetModel, DagScheduleAssetReference, TaskOutletAssetReference
+from airflow.models.asset import AssetAliasModel, AssetModel, DagScheduleAssetReference, TaskOutletAssetReference
 from airflow.models.dag import DagTag
 from airflow.models.dagbag import DagPriorityParsingRequest
 from airflow.models.errors import ParseImportError
 from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstanceNote
+from airflow.models.team import dag_bundle_team_association_table
 from fastapi import HTTPException
-from sqlalchemy import delete, event, exists, func, insert, select, text, union_all, update
+from sqlalchemy import delete, event, exists, func, insert, literal, or_, select, text, union_all, update
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
@@ -68,6 +70,9 @@ def rows(database: None) -> None:  # noqa: ARG001
             session.add(ParseImportError(bundle_name=f"of {team_id}", filename="x.py", stacktrace=str(team_id)))
         session.add(Log("about", owner="bob", extra="{}"))
         session.add(Log("about", owner="forger", extra='{"x": ' + about("connection", "beta") + "}}"))
+        session.add(Log("about", owner="nothing said"))
+        session.add(Log("about", owner="cut off", extra=about("connection", "beta")[:-1]))
+        session.add(Log("about", owner="longer", extra=about("connection", "beta")[:-1] + ', "x": 1}}'))
         session.add(Log("of a Dag", dag_id="gone", owner="somebody"))
         session.add(ParseImportError(bundle_name="gone", filename="x.py", stacktrace="gone"))
         session.commit()
@@ -108,6 +113,7 @@ def by(rows: None, policy: DecisionPoint, monkeypatch: pytest.MonkeyPatch) -> As
     return by
 
 
+EVERYTHING = ["alpha_daily", "beta_daily", "daily"]
 COLUMN = DagRun.dag_id
 ALIAS = aliased(DagRun)
 # However a query is written: each asks for the Dags that have runs.
@@ -115,6 +121,14 @@ FORMS: dict[str, Any] = {
     "a class": lambda session: [run.dag_id for run in session.scalars(select(DagRun))],
     "a column": lambda session: session.scalars(select(COLUMN)),
     "an alias": lambda session: session.scalars(select(ALIAS.dag_id)),
+    "of Dags": lambda session: session.scalars(select(COLUMN).where(COLUMN.in_(EVERYTHING))),
+    "of Dags, by an alias": lambda session: session.scalars(select(ALIAS.dag_id).where(ALIAS.dag_id.in_(EVERYTHING))),
+    "of one Dag each": lambda session: session.scalars(
+        union_all(*(select(COLUMN).where(dag_id == COLUMN) for dag_id in EVERYTHING))
+    ),
+    "of Dags, or others": lambda session: session.scalars(
+        select(COLUMN).where(or_(COLUMN.in_(EVERYTHING), DagRun.id > 0))
+    ),
     "a query": lambda session: [run.dag_id for run in session.query(DagRun)],
     "a query of a column": lambda session: [row[0] for row in session.query(COLUMN)],
     "a subquery": lambda session: session.scalars(select(select(COLUMN).subquery().c.dag_id)),
@@ -157,7 +171,7 @@ FORMS: dict[str, Any] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_query_finds_what_may_be_read_however_it_is_written(by: As, form: str) -> None:
-    everything = {"alpha_daily", "beta_daily", "daily"}
+    everything = set(EVERYTHING)
     for subject, expected in ((BOB, everything - {"alpha_daily"}), (PAT, everything), (None, set())):
         with by(subject) as session:
             assert set(FORMS[form](session)) == expected, subject
@@ -171,18 +185,9 @@ def test_what_hangs_on_a_common_row_is_narrowed_however_it_is_loaded(by: As, loa
         assert {reference.dag_id for reference in asset.scheduled_dags} == {"beta_daily", "daily"}
 
 
-@pytest.mark.parametrize(
-    ("statement", "narrowed", "checked"),
-    [
-        (select(Log).options(joinedload(Log.dag_model)), "log.dag_id IN", "THEN 1 ELSE 0"),
-        (select(TaskInstance).join(TaskInstance.dag_run), "task_instance.dag_id IN", "WHEN (dag_run.dag_id IN"),
-        (select(DagRun.dag_id).where(DagRun.dag_id.in_(select(TaskInstance.dag_id))), "task_instance.dag_id IN", ""),
-    ],
-)
-def test_what_comes_along_by_a_key_is_narrowed_without_a_choice_of_another_index(
-    by: As, statement: Any, narrowed: str, checked: str
-) -> None:
-    """PostgreSQL would multiply how rare the key and the ids of Dags are, and compare each row with each."""
+@contextmanager
+def sending() -> Iterator[list[str]]:
+    """The statements that are sent to the database meanwhile."""
     sent: list[str] = []
 
     def send(_: Any, __: Any, sql: str, *___: Any) -> None:
@@ -190,14 +195,107 @@ def test_what_comes_along_by_a_key_is_narrowed_without_a_choice_of_another_index
 
     event.listen(Engine, "before_cursor_execute", send)
     try:
-        with by(BOB) as session:
-            session.scalars(statement).unique().all()
+        yield sent
     finally:
         event.remove(Engine, "before_cursor_execute", send)
+
+
+_CHECKED = "WHEN (dag_run.dag_id IN"
+
+
+@pytest.mark.parametrize(
+    ("statement", "narrowed", "checked"),
+    [
+        (select(Log).options(joinedload(Log.dag_model)), "log.dag_id IN", "THEN 1 ELSE 0"),
+        (select(TaskInstance).join(TaskInstance.dag_run), "task_instance.dag_id IN", _CHECKED),
+        (select(DagRun.dag_id).where(DagRun.dag_id.in_(select(TaskInstance.dag_id))), "task_instance.dag_id IN", ""),
+        (select(COLUMN).where(COLUMN == "daily"), "dag_run.dag_id =", _CHECKED),
+        (select(COLUMN).where(COLUMN.in_(EVERYTHING)).limit(1), "WHERE dag_run.dag_id IN", _CHECKED),
+        (select(COLUMN).where(literal("daily") == COLUMN), "= dag_run.dag_id", _CHECKED),
+        (select(ALIAS.dag_id).where(ALIAS.dag_id == "daily"), "dag_run_1.dag_id =", "WHEN (dag_run_1.dag_id IN"),
+        (select(COLUMN).where(or_(COLUMN == "daily", COLUMN.is_(None))), "AND dag_run.dag_id IN", ""),
+        (select(COLUMN).where(DagRun.state == "running"), "AND dag_run.dag_id IN", ""),
+    ],
+)
+def test_what_has_a_key_is_narrowed_without_a_choice_of_another_plan(
+    by: As, statement: Any, narrowed: str, checked: str
+) -> None:
+    """PostgreSQL would multiply how rare the key and the ids of Dags are, and compare each row with each."""
+    with sending() as sent, by(BOB) as session:
+        session.scalars(statement).unique().all()
     sql = sent[-1]
     assert narrowed in sql
     assert f"WHEN ({narrowed}" not in sql
-    assert checked in sql
+    assert checked in sql if checked else "CASE" not in sql
+
+
+def test_a_row_that_hangs_on_another_is_narrowed_by_that_once(by: As) -> None:
+    statement = select(TaskInstanceNote.content).join(TaskInstance, TaskInstance.id == TaskInstanceNote.ti_id)
+    with sending() as sent, by(BOB) as session:
+        assert set(session.scalars(statement)) == {"beta_daily", "daily"}
+    # The note's own condition, and that of the task instance.
+    assert sent[-1].count("dag_id IN") == 2
+
+
+def test_a_request_that_names_dags_finds_their_teams_among_all_dags(by: As) -> None:
+    """They are read anyway. Whoever asks: a Dag that a person may not see does not seem to be common."""
+    with sending() as sent, by(BOB) as session:
+        found = [DagModel.get_team_name(dag_id) for dag_id in EVERYTHING]
+        assert set(session.scalars(select(COLUMN))) == {"beta_daily", "daily"}
+    assert found == ["alpha", "beta", None]
+    assert sum("dag_bundle_team" in sql for sql in sent) == 1
+    # A Dag that is not among them may be there by now.
+    with sending() as sent, by(BOB):
+        assert DagModel.get_team_name("unknown") is None
+    assert sum("dag_bundle_team" in sql for sql in sent) == 2
+
+
+def test_the_team_of_a_dag_is_that_of_its_bundle_at_each_request(by: As) -> None:
+    def give_daily_to(team_id: str | None) -> None:
+        of_daily = select(DagModel.bundle_name).where(DagModel.dag_id == "daily").scalar_subquery()
+        association = dag_bundle_team_association_table
+        with settings.Session() as session:
+            session.execute(delete(association).where(association.c.dag_bundle_name == of_daily))
+            if team_id:
+                session.execute(insert(association).values(dag_bundle_name=of_daily, team_name=team_id))
+            session.commit()
+
+    try:
+        for team_id in ("alpha", "beta"):
+            give_daily_to(team_id)
+            with by(BOB) as session:
+                assert DagModel.get_team_name("daily") == team_id
+                assert ("daily" in session.scalars(select(COLUMN)).all()) is (team_id == "beta")
+    finally:
+        give_daily_to(None)
+
+
+@pytest.mark.parametrize("subject", [TASK, None], ids=["a task", "nobody"])
+def test_only_a_person_reads_all_dags_to_find_a_team(by: As, subject: Subject | None) -> None:
+    with sending() as sent, by(subject):
+        assert DagModel.get_team_name("alpha_daily") == "alpha"
+    assert not any("json" in sql for sql in sent)
+
+
+def test_without_aliases_of_assets_no_whole_dag_is_read_for_them(by: As) -> None:
+    with sending() as sent, by(BOB) as session:
+        assert list(session.scalars(select(AssetAliasModel.name))) == []
+    assert not any("FROM serialized_dag" in sql for sql in sent)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "function"),
+    [(mysql, "instr"), (postgresql, "strpos"), (sqlite, "instr")],
+    ids=["mysql", "postgresql", "sqlite"],
+)
+def test_kinds_of_audit_rows_are_one_look_at_each_row(by: As, dialect: Any, function: str) -> None:
+    with by(BOB) as session:
+        found = wall._readable(session)
+        assert found is not None
+        criteria = owned_rows.OWNED["Log"].criteria(Log, found, writes=False)
+    assert criteria is not None
+    sql = str(criteria.compile(dialect=dialect.dialect()))
+    assert sql.count("substr(") == sql.count(f"{function}(log.extra") == 1
 
 
 def test_what_may_be_read_follows_the_tables_at_once(by: As) -> None:
@@ -289,7 +387,7 @@ def test_audit_rows_are_shown_by_what_they_are_about(by: As) -> None:
     with by(VIC) as session:
         assert set(session.scalars(statement)) == {"beta_daily", "daily"}
     with by(PAT) as session:
-        assert len(list(session.scalars(statement))) == 9
+        assert len(list(session.scalars(statement))) == 12
 
 
 @pytest.mark.parametrize("query", ["SELECT dag_id FROM dag_run", "select * from slot_pool p, variable v"])
