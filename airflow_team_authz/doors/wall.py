@@ -117,10 +117,13 @@ def _narrow(state: Any) -> None:
         _check_insert(state.statement, state.session)
         return
     writes = bool(state.is_update or state.is_delete)
+    made = {} if writes else _made(readable)
+    # What loads more rows of a result has the options of that already.
+    narrowed = {made.get(id(option)) for option in state.statement._with_options}
     options = [
         option
         for entity, by_key in _owned_classes(state.statement).items()
-        if (option := _criteria(entity, readable, writes, by_key))
+        if entity not in narrowed and (option := _criteria(entity, readable, writes, by_key))
     ]
     state.statement = state.statement.options(*options)
 
@@ -138,9 +141,17 @@ def _criteria(entity: Any, readable: Readable, writes: bool, by_key: bool) -> An
         if criteria is None:
             return None
         checked = case((criteria, _ONE), else_=_ZERO) != _ZERO if by_key else criteria
-        return with_loader_criteria(entity, checked, include_aliases=True, propagate_to_loaders=True)
+        option = with_loader_criteria(entity, checked, include_aliases=True, propagate_to_loaders=True)
+        if not writes:
+            _made(readable)[id(option)] = entity
+        return option
 
     return readable.kept(("criteria", entity, writes, by_key, readable.decided()), make)
+
+
+def _made(readable: Readable) -> dict[int, Any]:
+    """The class that each option narrows, by the option's ``id``: those of reading that hold what is decided now."""
+    return readable.kept(("made", readable.decided()), dict)  # type: ignore[no-any-return]
 
 
 def _owned_classes(statement: Any) -> dict[Any, bool]:

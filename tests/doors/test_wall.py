@@ -237,6 +237,20 @@ def test_a_row_that_hangs_on_another_is_narrowed_by_that_once(by: As) -> None:
     assert sent[-1].count("dag_id IN") == 2
 
 
+def test_what_is_loaded_later_is_narrowed_once_until_something_is_decided(by: As) -> None:
+    with by(BOB) as session:
+        first, second = session.scalars(select(DagRun).order_by(COLUMN)).all()
+        with sending() as sent:
+            assert [instance.dag_id for instance in first.task_instances] == ["beta_daily"]
+        # Of the task instance, and of its run, which comes along.
+        assert sent[-1].count("dag_id IN") == 2
+        requests.conceal(Resource("dag", None, "daily"))
+        requests.remember_allowed("read", Resource("dag", None, "unknown"))
+        with sending() as sent:
+            assert [instance.dag_id for instance in second.task_instances] == ["daily"]
+        assert sent[-1].count("dag_id IN") > 2
+
+
 def test_a_request_that_names_dags_finds_their_teams_among_all_dags(by: As) -> None:
     """They are read anyway. Whoever asks: a Dag that a person may not see does not seem to be common."""
     with sending() as sent, by(BOB) as session:
