@@ -48,6 +48,11 @@ _ENTRIES = {"allow", "deny"}
 _SAME = {("eq",), ("equal",), ("internal", "member_2")}
 # Built-in functions that take more than a name in full: what fits is found only if it is named, too.
 _PATTERNS = {"regex", "glob"}
+# Functions that take a name as it is written. What others make of a name need not be one that is tried.
+_PLAIN = {
+    "and", "assign", "eq", "equal", "internal.member_2", "internal.member_3", "minus", "neq", "object.get",
+    "object.keys", "or",
+}  # fmt: skip
 
 
 class Names:
@@ -91,6 +96,30 @@ class Package:
     def __init__(self) -> None:
         self.rules: list[Names] = []
         self.helpers: dict[str, Names] = defaultdict(Names)
+        self._called: dict[tuple[tuple[str, ...], str], set[str]] = {}
+        self._names: dict[tuple[tuple[str, ...], str], str] = {}
+        self._declared: set[tuple[tuple[str, ...], str]] = set()
+
+    def note(self, path: tuple[str, ...], name: str, rule: dict[str, Any]) -> None:
+        """Keep which functions a rule of the Rego package at this path calls."""
+        self._declared.add((path, name))
+        whole = path, json.dumps(rule, sort_keys=True)
+        self._called[whole], self._names[whole] = set(_functions(rule)), name
+
+    @property
+    def used(self) -> set[tuple[tuple[str, ...], str]]:
+        """Rules that others may use: what they change, nobody sees in the others."""
+        return {rule for rule, name in self._names.items() if name not in _ENTRIES}
+
+    @property
+    def computing(self) -> dict[tuple[tuple[str, ...], str], set[str]]:
+        """The built-in functions by which rules compute with names, of each rule that does."""
+        computing = {}
+        for (path, rule), called in self._called.items():
+            # What the Rego package itself declares is looked at where it is declared.
+            if names := {name for name in called - _PLAIN if (path, name) not in self._declared}:
+                computing[path, rule] = names
+        return computing
 
     def together(self) -> list[Names]:
         """Names of each entry rule, with those of the helpers and data that it uses."""
@@ -268,6 +297,7 @@ class _Reading:
             self._aliases[node.get("alias") or path[-1]] = path
         for rule in self._tree.get("rules") or []:
             name = str(rule["head"].get("name") or rule["head"]["ref"][0]["value"])
+            self._package.note(self._own, name, rule)
             if name in _ENTRIES:
                 self._names = Names()
                 self._package.rules.append(self._names)
@@ -355,6 +385,23 @@ class _Reading:
             )
         else:
             self._names.uses.add(path[0])
+
+
+def _functions(node: Any) -> Iterator[str]:
+    """Names of the functions and operators that are called in a part of a syntax tree, but for those below ``data``."""
+    if isinstance(node, list):
+        for inner in node:
+            yield from _functions(inner)
+    elif isinstance(node, dict):
+        terms = node.get("value") if node.get("type") == "call" else node.get("terms")
+        if isinstance(terms, list) and terms and terms[0].get("type") == "ref":
+            path = _path(terms[0]["value"])
+            if path[0] != "data":
+                yield ".".join(path)
+        if node.get("type") == "templatestring":
+            yield "a template string"
+        for inner in node.values():
+            yield from _functions(inner)
 
 
 def _path(parts: list[dict[str, Any]]) -> tuple[str, ...]:
