@@ -20,7 +20,7 @@ def member(*team_ids: str) -> Subject:
 
 def found(subject: Subject, action: str, resource: Resource, gained: bool = True) -> Found:
     """One difference."""
-    no, yes = (Decision(allow, "team", ("lent",)) for allow in (False, True))
+    no, yes = (Decision(allow, ("lent",), "team") for allow in (False, True))
     asked = Asked(Who("x", "somebody", subject), action, [resource])
     one = Difference(asked, resource, *((no, yes) if gained else (yes, no)))
     return Found(grouped([one]), 1, 1, {})

@@ -54,10 +54,8 @@ def impact_model(impact: Impact, who: Caller) -> ImpactModel:
 
 def held_model(held: Held, who: Caller, whole: bool = False) -> HeldModel:
     """A held release; ``whole``: with its impact."""
-    told = held._asdict() | {"impact": impact_model(held.impact, who) if whole else None}
-    return HeldModel(
-        **told, waits_for=[*held.impact.waits_for], approvers=f"a platform token of another person than {held.actor}"
-    )
+    told = held._asdict() | {"impact": impact_model(held.impact, who) if whole and held.impact else None}
+    return HeldModel(**told, approvers=f"a platform token of another person than {held.actor}")
 
 
 @router.get("/approvals", responses=answers() | REFUSAL)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 from sqlalchemy import Engine, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from airflow_team_authz.bundles.artifact import PLATFORM
 from airflow_team_authz.review.selectors import FORM, Selector, SelectorError, parse
@@ -20,6 +20,8 @@ from airflow_team_authz.server.impact import Impact
 WAITING, APPROVED, REFUSED, REPLACED, EXPIRED = "waiting", "approved", "refused", "replaced", "expired"
 _CHANGE = "change"
 _LISTED = 500
+# What lists do not read.
+_LARGE = defer(HeldRelease.impact), defer(HeldRelease.content)
 
 
 class ApprovalError(ServerError):
@@ -103,7 +105,8 @@ class Held(NamedTuple):
     decided_at: datetime | None
     reason: str
     seen: str
-    impact: Impact
+    waits_for: list[str]
+    impact: Impact | None
 
 
 def hold(session: Session, row: HeldRelease, days: int) -> HeldRelease:
@@ -115,7 +118,7 @@ def hold(session: Session, row: HeldRelease, days: int) -> HeldRelease:
     if present is not None:
         same = all(getattr(present, name) == getattr(row, name) for name in ("version", "digest", "action", "content"))
         if same and present.expires_at > now:
-            present.impact, present.seen = row.impact, row.seen
+            present.impact, present.seen, present.waits_for = row.impact, row.seen, row.waits_for
             return present
         _close_for(present, row.actor)
         session.flush()
@@ -174,7 +177,7 @@ def look_again(engine: Engine, id_: int, impact: Impact) -> ApprovalError:
     """Keep the present impact of a held release. Answers the error for whoever has approved another one."""
     with Session(engine) as session:
         row = waiting(session, id_, lock=True)
-        row.impact, row.seen = as_text(impact), impact.seen
+        keep_impact(row, impact)
         session.commit()
     return _changed()
 
@@ -208,18 +211,20 @@ def listed(engine: Engine, who: Caller, decided: bool = False) -> list[Held]:
     if who.kind != "platform":
         wanted = wanted.where(HeldRelease.owner.in_(who.team_ids))
     with Session(engine) as session:
-        return [read(row) for row in session.scalars(wanted.limit(_LISTED)) if _may_see(who, row.owner)]
+        rows = session.scalars(wanted.limit(_LISTED).options(*_LARGE))
+        return [read(row, whole=False) for row in rows if _may_see(who, row.owner)]
 
 
 def of_owner(session: Session, owner: str) -> list[Held]:
     """All of an owner, newest first."""
     rows = select(HeldRelease).where(HeldRelease.owner == owner).order_by(HeldRelease.id.desc()).limit(_LISTED)
-    return [read(row) for row in session.scalars(rows)]
+    return [read(row, whole=False) for row in session.scalars(rows.options(*_LARGE))]
 
 
-def as_text(impact: Impact) -> str:
-    """An impact for the table."""
-    return msgspec.json.encode(impact).decode()
+def keep_impact(row: HeldRelease, impact: Impact) -> None:
+    """Write an impact into a row."""
+    row.impact, row.seen = msgspec.json.encode(impact).decode(), impact.seen
+    row.waits_for = msgspec.json.encode(impact.waits_for).decode()
 
 
 def _may_see(who: Caller, owner: str) -> bool:
@@ -247,9 +252,10 @@ def _state(row: HeldRelease) -> str:
     return EXPIRED if row.state == WAITING and row.expires_at <= datetime.now(UTC) else row.state
 
 
-def read(row: HeldRelease) -> Held:
-    """What a row says."""
+def read(row: HeldRelease, whole: bool = True) -> Held:
+    """What a row says; ``whole``: with its impact, which may be large."""
+    impact = msgspec.json.decode(row.impact, type=Impact) if whole else None
     return Held(
         row.id, row.environment, row.owner, row.version, row.digest, row.action, row.actor, row.at, row.expires_at,
-        _state(row), row.decided_by, row.decided_at, row.reason, row.seen, msgspec.json.decode(row.impact, type=Impact),
+        _state(row), row.decided_by, row.decided_at, row.reason, row.seen, msgspec.json.decode(row.waits_for), impact,
     )  # fmt: skip

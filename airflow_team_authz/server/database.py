@@ -98,7 +98,7 @@ class HeldRelease(Base):
     """A change that waits for an approval, or once did. ``waiting``: environment and owner as long as it does.
 
     ``person`` is who stands behind ``actor``, see ``access.Caller``. ``content``: the artifact, if it is not among the
-    packages yet. ``impact`` is JSON of an ``impact.Impact``, and ``seen`` its own.
+    packages yet. ``impact`` is JSON of an ``impact.Impact``; ``seen`` and ``waits_for`` are its own.
     """
 
     __tablename__ = "held_release"
@@ -115,6 +115,7 @@ class HeldRelease(Base):
     content: Mapped[bytes | None] = mapped_column(LargeBinary)
     impact: Mapped[str] = mapped_column(Text)
     seen: Mapped[str] = mapped_column(String(32))
+    waits_for: Mapped[str] = mapped_column(Text)
     at: Mapped[datetime]
     expires_at: Mapped[datetime]
     waiting: Mapped[str | None] = mapped_column(String(140))

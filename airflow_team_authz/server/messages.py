@@ -214,6 +214,7 @@ class TokenModel(BaseModel):
     bundle: str | None
     expires_at: datetime
     revoked: bool
+    made_by: str = Field("", description="Whose it counts as too; empty: made in the database.")
 
 
 class NewToken(TokenModel):

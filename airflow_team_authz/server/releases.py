@@ -364,8 +364,8 @@ class Releases:
 
         Without a change: if something else makes bundles than before. What needs an approval is held instead.
         """
-        with self._building[environment]:
-            for _ in range(_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
+            with self._building[environment]:
                 before = self._before(environment)
                 maker = made_by(self._builder.key, self._opa)
                 if before.has(change) and (before.serial == 0 or before.made_by == maker):
@@ -373,33 +373,42 @@ class Releases:
                 # By the clock, so that clients take what a server builds whose database was lost.
                 serial = max(before.serial + 1, int(time.time()))
                 whole = self._whole(environment, before, change, serial, before.made_by != maker)
-                impact = None if change is None else self._impact(environment, before, change, whole, maker)
-                if change is not None and impact is not None and self._waits(change, impact):
-                    return self._hold(environment, change, impact)
-                if self._commit(environment, before.serial, serial, maker, whole, change):
-                    self._changed()
-                    return _Built(serial, sorted(whole.bundles), impact)
+                if change is None or not self._is_compared(environment, change):
+                    if self._commit(environment, before.serial, serial, maker, whole, change):
+                        self._changed()
+                        return _Built(serial, sorted(whole.bundles), None)
+                    continue
+            # Others publish meanwhile: it may take long, also because somebody wants that.
+            impact = self._impact(environment, before, change, whole, maker)
+            if self._waits(change, impact):
+                return self._hold(environment, change, impact)
+            if self._commit(environment, before.serial, serial, maker, whole, change):
+                self._changed()
+                return _Built(serial, sorted(whole.bundles), impact)
         raise OutdatedError(f"others publish to {environment} all the time: try again")
 
-    def _impact(self, environment: str, before: _Before, change: _Change, whole: Whole, maker: str) -> Impact | None:
-        """What a change gives and takes, if somebody wants to know it or it may have to wait."""
+    def _is_compared(self, environment: str, change: _Change) -> bool:
+        """Whether somebody wants to know the impact of a change, or it may have to wait."""
+        rules = self.rules.of(environment, change.artifact.owner)
+        return bool(rules.kinds or rules.owners or change.asker.impact or change.approval)
+
+    def _impact(self, environment: str, before: _Before, change: _Change, whole: Whole, maker: str) -> Impact:
+        """What a change gives and takes, and what it has to wait for."""
         owner = change.artifact.owner
         rules = self.rules.of(environment, owner)
-        if not (rules.kinds or rules.owners or change.asker.impact or change.approval):
-            return None
         # A team's package decides about its own resources; what else is different may be so about all.
         is_alone = owner != PLATFORM and before.made_by == maker
         is_alone &= sorted(before.withheld) == sorted(held.owner for held in whole.withheld)
         after = before.in_force | {owner: change.artifact}
         used = {PLATFORM, owner} if is_alone else after.keys()
-        files = [_files(side, used) for side in (before.in_force, after)]
         try:
-            points = self._point(self._wasm(environment)), self._point(whole.bundles[wasm_bundle(environment)])
+            old, new = self._point(self._wasm(environment)), self._point(whole.bundles[wasm_bundle(environment)])
         except (EngineError, CompileError, BundleRefusedError) as error:
             log.error("the impact of a change of %s in %s cannot be computed: %s", owner, environment, error)
             impact = unknown(str(error)[:1000], before.serial, rules.kinds)
         else:
-            compared = Sides(*points, *files, owner, owner if is_alone else None, before.serial)
+            old_files, new_files = _files(before.in_force, used), _files(after, used)
+            compared = Sides(old, new, old_files, new_files, owner, owner if is_alone else None, before.serial)
             impact = impact_of(compared, rules.kinds, rules.seconds, self._opa)
         every = tuple(rule.text for rule in rules.owners)
         return msgspec.structs.replace(impact, waits_for=(*impact.waits_for, *every))
@@ -435,8 +444,9 @@ class Releases:
         row = HeldRelease(
             environment=environment, owner=artifact.owner, version=artifact.version, digest=artifact.digest,
             action=change.action, actor=asker.name[:200], person=asker.person[:200], by_platform=asker.by_platform,
-            content=change.content, impact=approvals.as_text(impact), seen=impact.seen,
+            content=change.content,
         )  # fmt: skip
+        approvals.keep_impact(row, impact)
         with Session(self._engine) as session:
             change.check(session)
             held = approvals.read(approvals.hold(session, row, self.rules.days))

@@ -189,12 +189,16 @@ def history(parts: Parts, owner: Owner) -> list[HistoryEntry]:
 
 def _of_held(row: Held) -> Iterator[HistoryEntry]:
     """That it was held, and how that ended, unless it is in force."""
-    same = {"environment": row.environment, "version": row.version, "digest": row.digest, "serial": 0}
-    if row.state in {approvals.REFUSED, approvals.REPLACED}:
-        yield HistoryEntry(action=row.state, actor=row.decided_by, at=row.decided_at or row.at, **same)
-    elif row.state == approvals.EXPIRED:
-        yield HistoryEntry(action=row.state, actor="", at=row.expires_at, **same)
-    yield HistoryEntry(action="held", actor=row.actor, at=row.at, **same)
+
+    def entry(action: str, actor: str, at: datetime) -> HistoryEntry:
+        return HistoryEntry(environment=row.environment, version=row.version, digest=row.digest,
+                            action=action, actor=actor, at=at, serial=0)  # fmt: skip
+
+    if row.state == approvals.EXPIRED:
+        yield entry(row.state, "", row.expires_at)
+    elif row.state in {approvals.REFUSED, approvals.REPLACED}:
+        yield entry(row.state, row.decided_by, row.decided_at or row.at)
+    yield entry("held", row.actor, row.at)
 
 
 @owned.get("/diff", response_class=Response, responses=answers(404) | REFUSAL | {
@@ -457,7 +461,7 @@ def index(parts: Parts, request: Request) -> Response:
             ]),
             ("Waiting for an approval", ("id", "environment", "owner", "version", "action", "by", "until", "why"), [
                 (w.id, w.environment, w.owner, w.version, w.action, w.actor, f"{w.expires_at:%Y-%m-%d %H:%M} UTC",
-                 "; ".join(w.impact.waits_for)) for w in approvals.listed(parts.engine, who)
+                 "; ".join(w.waits_for)) for w in approvals.listed(parts.engine, who)
             ]),
             ("No longer compile", ("environment", "team", "version", "instead", "why"), [
                 (w.environment, w.team_id, w.version, w.instead or "all is denied", w.why) for w in withheld
@@ -522,5 +526,5 @@ def _withheld(engine: Engine) -> list[WithheldModel]:
 
 
 def _token(row: Token) -> TokenModel:
-    return TokenModel(id=row.id, kind=row.kind, team_id=row.team_id, bundle=row.bundle,
+    return TokenModel(id=row.id, kind=row.kind, team_id=row.team_id, bundle=row.bundle, made_by=row.made_by,
                       expires_at=row.expires_at, revoked=row.revoked_at is not None)  # fmt: skip

@@ -24,6 +24,7 @@ def upgrade() -> None:
         sa.Column("content", sa.LargeBinary),
         sa.Column("impact", sa.Text, nullable=False),
         sa.Column("seen", sa.String(32), nullable=False),
+        sa.Column("waits_for", sa.Text, nullable=False),
         sa.Column("at", moment, nullable=False),
         sa.Column("expires_at", moment, nullable=False),
         sa.Column("waiting", sa.String(140)),
