@@ -69,7 +69,8 @@ class _Block(NamedTuple):
 class Kinds:
     """The questions about one or two policies, and what they cannot show.
 
-    ``teams`` and ``ids`` are asked about too, whatever the policies name. ``only``: about this team's resources.
+    ``teams`` and ``ids`` are asked about too, whatever the policies name. ``only``: about this team's resources alone,
+    and then each person is tried with each of them.
     """
 
     def __init__(
@@ -101,7 +102,8 @@ class Kinds:
             of_word: dict[str | None, dict[str, list[Resource]]] = {None: everything}
             for who, word in self._whos(block):
                 if word not in of_word:
-                    of_word[word] = _narrowed(everything, block.beside(str(word)))
+                    narrow = self._only is None
+                    of_word[word] = _narrowed(everything, block.beside(str(word))) if narrow else everything
                 by_action = of_word[word]
                 yield from (Asked(who, action, resources) for action, resources in by_action.items() if resources)
                 waiting = [resource for resource in by_action.get("update", ()) if resource.type == "hitl_task"]

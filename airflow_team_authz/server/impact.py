@@ -115,22 +115,22 @@ def _computed(sides: Sides, rules: Sequence[Selector], end: float, opa: str | No
 
 
 def _hidden(before: Sources, after: Sources, sides: Sides) -> Iterator[str]:
-    """Rules that compute with names, so that no name that is tried need fit them, and that do something else now."""
+    """Rules that no name which is tried need fit, such as those that compute with names, and that are not as before."""
     for owner in [sides.only] if sides.only is not None else sorted({*before.packages, *after.packages}):
-        (was, was_used), (now, now_used) = (_computing(source, owner) for source in (before, after))
+        (was, was_used), (now, now_used) = (_unclear(source, owner) for source in (before, after))
         # What such a rule uses is a part of what it does.
         other = {**was, **now} if was_used != now_used else {rule: {**was, **now}[rule] for rule in was.keys() ^ now}
         if functions := sorted({name for names in other.values() for name in names}):
             whose = "the platform" if owner == PLATFORM else owner
-            yield f"rules of {whose} compute with names by {', '.join(functions)}, so not all that changes can be seen"
+            yield f"rules of {whose} use {', '.join(functions)}, so not all that changes can be seen"
 
 
-def _computing(source: Sources, owner: str) -> tuple[dict[Any, set[str]], Any]:
-    """The rules of an owner that compute with names, and all rules and data that they may use."""
+def _unclear(source: Sources, owner: str) -> tuple[dict[Any, set[str]], Any]:
+    """The rules of an owner whose effect is not seen, and all rules and data that they may use."""
     package = source.packages.get(owner, Package())
     place = "airflow/" if owner == PLATFORM else f"teams/{owner}/"
     data = {name: text for name, text in source.files.items() if name.startswith(place) and name.endswith("data.json")}
-    return package.computing, (package.used, data)
+    return package.unclear, (package.used, data)
 
 
 def _seen(found: Found, sides: Sides, hidden: Sequence[str]) -> str:

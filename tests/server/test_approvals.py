@@ -361,7 +361,7 @@ def test_rules_that_compute_names_wait_since_nobody_can_see_what_they_do(tmp_pat
     held = site.publish(artifact(1, rule))
     assert isinstance(held, Held)
     (why,) = held.waits_for
-    assert why == f"rules of alpha compute with names by regex.match, so not all that changes can be seen: {RULE}"
+    assert why == f"rules of alpha use regex.match, so not all that changes can be seen: {RULE}"
     # What the rule of the platform names is asked about whatever the policy has.
     named = "gained:owner=alpha,id=secret"
     site.releases = site.server(read_rules([named]))
@@ -392,10 +392,21 @@ def test_rules_that_compute_names_wait_since_nobody_can_see_what_they_do(tmp_pat
         ),
         # A rule or data of the same name hides no built-in function of another package.
         ("", "allow contains 1 if regex.match(p, q)\n\nregex := 1", True),
+        ("", 'allow contains 1 if { "a" in input.subject.groups; "b" in input.subject.groups }', True),
+        ("", 'allow contains 1 if { "a" in input.subject.groups; "b" in input.subject.team_ids }', True),
+        ("", 'allow contains 1 if { mine; "b" in input.subject.claims.x }\n\nmine if input.subject.id == "bob"', True),
+        ("", "allow contains 1 if count([g | some g in input.subject.groups; g == input.subject.id]) == 1", True),
+        (
+            "",
+            'allow contains 1 if { "a" in input.subject.groups; input.resource.id == "b"; input.action == "c" }',
+            False,
+        ),
+        ("", 'allow contains 1 if { "a" in input.subject.team_ids; "op" in input.subject.roles }', False),
+        ("", 'allow contains 1 if { some g in ["a", "b"]; g in input.subject.groups }', False),
         ("", "allow contains 1 if mine(input.action)\n\nmine(x) if x == 1", False),
     ],
 )
-def test_what_a_rule_computes_with_names_is_hidden(old: str, new: str, hidden: bool) -> None:
+def test_what_no_name_that_is_tried_need_fit_is_hidden(old: str, new: str, hidden: bool) -> None:
     sources = [Sources({"teams/alpha/a.rego": f"package teams.alpha\n\n{text}\n".encode()}) for text in (old, new)]
     sides = impact.Sides(None, None, {}, {}, "alpha", "alpha", 1)  # type: ignore[arg-type]
     assert bool(list(impact._hidden(*sources, sides))) is hidden
