@@ -51,7 +51,7 @@ class Selector(NamedTuple):
 
     def picks(self, change: Change, teams: Teams) -> bool:
         """Whether a part of a change counts."""
-        return any(self._picks(one, teams) for one in change.every)
+        return any(self.counts(one, teams) for one in change.every)
 
     def picks_more(self, found: Found) -> bool:
         """Whether any counts of those that are too many to be told: direction, type and owner of them are known."""
@@ -64,7 +64,8 @@ class Selector(NamedTuple):
         """Whether anything about this team's resources may count."""
         return self._owner(owner)
 
-    def _picks(self, one: Difference, teams: Teams) -> bool:
+    def counts(self, one: Difference, teams: Teams) -> bool:
+        """Whether a single difference counts."""
         question = one.question
         return (
             self._direction(one.gained)

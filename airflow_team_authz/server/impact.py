@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,14 +16,15 @@ from airflow_team_authz.review.changes import Change, Difference, Found, compare
 from airflow_team_authz.review.changes import told as told_of
 from airflow_team_authz.review.kinds import Kinds
 from airflow_team_authz.review.names import PLATFORM, Package, Sources
-from airflow_team_authz.review.selectors import Selector, named_by, teams_by
+from airflow_team_authz.review.selectors import Selector, Teams, named_by, teams_by
 from airflow_team_authz.server import ServerError
 
 log = logger(__name__)
 
 # Of more lines nobody reads each; those that wait for an approval come first.
 _MOST_LINES = 1000
-_MOST_LETTERS = 1000
+_MOST_LETTERS = 2000
+_LONG = re.compile(r"[^,;:()]{250,}")
 SOMEBODY = "somebody whom the directory or the platform names"
 NOT_KNOWN = "the impact could not be computed: the platform sees why"
 
@@ -78,7 +80,7 @@ def impact_of(sides: Sides, rules: Sequence[Selector], seconds: float, opa: str 
     except Exception as error:
         # Whatever it is: an engine that fails, a policy that cannot be read, a fault of this program.
         log.exception("the impact of a change of %s cannot be computed", sides.owner)
-        return unknown(f"{type(error).__name__}: {error}"[:_MOST_LETTERS], sides.serial, rules)
+        return unknown(_cut(f"{type(error).__name__}: {error}"), sides.serial, rules)
 
 
 def unknown(why: str, serial: int, rules: Sequence[Selector]) -> Impact:
@@ -99,7 +101,7 @@ def _computed(sides: Sides, rules: Sequence[Selector], end: float, opa: str | No
 
     found = compare(sides.old, sides.new, kinds.questions(), kinds.roles, progress)
     known = teams_by(sides.old, sides.new)
-    picked = [(change, tuple(rule.text for rule in rules if rule.picks(change, known))) for change in found.changes]
+    picked = [(_counted_first(change, rules, known), _picking(change, rules, known)) for change in found.changes]
     waits = dict.fromkeys(rule for _, of_change in picked for rule in of_change)
     waits |= dict.fromkeys(rule.text for rule in rules if rule.picks_more(found))
     hidden = list(dict.fromkeys([*kinds.left_out, *_hidden(before, after, sides)]))
@@ -112,6 +114,16 @@ def _computed(sides: Sides, rules: Sequence[Selector], end: float, opa: str | No
         tuple(waits),
         tuple(dict.fromkeys([*hidden, *kinds.unseen])),
     )
+
+
+def _picking(change: Change, rules: Sequence[Selector], teams: Teams) -> tuple[str, ...]:
+    return tuple(rule.text for rule in rules if rule.picks(change, teams))
+
+
+def _counted_first(change: Change, rules: Sequence[Selector], teams: Teams) -> Change:
+    """The same, told with what counts first: of many permissions the first ones are named."""
+    ordered = sorted(change.differences, key=lambda one: not any(rule.counts(one, teams) for rule in rules))
+    return change._replace(differences=tuple(ordered))
 
 
 def _hidden(before: Sources, after: Sources, sides: Sides) -> Iterator[str]:
@@ -158,7 +170,7 @@ def _lines(found: Found, picked: Sequence[tuple[Change, tuple[str, ...]]], sides
     ]  # fmt: skip
     ordered = sorted(picked, key=lambda one: not one[1])
     for change, rules in ordered[:_MOST_LINES]:
-        told = told_of(change)[:_MOST_LETTERS], told_of(_for_team(change, own))[:_MOST_LETTERS]
+        told = _cut(told_of(change)), _cut(told_of(_for_team(change, own)))
         yield Line("gained" if change.first.gained else "lost", *told, rules)
     if len(ordered) > _MOST_LINES:
         told_more = f"and {len(ordered) - _MOST_LINES:,} lines more"
@@ -167,6 +179,12 @@ def _lines(found: Found, picked: Sequence[tuple[Change, tuple[str, ...]]], sides
         of = "what is common" if team_id is None else f"team {team_id}"
         told_more = f"{count:,} questions more about {kind} of {of} are answered differently: {direction}"
         yield Line(direction, told_more, told_more)
+
+
+def _cut(text: str) -> str:
+    """Without the middle of each name that is longer than anybody reads, and of the whole."""
+    text = _LONG.sub(lambda found: f"{found[0][:100]} …{len(found[0]) - 150} letters… {found[0][-50:]}", text)
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]} …{len(text) - _MOST_LETTERS} letters more"
 
 
 def _for_team(change: Change, own: Collection[str]) -> Change:

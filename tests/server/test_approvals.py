@@ -23,7 +23,7 @@ from airflow_team_authz.opa.archive import BundleRefusedError
 from airflow_team_authz.review import Asked, NotDecidedError, Who
 from airflow_team_authz.review.changes import Change, Difference
 from airflow_team_authz.review.names import Sources
-from airflow_team_authz.review.selectors import SelectorError
+from airflow_team_authz.review.selectors import SelectorError, parse, teams_said
 from airflow_team_authz.server import access, approvals, impact
 from airflow_team_authz.server.app import create_app
 from airflow_team_authz.server.approvals import Approval, ApprovalError, FourEyesError, Held, Rules, read_rules
@@ -435,6 +435,23 @@ def test_rules_are_for_environments_owners_and_kinds() -> None:
     for wrong in ("change:id=x", "changed", "gained:", "gained:ownr=x", "gained:type=pol", "gained:action=reed"):
         with pytest.raises(SelectorError):
             read_rules([wrong])
+
+
+def test_what_waits_is_told_first_and_long_names_hide_nothing() -> None:
+    names = ["a" * 5000, "b", "c", "d", "e", "secret"]
+    who, (no, yes) = (
+        Who("x", "somebody", Subject("user", "x", ())),
+        (Decision(one, ("r",), "team") for one in (False, True)),
+    )
+    asked = Asked(who, "read", [Resource("connection", "alpha", name) for name in names])
+    differences = tuple(Difference(asked, resource, no, yes) for resource in asked.resources)
+    change = Change((who,), ("alpha",), ("r",), differences, differences)
+    for rule in ("gained:id=secret", "gained:id=a*"):
+        ordered = impact._counted_first(change, [parse(rule)], teams_said)
+        told = impact._cut(impact.told_of(ordered))
+        assert ("secret" in told) is (rule == "gained:id=secret")
+        assert "team alpha" in told
+        assert len(told) < 1000
 
 
 def test_a_team_is_not_told_whom_only_others_name() -> None:
