@@ -159,7 +159,8 @@ class Provenance(NamedTuple):
     """How a question came by its answer: the policy's revision, the time that it took, and by whom it was recorded.
 
     ``record_ids`` are those of the engine's own records of it. ``kept``: an earlier question had the answer.
-    ``by_policy``: the policy gave the answer, and not a door that cannot ask.
+    ``by_policy``: the policy gave the answer, and not a door that cannot ask. ``told``: the reason that the answer to
+    the subject has, if it has one.
     """
 
     revision: str
@@ -167,6 +168,7 @@ class Provenance(NamedTuple):
     record_ids: Sequence[str] = ()
     kept: bool = False
     by_policy: bool = True
+    told: str = ""
 
 
 def code_of(reason: str) -> str:

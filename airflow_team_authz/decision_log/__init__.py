@@ -201,7 +201,7 @@ def _entry(
     # What the class itself does, in a third of the time: whoever asks waits.
     return _new(Entry, (
         id_(now), now, how.nanoseconds, origin.current(), question, how.revision, asked, allowed, resources or (),
-        decisions, error, None, how.record_ids, 1.0, None,
+        decisions, error, None, how.record_ids, 1.0, None, how.told,
     ))  # fmt: skip
 
 

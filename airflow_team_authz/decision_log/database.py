@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -92,8 +92,8 @@ class Database:
         with self._begin() as connection:
             return connection.scalar(number) is not None
 
-    def _begin(self) -> _Transaction:
-        return _Transaction(self._engine())
+    def _begin(self) -> Transaction:
+        return Transaction(self._engine())
 
     def _has_table(self) -> bool:
         if self._is_there or (self._is_there is False and time.monotonic() < self._look_at):
@@ -116,7 +116,7 @@ class Database:
             log.warning("old decisions could not be deleted (%s)", type(error).__name__)
 
 
-class _Transaction:
+class Transaction:
     """A transaction that does not wait for ever, where the database can be told so."""
 
     def __init__(self, engine: Engine) -> None:
@@ -141,7 +141,7 @@ def clean_part(engine: Engine, table: Table, days: int) -> int:
     """Delete some of the records that are older than so many days; how many: a full part may have more behind it."""
     before = datetime.now(UTC).replace(tzinfo=None) - timedelta(days=days)
     old = select(table.c.number).where(table.c.decided_at < before).order_by(table.c.decided_at).limit(_CLEANED_AT_ONCE)
-    with _Transaction(engine) as connection:
+    with Transaction(engine) as connection:
         # MySQL takes no limit in a subquery.
         if numbers := list(connection.scalars(old)):
             connection.execute(delete(table).where(table.c.number.in_(numbers)))
@@ -162,12 +162,24 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "action": column(input_.get("action", "")),
         "type": column(first.get("type", ""))[:50],
         "resource": column(str(first.get("id", ""))),
-        "teams": _teams(names),
+        "teams": _teams([*_acting(input_.get("subject", {})), *names]),
         "record": encode(record),
     }
 
 
-def _teams(names: Any) -> str:
+def acting_for(team_id: str) -> str:
+    """The mark of a task's team in the column ``teams``."""
+    return f"~{team_id}"
+
+
+def _acting(subject: dict[str, Any]) -> list[str]:
+    """The mark of the team for which a task asks; people ask for themselves."""
+    teams = subject.get("team_ids")
+    is_of_team = subject.get("type") == "task" and isinstance(teams, list) and len(teams) == 1
+    return [acting_for(team) for team in teams if isinstance(team, str)] if is_of_team and teams else []
+
+
+def _teams(names: Iterable[str]) -> str:
     told = ","
     for name in names:
         if len(longer := f"{told}{column(name)},") > LONGEST_TEAMS:

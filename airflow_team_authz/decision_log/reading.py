@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
-from sqlalchemy import Engine, Table, select
+from sqlalchemy import Engine, Table, or_, select
 
-from airflow_team_authz.decision_log.database import NO_TABLE, NoTableError, column, has_table
+from airflow_team_authz.decision_log.database import NO_TABLE, NoTableError, Transaction, acting_for, column, has_table
 from airflow_team_authz.decision_log.sinks import KEPT
 from airflow_team_authz.decision_log.tables import decisions
 
@@ -59,6 +59,13 @@ class Wanted(NamedTuple):
             and (self.type is None or self.type in {one.get("type") for one in resources(record)})
             and (not self.denied or record["custom"]["outcome"] in {"deny", "error"})
         )
+
+
+class Concerned(NamedTuple):
+    """Whom records concern: a person by name, and teams by their resources and tasks."""
+
+    user: str
+    teams: Sequence[str]
 
 
 class Records(Protocol):
@@ -141,6 +148,24 @@ class InDatabase:
             text = connection.scalar(query)
         return None if text is None else json.loads(text)
 
+    def page(self, wanted: Wanted, whose: Concerned | None, id_: str | None, before: str, limit: int) -> list[Record]:
+        """Records that are wanted, newest first: those that may concern somebody, or all, with gaps, without ``whose``.
+
+        ``id_``: that of one. ``before``: the id of the record after which the page begins, empty for the first page.
+        Ids sort by time.
+        """
+        c = self.table.c
+        query = select(c.record).order_by(c.decision_id.desc()).limit(limit)
+        if whose is not None:
+            named = (name for team in whose.teams for name in (team, acting_for(team)))
+            query = query.where(c.outcome != "gap", or_(c.subject == column(whose.user), *map(self._about, named)))
+        if id_ is not None:
+            query = query.where(c.decision_id == id_)
+        if before:
+            query = query.where(c.decision_id < before)
+        with Transaction(self._engine) as connection:
+            return [_unicode(text) for text in connection.scalars(self._narrowed(query, wanted))]
+
     def uses(self) -> Iterator[Record]:
         """See ``Records``."""
         query = select(self.table.c.record).where(self.table.c.outcome.in_(_USES))
@@ -150,27 +175,42 @@ class InDatabase:
 
     def _rows(self, wanted: Wanted, narrowed: Callable[[Any], Any]) -> list[tuple[int, Record]]:
         c = self.table.c
-        query = select(c.number, c.record)
+        query = self._narrowed(select(c.number, c.record), wanted)
+        with self._engine.connect() as connection:
+            rows = [(number, json.loads(text)) for number, text in connection.execute(narrowed(query))]
+        self._note([number for number, _ in rows])
+        return rows
+
+    def _about(self, team: str) -> Any:
+        return self.table.c.teams.contains(f",{column(team)},", autoescape=True)
+
+    def _narrowed(self, query: Any, wanted: Wanted) -> Any:
+        c = self.table.c
         gap = c.outcome == "gap"
         if wanted.since is not None:
             query = query.where(c.decided_at >= wanted.since.astimezone(UTC).replace(tzinfo=None))
         if wanted.user is not None:
             query = query.where(gap | (c.subject == column(wanted.user)))
         if wanted.team is not None:
-            query = query.where(gap | c.teams.contains(f",{column(wanted.team)},", autoescape=True))
+            query = query.where(gap | self._about(wanted.team))
         if wanted.type is not None:
-            query = query.where(gap | (c.type == wanted.type))
+            query = query.where(gap | (c.type == column(wanted.type)))
         query = query.where(gap | (c.outcome.in_(BESIDE) if wanted.shadow else c.outcome.not_in(BESIDE)))
         if wanted.denied:
             query = query.where(c.outcome.in_(("deny", "error", "gap")))
-        with self._engine.connect() as connection:
-            rows = [(number, json.loads(text)) for number, text in connection.execute(narrowed(query))]
-        self._note([number for number, _ in rows])
-        return rows
+        return query
 
     def _note(self, numbers: Sequence[int]) -> None:
         self._seen.extend(set(numbers) - set(self._seen))
         self._last = max(self._last, *numbers, 0)
+
+
+def _unicode(text: str) -> Record:
+    """A record of Unicode texts: half a surrogate pair, which ASCII JSON may have, is in no question and no answer."""
+    record: Record = json.loads(text)
+    if "\\ud" in text:
+        record = json.loads(json.dumps(record, ensure_ascii=False).encode(errors="replace"))
+    return record
 
 
 def _page(number: Any, last: int, query: Any) -> Any:

@@ -105,7 +105,8 @@ class Entry(NamedTuple):
 
     ``at`` is Unix time in nanoseconds. It is one of a ``share`` of its kind that is recorded, 1 being all. With
     ``beside`` it is a difference of another policy, and ``decisions`` are those in force. Without an
-    ``id`` its record gets one. Of a list there are the first refused resources, and no decisions.
+    ``id`` its record gets one. Of a list there are the first refused resources, and no decisions. ``told`` is the
+    reason that the subject got.
     """
 
     id: str
@@ -123,6 +124,7 @@ class Entry(NamedTuple):
     engines_ids: Sequence[str] = ()
     share: float = 1.0
     beside: Beside | None = None
+    told: str = ""
 
 
 class Listed(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -273,6 +275,8 @@ class Form:
         said = (reason for decision in entry.decisions or () for reason in decision.reasons)
         if codes := sorted(set(filter(None, map(code_of, said)))):
             custom["codes"] = codes
+        if entry.told:
+            custom["told"] = entry.told
         if entry.beside is not None:
             custom["candidate"] = _candidate(entry.beside, was_allowed=entry.allowed > 0)
         if entry.share < 1:
@@ -293,10 +297,11 @@ class Form:
 
     @staticmethod
     def _mask(record: dict[str, Any], parts: tuple[str, ...]) -> bool:
-        """Whether there was something to take away. A candidate's result is a result, too."""
+        """Whether there was something to take away. A candidate's result is a result, too, and reasons are told."""
         custom = record.get("custom")
-        candidate = custom.get("candidate") if isinstance(custom, dict) and parts[0] == "result" else None
-        return any([_erase(record, parts), _erase(candidate, parts)])
+        also = custom if isinstance(custom, dict) and parts[0] == "result" else {}
+        told = also if parts == ("result",) or "reasons" in parts else None
+        return any([_erase(record, parts), _erase(also.get("candidate"), parts), _erase(told, ("told",))])
 
     def mask(self, record: dict[str, Any]) -> None:
         """Take away what the masks name; ``erased`` says what it was."""

@@ -26,7 +26,8 @@ def decisions(schema: str | None = None) -> Table:
         Column("action", String(LONGEST), nullable=False),
         Column("type", String(50), nullable=False),
         Column("resource", String(LONGEST), nullable=False),
-        # ,alpha,beta, for resources of these two.
+        # ,alpha,beta, for resources of these two; ,~beta,alpha, if a task of beta's asked about one of alpha's. No team
+        # has a ~ in its id.
         Column("teams", String(LONGEST_TEAMS), nullable=False),
         Column("record", Text().with_variant(LONGTEXT(), "mysql"), nullable=False),
         Index("ix_team_authz_decision_decision_id", "decision_id", unique=True),

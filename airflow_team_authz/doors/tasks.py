@@ -143,18 +143,23 @@ def _ask(subject: Subject, action: str, resource: Resource, route: routes.Route,
     """Whether it is allowed; if not, Airflow's route will not find it. Raises an ``HTTPException`` for all else."""
     question = Evaluations(subject, action, [resource])
     try:
-        (decision,), _, decision_id = decision_point().decide(question)
+        policy = decision_point()
+        answer, how = policy.weigh(question)
+        (decision,) = answer.decisions
         if decision.allow is True:
+            policy.settle(question, answer, how)
             return True
-        told = disclosure.visible_reason(decision_point(), question, resource, decision, route.missing(asked, resource))
+        told = disclosure.visible_reason(policy, question, resource, decision, route.missing(asked, resource))
     except (EngineError, SettingsError) as error:
         raise _no_decision(error) from None
     try:
         if told.as_missing and route.finds_nothing(asked, resource):
+            policy.settle(question, answer, how)
             return False
     except routes.MissingError as missing:
+        policy.settle(question, answer, how)
         raise _not_found(missing) from None
-    raise _denied(told.reason, decision_id)
+    raise _denied(told.reason, policy.settle(question, answer, how._replace(told=told.reason)).decision_id)
 
 
 class _Page(BaseModel):

@@ -22,7 +22,7 @@ from sqlalchemy import select
 
 from airflow_team_authz import airflow_compat, questions
 from airflow_team_authz.decision_log import origin
-from airflow_team_authz.doors import disclosure, wall
+from airflow_team_authz.doors import decisions, disclosure, wall
 from airflow_team_authz.doors.bodies import TeamChanges, team_change
 from airflow_team_authz.doors.decision_point import decision_point
 from airflow_team_authz.doors.disclosure import no_decision
@@ -68,6 +68,10 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     def get_fastapi_middlewares(self) -> list[Any]:
         """The login manager's, one that adds the reasons of refusals, and one that sees changes of teams."""
         return [*airflow_compat.login_middlewares(super()), (RefusalReasons, {}), (TeamChanges, {})]
+
+    def get_fastapi_app(self) -> Any:
+        """The login manager's, with the route that shows decisions."""
+        return decisions.add_route(super().get_fastapi_app(), decisions.Asker(self._subject, lambda: self._policy))
 
     async def get_user_from_token(self, token: str, *arguments: Any, **named: Any) -> Any:
         """As the login manager has it. The request keeps the user, for routes about which Airflow asks nothing."""
@@ -230,10 +234,11 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         return BaseAuthManager.get_authorized_menu_items(self, user=user)
 
     def get_extra_menu_items(self, *, user: Any, **_: Any) -> list[Any]:
-        """The login manager's own pages, as far as policy lets the user see them."""
+        """The login manager's own pages, as far as policy lets the user see them, and everybody's: decisions."""
         items = super().get_extra_menu_items(user=user)
         allowed = set(self._allowed(user, "menu", [Resource("custom_view", id=item.text) for item in items]))
-        return [item for item in items if Resource("custom_view", id=item.text) in allowed]
+        shown = [item for item in items if Resource("custom_view", id=item.text) in allowed]
+        return [*shown, decisions.menu_item()] if decisions.are_kept() else shown
 
     # What all of them come down to
 
@@ -281,32 +286,36 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
             answer, how = self._policy.weigh(question)
             if action == "list" and self._lists_a_part(question, answer.decisions):
                 return True
-            answer = self._policy.settle(question, answer, how)
+            told = self._refusal(question, answer.decisions)
+            # Only before the handler a refusal is always an answer; what a handler asks about, nobody has named.
+            is_answered = told is not None and requests.is_before_handler()
+            answer = self._policy.settle(question, answer, how._replace(told=told or "") if is_answered else how)
         except EngineError as error:
             raise no_decision(error) from None
-        allowed = []
+        if told is not None:
+            remember_refusal(told, answer.decision_id)
+            return False
         for resource, decision in zip(resources, answer.decisions, strict=True):
             if decision.allow is True:
-                allowed.append(resource)
-            elif not self._goes_on(question, resource, decision, answer.decision_id):
-                return False
-        for resource in allowed:
-            requests.remember_allowed(action, resource)
+                requests.remember_allowed(action, resource)
         return True
 
-    def _goes_on(self, question: Evaluations, resource: Resource, refused: Decision, decision_id: str) -> bool:
-        """Whether Airflow is to look for a refused resource, and find nothing; if not, the reason is kept."""
-        try:
-            told = disclosure.visible_reason(self._policy, question, resource, refused)
-        except EngineError as error:
-            raise no_decision(error) from None
+    def _refusal(self, question: Evaluations, decisions: Sequence[Decision]) -> str | None:
+        """The visible reason of the first refusal; ``None`` if all is allowed, or Airflow is to look for the rest."""
+        for resource, decision in zip(question.resources, decisions, strict=True):
+            if decision.allow is not True and (reason := self._reason(question, resource, decision)) is not None:
+                return reason
+        return None
+
+    def _reason(self, question: Evaluations, resource: Resource, refused: Decision) -> str | None:
+        """The visible reason of a refusal; ``None`` if Airflow is to look for the resource, and find nothing."""
+        told = disclosure.visible_reason(self._policy, question, resource, refused)
         # What is created, Airflow does not look for, but for the Dag of which it becomes a part. A handler that asks
         # does not look either: it has found it already.
         is_looked_for = question.action != "create" or resource.entity is not UNSET
         if told.as_missing and is_looked_for and requests.is_before_handler() and requests.conceal(resource):
-            return True
-        remember_refusal(told.reason, decision_id)
-        return False
+            return None
+        return told.reason
 
     def _filter(self, type_: str, owned: Iterable[tuple[str, str | None]], user: Any, method: Any) -> set[str]:
         """Ids of those that are allowed, each as if it had been asked for alone."""

@@ -260,10 +260,14 @@ def _ask(action: str, resource: Resource) -> None:
         raise HTTPException(401, "Not authenticated")
     question = Evaluations(subject, action, [resource])
     try:
-        (decision,), _, decision_id = decision_point().decide(question)
+        policy = decision_point()
+        answer, how = policy.weigh(question)
+        (decision,) = answer.decisions
         if decision.allow is not True:
-            told = disclosure.visible_reason(decision_point(), question, resource, decision)
-            raise HTTPException(403, f"Forbidden: {told.reason}{disclosure.told_id(decision_id)}")
+            told = disclosure.visible_reason(policy, question, resource, decision).reason
+            decision_id = policy.settle(question, answer, how._replace(told=told)).decision_id
+            raise HTTPException(403, f"Forbidden: {told}{disclosure.told_id(decision_id)}")
+        policy.settle(question, answer, how)
     except (EngineError, SettingsError) as error:
         raise disclosure.no_decision(error) from None
     requests.remember_allowed(action, resource)

@@ -18,10 +18,10 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 
+from airflow_team_authz.decision_log.parts import AUDITED
 from airflow_team_authz.model import Context, Decision, Evaluation, Resource, Subject
 from airflow_team_authz.review import ACTIONS, FREE_VERBS, fits, kind_of
 from airflow_team_authz.server import ServerError
-from airflow_team_authz.server.decisions import AUDITED
 
 PATHS = {
     "access_evaluation_endpoint": "/access/v1/evaluation",

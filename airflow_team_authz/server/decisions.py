@@ -11,7 +11,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -20,9 +20,10 @@ from sqlalchemy.exc import IntegrityError
 
 from airflow_team_authz.bundles.aggregate import team_of_bundle
 from airflow_team_authz.decision_log.database import column, row_of
+from airflow_team_authz.decision_log.parts import audited, in_order, outcome_of, part
 from airflow_team_authz.decision_log.reading import BESIDE, Wanted
 from airflow_team_authz.decision_log.record import Form, encode
-from airflow_team_authz.model import Evaluations, Resource, Subject, code_of
+from airflow_team_authz.model import Evaluations, Resource, Subject
 from airflow_team_authz.server import ServerError, access
 from airflow_team_authz.server.access import Caller
 from airflow_team_authz.server.database import Decision
@@ -45,8 +46,6 @@ _KEPT = (
     "result", "error", "erased", "requested_by", "timestamp", "metrics", "req_id", "custom",
 )  # fmt: skip
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-# Which resources have an audit log, see the policy's schema of questions.
-AUDITED = frozenset({"asset", "asset_alias", "connection", "dag", "pool", "variable"})
 _TABLE: Table = Decision.__table__  # type: ignore[assignment]
 
 
@@ -135,7 +134,7 @@ class Decisions:
         record = {name: event[name] for name in _KEPT if name in event}
         record["input"] = input_ = record["input"] if isinstance(record.get("input"), dict) else {}
         if not isinstance(record.get("custom"), dict) or "outcome" not in record["custom"]:
-            record["custom"] = {"outcome": _outcome(record), "door": "opa"}
+            record["custom"] = {"outcome": outcome_of(record), "door": "opa"}
         record["custom"]["outcome"] = str(record["custom"]["outcome"])[:10]
         if "resource" in input_ and "resources" in input_:
             del input_["resource"]
@@ -293,20 +292,6 @@ def _moment(event: Any) -> datetime | None:
     return moment.astimezone(UTC) if moment.tzinfo else None
 
 
-def _outcome(record: Mapping[str, Any]) -> str:
-    """The outcome, by an OPA's own record."""
-    if record.get("error"):
-        return "error"
-    result = record.get("result")
-    if str(record.get("path", "")).endswith("/allowed"):
-        return "list"
-    told = [
-        one.get("allow") if isinstance(one, dict) else None
-        for one in (result if isinstance(result, list) else [result])
-    ]
-    return "other" if None in told else "allow" if all(one is True for one in told) else "deny"
-
-
 class Readable:
     """The parts of records that a team may see. It asks the policy of each environment, and all have to agree."""
 
@@ -315,10 +300,11 @@ class Readable:
 
     def parts(self, who: Caller, rows: Sequence[Shown]) -> list[Shown]:
         """Of each record what is about resources whose audit log the caller may read; others are left out."""
-        asked = {resource for row in rows for _, resource in _audited(row.record) if resource.team_id in who.team_ids}
-        allowed = self._allowed(who, sorted(asked, key=lambda one: (one.type, str(one.team_id), str(one.id))))
-        parts = ((row, [index for index, one in _audited(row.record) if one in allowed]) for row in rows)
-        return [row._replace(record=_part(row.record, kept)) for row, kept in parts if kept]
+        about = [(row, list(audited(row.record))) for row in rows]
+        own = (logs for _, parts in about for _, logs in parts if logs[0].team_id in who.team_ids)
+        allowed = self._allowed(who, in_order(log for logs in own for log in logs))
+        kept = ((row, [place for place, logs in parts if allowed.issuperset(logs)]) for row, parts in about)
+        return [row._replace(record=part(row.record, places)) for row, places in kept if places]
 
     def _allowed(self, who: Caller, resources: list[Resource]) -> set[Resource]:
         # Whoever holds a team's token writes the team's rules, and may give its people any role in it.
@@ -327,52 +313,3 @@ class Readable:
         for point in self._policies.all():
             allowed &= set(point.allowed(Evaluations(subject, "read", resources))) if resources else set()
         return allowed
-
-
-def _audited(record: Mapping[str, Any]) -> Iterator[tuple[int, Resource]]:
-    """The audit logs of a record's resources, each with its place among them."""
-    input_ = record.get("input") or {}
-    for index, one in enumerate(input_.get("resources") or [input_.get("resource")]):
-        if not isinstance(one, dict) or one.get("type") not in AUDITED or not isinstance(one.get("team_id"), str):
-            continue
-        id_ = one.get("id")
-        resource = Resource(one["type"], one["team_id"], entity="audit_log")
-        yield index, Resource(one["type"], one["team_id"], id_, "audit_log") if isinstance(id_, str) else resource
-
-
-def _part(record: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """A record for a team: what was decided about its own, and of the subject nothing but the name."""
-    input_, result, custom = record["input"], record.get("result"), record["custom"]
-    said = input_.get("subject")
-    subject = said if isinstance(said, dict) else {}
-    told: dict[str, Any] = {
-        "subject": {name: subject[name] for name in ("type", "id", "dag_id", "task_id", "run_id") if name in subject},
-        "action": input_.get("action"),
-    }
-    if "resources" in input_:
-        resources = input_["resources"]
-        told["resources"] = [resources[index] for index in kept]
-        is_same = isinstance(result, list) and len(result) == len(resources)
-        result = [one for index, one in enumerate(result or ()) if index in kept] if is_same else None
-    else:
-        told["resource"] = input_["resource"]
-    part = {name: record[name] for name in ("decision_id", "timestamp", "path", "bundles") if name in record}
-    part["input"] = told
-    if result is not None and custom["outcome"] != "list":
-        part["result"] = result
-    part["custom"] = {name: custom[name] for name in ("outcome", "door", "codes", "repeated") if name in custom}
-    if "resources" not in input_ and isinstance(candidate := custom.get("candidate"), dict):
-        # How many more there were, and an engine's message, would tell about others.
-        names = ("direction", "result", "revision", "decision_id")
-        part["custom"]["candidate"] = {name: candidate[name] for name in names if name in candidate}
-    if "resources" in input_ and custom["outcome"] in {"allow", "deny", "other"}:
-        # Both would tell what was decided about the others.
-        part["custom"] |= {"outcome": _outcome(part), "codes": _codes(part.get("result"))}
-    return part
-
-
-def _codes(result: Any) -> list[str]:
-    """Codes of the rules that a result names, see ``model.code_of``."""
-    reasons = [one.get("reasons") for one in result or () if isinstance(one, dict)]
-    said = [reason for told in reasons if isinstance(told, list) for reason in told if isinstance(reason, str)]
-    return sorted({code for code in map(code_of, said) if code})

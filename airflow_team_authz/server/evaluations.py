@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from airflow_team_authz.decision_log.parts import AUDITED
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Decision, Evaluation, Evaluations, Resource, Subject
 from airflow_team_authz.server import ServerError, access
@@ -28,7 +29,7 @@ from airflow_team_authz.server.authzen import (
     as_results,
     as_subject,
 )
-from airflow_team_authz.server.decisions import AUDITED, Decisions, Readable, Shown
+from airflow_team_authz.server.decisions import Decisions, Readable, Shown
 
 # The right to ask about everything is the right to read this.
 EVERYTHING = Resource("platform_view", None, "access_evaluations")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from sqlalchemy import Engine, create_engine, func, select, text
 
 from airflow_team_authz.decision_log import writer
 from airflow_team_authz.decision_log.database import Database
-from airflow_team_authz.decision_log.reading import InDatabase, Wanted
+from airflow_team_authz.decision_log.reading import Concerned, InDatabase, Wanted
 from airflow_team_authz.decision_log.record import Form
 from airflow_team_authz.decision_log.writer import Writer
 from tests.conftest import eventually
@@ -54,6 +55,12 @@ def test_every_text_is_kept_and_found(engine: Engine, monkeypatch: pytest.Monkey
     reading = InDatabase(engine, None)
     assert len(reading.newest(Wanted(user="bob", team="alpha", type="connection", denied=True), 100)) == len(ODD)
     assert reading.newest(Wanted(team="alph_"), 100) == []
+    ids: list[str] = []
+    while rows := reading.page(Wanted(), Concerned("nobody", ["alpha"]), None, ids[-1] if ids else "", 2):
+        ids += [row["decision_id"] for row in rows]
+        json.dumps(rows, ensure_ascii=False).encode()
+    assert ids == sorted((one["decision_id"] for one in written(engine)), reverse=True)
+    assert reading.page(Wanted(), Concerned("alpha", ["alph_", "beta"]), None, "", 100) == []
 
 
 def _send(server: Postgres, number: int) -> None:

@@ -312,7 +312,8 @@ def test_a_request_is_told_without_its_query_and_headers(make: Make) -> None:
         ("/input/resources/1/id", ["two"]),
         ("/input/subject/groups/0", ["beta-people"]),
         ("/custom/request/path", ["/a/path"]),
-        ("/input/subject/groups, /result", ["beta-people", "reasons"]),
+        ("/input/subject/groups, /result", ["beta-people", "reasons", "bob may not"]),
+        ("/result/reasons/0", ["bob may not"]),
     ],
 )
 @pytest.mark.parametrize("many", [False, True])
@@ -324,7 +325,9 @@ def test_a_mask_takes_its_part_away_and_says_so(make: Make, mask: str, gone: lis
     said = Decision(False, ("bob may not",), "baseline")
     with origin.at("users", {"method": "GET", "path": "/a/path"}):
         made.log.decided(
-            Evaluations(subject, "read", resources, Context("carl")), [said] * len(names), Provenance("r", 1)
+            Evaluations(subject, "read", resources, Context("carl")),
+            [said] * len(names),
+            Provenance("r", 1, told="bob may not"),
         )
     (record,) = made.records()
     text = json.dumps({name: part for name, part in record.items() if name != "erased"})

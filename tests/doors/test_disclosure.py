@@ -190,7 +190,8 @@ def test_the_record_that_an_answer_tells_of_has_the_reason_and_does_not_tell_whe
     existing, missing = (one(world, "nobody", "connection", "audit_store", team, "GET") for team in ("alpha", None))
     assert existing[:2] == missing[:2]
     record, again = recorded.records()
-    assert json.loads(existing.body)["detail"].endswith(f" (decision {record['decision_id']})")
+    told = f"{record['custom']['told']} (decision {record['decision_id']})"
+    assert json.loads(existing.body)["detail"] == f"Forbidden: {told}"
     assert record["custom"]["door"] == "users"
     assert record["custom"]["request"]["path"] == "/api/v2/x"
     assert record["input"]["resource"] == {"type": "connection", "team_id": "alpha", "id": "audit_store"}

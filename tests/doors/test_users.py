@@ -163,7 +163,10 @@ def test_the_menu_and_the_login_managers_pages_are_those_that_policy_allows(worl
     assert len(world.engine.asked) == 4
     assert world.call("filter_authorized_menu_items", menu_items=[Later.SECRETS, MenuItem.DOCS]) == [MenuItem.DOCS]
     pages = {user: [page.text for page in world.call("get_extra_menu_items", user)] for user in world.people}
-    assert pages == {"op": [], "viewer": [], "admin": ["Users", "Roles"], "nobody": []}
+    everybodys = ["Policy:Decisions"]
+    assert pages == {
+        "op": everybodys, "viewer": everybodys, "admin": ["Users", "Roles", *everybodys], "nobody": everybodys,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -233,7 +236,7 @@ def test_logging_in_stays_with_the_login_manager_and_decisions_do_not(
     login = login_manager(kind)
     manager = build(login)
     assert issubclass(manager, login)
-    for name in ("get_url_login", "serialize_user", "get_fastapi_app", "get_cli_commands", "get_db_manager"):
+    for name in ("get_url_login", "serialize_user", "get_cli_commands", "get_db_manager"):
         assert getattr(manager, name) is getattr(login, name), name
     if kind == "FAB":
         assert manager()._get_teams() == set()

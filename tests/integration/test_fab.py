@@ -192,5 +192,7 @@ def test_menus_follow_role_and_groups(fab_site: Site) -> None:
     shown = {name: set(menu["authorized_menu_items"]) for name, menu in menus.items()}
     assert {name for name in NAMES if "Connections" in shown[name]} == {"ann", "bob", "opal", "pat"}
     assert {name for name in NAMES if "Dags" in shown[name]} == set(NAMES) - {"nil"}
-    # The links to FAB's own pages: users, roles, permissions.
-    assert {name for name in NAMES if menus[name]["extra_menu_items"]} == {"pat"}
+    # The links to FAB's own pages: users, roles, permissions; and everybody's page of decisions.
+    extra = {name: [item["text"] for item in menus[name]["extra_menu_items"]] for name in NAMES}
+    assert {name for name in NAMES if extra[name] != ["Policy:Decisions"]} == {"pat"}
+    assert [item for name in NAMES for item in extra[name][-1:]] == ["Policy:Decisions"] * len(NAMES)

@@ -200,7 +200,7 @@ def test_what_a_task_asked_is_recorded_and_its_secrets_are_not(api: Api, monkeyp
     )
     assert api.call("alpha", "GET", "variables/keys?prefix=alpha&MARKED=MARKED").status_code == 200
     put, listed = recorded.records()
-    assert f"(decision {put['decision_id']})" in refused.json()["detail"]["message"]
+    assert refused.json()["detail"]["message"] == f"{put['custom']['told']} (decision {put['decision_id']})"
     assert put["custom"]["door"] == listed["custom"]["door"] == "tasks"
     assert put["custom"]["request"] == {"method": "PUT", "path": "/variables/beta_key"}
     assert put["input"]["subject"]["run_id"] == "r"
@@ -398,10 +398,10 @@ def test_no_token_no_question(api: Api, token: str) -> None:
 
 def test_no_decision_is_an_error_that_airflow_tries_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone:
-        def decide(self, _: Any) -> Any:
+        def weigh(self, _: Any) -> Any:
             raise UnreachableError("nobody answers at unix:///x")
 
-        allowed = decide
+        allowed = weigh
 
     monkeypatch.setattr(tasks, "decision_point", Gone)
     before = everything()
