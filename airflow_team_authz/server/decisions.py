@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, Table, delete, false, insert, or_, select
+from sqlalchemy import Engine, Table, delete, false, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from airflow_team_authz.bundles.aggregate import team_of_bundle
-from airflow_team_authz.decision_log.database import column, row_of
+from airflow_team_authz.decision_log.database import column, insert_rows, row_of
 from airflow_team_authz.decision_log.parts import audited, in_order, outcome_of, part
 from airflow_team_authz.decision_log.reading import BESIDE, Wanted
 from airflow_team_authz.decision_log.record import Form, encode
@@ -162,7 +162,7 @@ class Decisions:
                 return 0
             try:
                 with self._engine.begin() as connection:
-                    connection.execute(insert(_TABLE), new)
+                    insert_rows(connection, _TABLE, new)
                 return len(new)
             except IntegrityError:
                 # The same came twice at once, such as after a retry of a slow answer.
