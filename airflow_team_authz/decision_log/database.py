@@ -164,8 +164,8 @@ def clean_part(engine: Engine, table: Table, days: int) -> int:
     return len(numbers)
 
 
-def row_of(record: dict[str, Any]) -> dict[str, Any]:
-    """The row of a record: what is masked is in none of its columns."""
+def row_of(record: dict[str, Any], encoded: str = "") -> dict[str, Any]:
+    """The row of a record: what is masked is in none of its columns. ``encoded`` is its JSON, if somebody has it."""
     input_ = record.get("input", {})
     resources = input_.get("resources") or [input_.get("resource", {})]
     first = resources[0]
@@ -179,7 +179,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "type": column(first.get("type", ""))[:50],
         "resource": column(str(first.get("id", ""))),
         "teams": _teams([*_acting(input_.get("subject", {})), *names]),
-        "record": encode(record),
+        "record": encoded or encode(record),
     }
 
 

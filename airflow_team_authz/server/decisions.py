@@ -140,13 +140,14 @@ class Decisions:
             del input_["resource"]
         ids = record["custom"].get("opa_decision_ids")
         self._form.mask(record)
-        if len(encode(record)) > _MAX_RECORD_BYTES:
+        if len(encoded := encode(record)) > _MAX_RECORD_BYTES:
             record = {name: part for name, part in record.items() if name not in {"input", "result"}} | {"input": {}}
+            encoded = encode(record)
         try:
-            row = row_of(record)
+            row = row_of(record, encoded)
         except (AttributeError, TypeError, KeyError, IndexError):
             # An OPA is asked about other things than ours, of other forms.
-            row = row_of(record | {"input": {}}) | {"record": encode(record)}
+            row = row_of(record | {"input": {}}, encoded)
         if team_id := team_of_bundle(who.bundle or ""):
             # The token of one team's own OPA: what it says of other teams is not for those to see.
             row["teams"] = f",{team_id}," if f",{team_id}," in row["teams"] else ","
