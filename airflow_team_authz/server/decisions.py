@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, Table, delete, false, insert, or_, select
+from sqlalchemy import Engine, Table, delete, false, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from airflow_team_authz.bundles.aggregate import team_of_bundle
-from airflow_team_authz.decision_log.database import column, row_of
+from airflow_team_authz.decision_log.database import column, insert_rows, row_of
 from airflow_team_authz.decision_log.parts import audited, in_order, outcome_of, part
 from airflow_team_authz.decision_log.reading import BESIDE, Wanted
 from airflow_team_authz.decision_log.record import Form, encode
@@ -140,13 +140,14 @@ class Decisions:
             del input_["resource"]
         ids = record["custom"].get("opa_decision_ids")
         self._form.mask(record)
-        if len(encode(record)) > _MAX_RECORD_BYTES:
+        if len(encoded := encode(record)) > _MAX_RECORD_BYTES:
             record = {name: part for name, part in record.items() if name not in {"input", "result"}} | {"input": {}}
+            encoded = encode(record)
         try:
-            row = row_of(record)
+            row = row_of(record, encoded)
         except (AttributeError, TypeError, KeyError, IndexError):
             # An OPA is asked about other things than ours, of other forms.
-            row = row_of(record | {"input": {}}) | {"record": encode(record)}
+            row = row_of(record | {"input": {}}, encoded)
         if team_id := team_of_bundle(who.bundle or ""):
             # The token of one team's own OPA: what it says of other teams is not for those to see.
             row["teams"] = f",{team_id}," if f",{team_id}," in row["teams"] else ","
@@ -162,7 +163,7 @@ class Decisions:
                 return 0
             try:
                 with self._engine.begin() as connection:
-                    connection.execute(insert(_TABLE), new)
+                    insert_rows(connection, _TABLE, new)
                 return len(new)
             except IntegrityError:
                 # The same came twice at once, such as after a retry of a slow answer.

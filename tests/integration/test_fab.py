@@ -196,3 +196,5 @@ def test_menus_follow_role_and_groups(fab_site: Site) -> None:
     extra = {name: [item["text"] for item in menus[name]["extra_menu_items"]] for name in NAMES}
     assert {name for name in NAMES if extra[name] != ["Policy:Decisions"]} == {"pat"}
     assert [item for name in NAMES for item in extra[name][-1:]] == ["Policy:Decisions"] * len(NAMES)
+    pages = {name: fab_site.client(name).get("/auth/decisions") for name in NAMES}
+    assert {(page.status_code, *page.json()) for page in pages.values()} == {(200, "decisions", "next")}
