@@ -110,8 +110,8 @@ def opa(
     with (place / "log").open("wb") as log:
         running = subprocess.Popen(command, cwd=place, env=os.environ | known | environment, stderr=log)
     try:
-        with closing(OpaServer(address, deadline_ms=5_000)) as server:
-            yield server
+        with closing(OpaServer(address, deadline_ms=5_000)) as engine:
+            yield engine
     finally:
         running.terminate()
         running.wait()
