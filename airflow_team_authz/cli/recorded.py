@@ -23,7 +23,7 @@ from airflow_team_authz.cli.support.decision_log import (
 )
 from airflow_team_authz.cli.support.engine import Named, configured_engine, opened
 from airflow_team_authz.cli.support.server_client import TokenOption, ask
-from airflow_team_authz.files import replace_file
+from airflow_team_authz.files import replace_file, write_new
 
 if TYPE_CHECKING:
     from airflow_team_authz.decision_log.reading import Record, Wanted
@@ -107,7 +107,9 @@ def observe_report(
     wanted = Wanted(moment_of(since), user, team, type_, shadow=True)
     found = _beside(file, wanted, "observe", by is By.PERSON)
     if rules is not None:
-        _write_rules(rules, found, by is By.PERSON, _policy_directory(policy))
+        directory = _policy_directory(policy)
+        _check_name(rules, directory)
+        _write_rules(rules, found, by is By.PERSON, directory)
     _print(found, output, "the policy", fail_on)
 
 
@@ -119,29 +121,39 @@ def _policy_directory(named: Path | None) -> Path:
     return Path(policy)
 
 
+def _check_name(file: Path, policy: Path) -> None:
+    from airflow_team_authz.review.proposal import FOLDER
+
+    if file.suffix != ".rego" or file.stem.endswith("_test"):
+        raise UserError(f"--rules: OPA does not load rules from {file.name}: name a file such as observed.rego")
+    for place in (file, policy / FOLDER / file.name):
+        if place.exists():
+            raise UserError(f"--rules: {place} exists, and its rules may be in use: name another file")
+
+
 def _write_rules(file: Path, found: LogDifferences, by_person: bool, policy: Path) -> None:
     """Write the rules, and tell on stderr which differences they end in a copy of the policy."""
     from airflow_team_authz.engines import DecisionPoint
     from airflow_team_authz.opa.compile import policy_files, scratch_directory
     from airflow_team_authz.review import kind_of
-    from airflow_team_authz.review.proposal import PLACE, propose, still_different
+    from airflow_team_authz.review.proposal import FOLDER, propose, still_different
 
     every = [one for change in found.found.changes for one in change.every]
     proposal = propose(every, by_person)
     try:
-        replace_file(file, proposal.text.encode())
+        write_new(file, proposal.text.encode(), 0o666)
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror}") from None
     with scratch_directory() as copy:
         for source in policy_files(policy):
             replace_file(_made(Path(copy) / source.relative_to(policy)), source.read_bytes())
-        replace_file(_made(Path(copy) / PLACE), proposal.text.encode())
+        replace_file(_made(Path(copy) / FOLDER / file.name), proposal.text.encode())
         with opened(Named(policy=Path(copy))) as engine:
             remaining = list(still_different(DecisionPoint(engine), every))
     ended = f"{len(every) - len(remaining):,} of {len(every):,} differences"
     complain(
         f"{file} has {proposal.rules:,} rules. They end {ended} in a copy of {policy}. "
-        f"To use them, put the file into {policy / PLACE}"
+        f"To use them, put the file into {policy / FOLDER}"
     )
     for one, answer in remaining[:_MOST_REMAINING]:
         question = one.question

@@ -13,8 +13,8 @@ from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Decision, Evaluations
 from airflow_team_authz.review.changes import Difference
 
-# The place of the rules in a policy directory: the platform's own package, which speaks about the resources of all.
-PLACE = "airflow/site/observed.rego"
+# The folder for the rules in a policy directory: the platform's own package speaks about the resources of all teams.
+FOLDER = "airflow/site"
 _HEAD = """# Written by `team-authz observe report --rules`: these rules give the answers of the former auth manager.
 # Review each of them. A role in the directory often says the same in one line.
 package airflow.site
@@ -54,18 +54,25 @@ class _Rule(NamedTuple):
 def propose(differences: Iterable[Difference], by_person: bool) -> Proposal:
     """Rules for the recorded differences: for the same people, or for everybody with the same groups, roles and teams.
 
-    A rule applies to no other question of these people. A guardrail or a team's package that denies something overrides
-    each rule that allows it, so that difference remains.
+    A rule applies to no other question of these people.
     """
     remaining: list[Difference] = []
     ended: list[Difference] = []
     for one in differences:
-        (remaining if not one.gained and one.new.layer in {"guardrail", "team"} else ended).append(one)
+        (remaining if _is_beyond_rules(one) else ended).append(one)
     rules = [_rule(one, by_person) for one in ended]
     # Who may read something may often update it too, and so may others.
     for field in ("ids", "actions", "people"):
         rules = list(_joined(rules, field))
     return Proposal("\n".join([_HEAD, *map(_written, rules)]), len(rules), tuple(remaining))
+
+
+def _is_beyond_rules(one: Difference) -> bool:
+    if not one.gained:
+        # It overrides each rule that allows something.
+        return one.new.layer in {"guardrail", "team"}
+    # A menu item and the list behind it are one question. An auth manager may refuse the menu item alone.
+    return one.asked.action == "list" and one.resource.id is UNSET
 
 
 def still_different(point: DecisionPoint, differences: Iterable[Difference]) -> Iterator[tuple[Difference, Decision]]:

@@ -191,6 +191,21 @@ def test_proposed_rules_need_a_policy_to_test_them(run: Run, tmp_path: Path, pol
     assert not (tmp_path / "rules.rego").exists()
 
 
+@pytest.mark.parametrize("name", ["rules.txt", "rules_test.rego", "here.rego", "site.rego", "nowhere/rules.rego"])
+def test_proposed_rules_replace_no_others(run: Run, tmp_path: Path, name: str) -> None:
+    policy = write(tmp_path / "policy", {"airflow/site/site.rego": "package airflow.site\n"})
+    written = write(tmp_path, {"here.rego": "package airflow.site\n"}) / name
+    before = written.exists()
+    File(tmp_path / "log.ndjson").write(OBSERVED)
+    result = run(
+        "observe", "report", "--file", tmp_path / "log.ndjson", "--rules", written, "--policy", policy
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert written.name in result.stderr
+    assert written.exists() is before
+    assert not before or written.read_text() == "package airflow.site\n"
+
+
 def test_what_others_have_written_into_a_log_does_nothing_in_a_report(report: Any) -> None:
     other = difference(Subject("user", "\x1b[2J<b>`x`\nforged", groups=("g" * 5_000,)), NO, LENT)
     other["bundles"]["authz"]["revision"] = "<script>alert(1)</script>"

@@ -11,7 +11,7 @@ import pytest
 from airflow_team_authz.model import Decision, Evaluations, Resource, Subject
 from airflow_team_authz.review import Asked, Who
 from airflow_team_authz.review.changes import Difference, Seen
-from airflow_team_authz.review.proposal import PLACE, propose, still_different
+from airflow_team_authz.review.proposal import FOLDER, propose, still_different
 from tests.conftest import Engines, write
 from tests.properties.conftest import Opened
 from tests.properties.words import ACTIONS, ENTITIES, GROUPS, NAMES, ROLE_SPELLINGS, TYPES
@@ -60,7 +60,7 @@ def test_they_end_what_rules_can_end_and_change_no_other_answer(
     ]
     proposal = propose(recorded, by_person)
     policy = opened.site.write(tmp_path / "policy")
-    changed = open_engines(write(policy, {PLACE: proposal.text})).in_process
+    changed = open_engines(write(policy, {f"{FOLDER}/observed.rego": proposal.text})).in_process
     assert [one for one, _ in still_different(changed, recorded)] == list(proposal.remaining)
     assert len(recorded) > RECORDED * 0.9
     assert 0 < len(proposal.remaining) < RECORDED * 0.7
