@@ -16,7 +16,7 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagDetails
 from airflow.models import DagModel
 from sqlalchemy import update
 
-from airflow_team_authz.decision_log import DecisionLog
+from airflow_team_authz.decision_log import DecisionLog, reading
 from airflow_team_authz.decision_log.database import Database
 from airflow_team_authz.decision_log.levels import Levels
 from airflow_team_authz.decision_log.origin import Origin
@@ -172,7 +172,10 @@ def test_what_a_handler_asks_about_nobody_has_named_and_nobody_is_told(log: Log)
     assert len(log.ids("bob")) == 1
 
 
-def test_each_team_sees_its_own_part(log: Log) -> None:
+@pytest.mark.parametrize("most", [0, 40])
+def test_each_team_sees_its_own_part(log: Log, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also who is in more teams than the database is asked about."""
+    monkeypatch.setattr(reading, "_MOST_MARKS", most)
     both = log.add([BETA_DB, ALPHA_DB], decisions=[YES, NO])
     others = [log.add(BETA_DB), log.add(Resource("connection", None, "db")), log.add(Resource("configuration"))]
     (part,) = log.seen("ann")
@@ -198,7 +201,9 @@ def test_only_people_are_told_by_name(log: Log, forged: str) -> None:
     assert log.ids(forged) == []
 
 
-def test_the_people_of_a_dag_see_what_its_tasks_were_told(log: Log) -> None:
+@pytest.mark.parametrize("most", [0, 40])
+def test_the_people_of_a_dag_see_what_its_tasks_were_told(log: Log, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_MOST_MARKS", most)
     told = log.add(ALPHA_DB, task("beta_daily", "beta"), "task beta_daily.work may not read connection alpha_db")
     untold = log.add(ALPHA_DB, task("beta_daily", "beta"))
     common = log.add(ALPHA_DB, task("daily", None), "told to a common task")
