@@ -20,7 +20,7 @@ from airflow_team_authz.cli import app as cli
 from airflow_team_authz.gate.rules import PAGE, RULES, as_markdown
 from airflow_team_authz.model import Subject
 from airflow_team_authz.opa.compile import find_opa
-from airflow_team_authz.server import authzen_routes
+from airflow_team_authz.server import approval_routes, authzen_routes
 from airflow_team_authz.server import routes as server_routes
 from airflow_team_authz.settings import Settings
 
@@ -166,6 +166,7 @@ def test_the_gates_rules_are_those_of_its_table_and_page() -> None:
 def test_the_bundle_servers_routes_are_those_of_its_page() -> None:
     app = FastAPI()
     app.include_router(server_routes.router)
+    app.include_router(approval_routes.router)
     app.include_router(authzen_routes.router)
     routes = {
         (method.upper(), re.sub(r"\{.*?\}", "{}", path)): {one["name"] for one in operation.get("parameters", [])}

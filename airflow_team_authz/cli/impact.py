@@ -16,6 +16,7 @@ from airflow_team_authz.cli.support.engine import Named, opened
 if TYPE_CHECKING:
     from airflow_team_authz.review import Asked
     from airflow_team_authz.review.changes import Found
+    from airflow_team_authz.review.selectors import Selector
 
 FAILED = 1
 
@@ -39,31 +40,39 @@ def impact(
     from airflow_team_authz.review import NotDecidedError
     from airflow_team_authz.review.kinds import Kinds
     from airflow_team_authz.review.names import read_sources
+    from airflow_team_authz.review.selectors import named_by
 
     for policy in (old, new):
         if not policy.exists():
             raise UserError(f"there is no {policy}: name a policy directory or a bundle")
     sources = read_sources(old), read_sources(new)
-    kinds = Kinds(*sources)
+    teams, ids = named_by([] if fail_on is None else [fail_on])
+    kinds = Kinds(*sources, teams=teams, ids=ids)
     questions, unseen = of_inventory(*sources) if inventory else (kinds.questions(), kinds.unseen)
     try:
-        found = _compared(old, new, questions, kinds.roles)
+        found, failing = _compared(old, new, questions, kinds.roles, fail_on)
     except NotDecidedError as error:
         raise UserError(str(error)) from None
     print_changes(Comparison(found, places(found, *sources), [_asked(found)], unseen), output)
-    if fail_on is not None and found.has(fail_on):
+    if failing:
         raise typer.Exit(FAILED)
 
 
-def _compared(old: Path, new: Path, questions: Iterator[Asked], roles: Sequence[str]) -> Found:
+def _compared(
+    old: Path, new: Path, questions: Iterator[Asked], roles: Sequence[str], fail_on: Selector | None
+) -> tuple[Found, bool]:
+    """What was found, and whether any of it is of the kind that makes the exit code 1."""
     from airflow_team_authz.engines import DecisionPoint
     from airflow_team_authz.review.changes import compare
+    from airflow_team_authz.review.selectors import teams_by
 
     progress = Progress("questions asked of both policies")
     with opened(Named(policy=old)) as before, opened(Named(policy=new)) as after:
-        found = compare(DecisionPoint(before), DecisionPoint(after), questions, roles, progress)
+        points = DecisionPoint(before), DecisionPoint(after)
+        found = compare(*points, questions, roles, progress)
+        failing = fail_on is not None and fail_on.finds(found, teams_by(*points))
     progress.end()
-    return found
+    return found, failing
 
 
 def _asked(found: Found) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from airflow_team_authz.decision_log.reading import Record, Wanted
     from airflow_team_authz.review.names import Sources
     from airflow_team_authz.review.recorded import LogDifferences
+    from airflow_team_authz.review.selectors import Selector
 
 DIFFERS, FAILED = 1, 2
 _PAGE = 500
@@ -193,7 +194,11 @@ def _is_at(record: Record, door: str) -> bool:
     return bool(record["custom"].get("door") == door or record["custom"]["outcome"] == "gap")
 
 
-def _print(found: LogDifferences, output: Report, other: str, fail_on: Any, *sources: Sources | None) -> None:
+def _print(
+    found: LogDifferences, output: Report, other: str, fail_on: Selector | None, *sources: Sources | None
+) -> None:
+    from airflow_team_authz.review.selectors import teams_said
+
     old, new = sources or (None, None)
     not_seen = [f"{count:,} {why}" if count else why for why, count in found.left_out.items()]
     more = {
@@ -206,7 +211,7 @@ def _print(found: LogDifferences, output: Report, other: str, fail_on: Any, *sou
         complain(f"{other} has not answered {count:,} questions: {message}")
     if found.failed:
         raise typer.Exit(FAILED)
-    if fail_on is not None and found.found.has(fail_on):
+    if fail_on is not None and fail_on.finds(found.found, teams_said):
         raise typer.Exit(DIFFERS)
 
 

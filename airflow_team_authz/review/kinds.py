@@ -20,7 +20,7 @@ from airflow_team_authz.team_ids import is_team_id
 OTHER = "any-other"
 ANOTHER = f"{OTHER}-team"
 # What things are called that no policy has a name for.
-_ANY = {UNSET, OTHER, "1", "asset", "any-dag"}
+NOT_NAMED: set[object] = {UNSET, OTHER, "1", "asset", "any-dag"}
 _MACHINES: tuple[SubjectType, ...] = ("dag_processor", "triggerer", "watcher")
 # What cannot be found by asking these, however many there are.
 UNSEEN = (
@@ -43,6 +43,8 @@ class _Block(NamedTuple):
     others: tuple[str, ...]
     packages: tuple[Package, ...]
     names: Names
+    # Ids that somebody wants to know about, whatever the policies name.
+    asked: frozenset[str] = frozenset()
 
     def types_of(self, word: str) -> set[str]:
         """The types of what may have this name, for every rule that names it; empty for any type."""
@@ -56,7 +58,7 @@ class _Block(NamedTuple):
 
     def beside(self, word: str) -> set[str]:
         """Every name that a rule may look at together with this one."""
-        found: set[str] = set()
+        found: set[str] = {*self.asked}
         for names in (names for package in self.packages for names in package.together()):
             values = set().union(*names.values.values())
             if word in values:
@@ -65,16 +67,24 @@ class _Block(NamedTuple):
 
 
 class Kinds:
-    """The questions about one or two policies, and what they cannot show."""
+    """The questions about one or two policies, and what they cannot show.
 
-    def __init__(self, *policies: Sources) -> None:
-        self._policies = policies
+    ``teams`` and ``ids`` are asked about too, whatever the policies name. ``only``: about this team's resources alone,
+    and then each person is tried with each of them.
+    """
+
+    def __init__(
+        self, *policies: Sources, teams: Collection[str] = (), ids: Collection[str] = (), only: str | None = None
+    ) -> None:
+        self._policies, self._wanted_teams, self._wanted_ids, self._only = policies, {*teams}, frozenset(ids), only
         self.unseen = list(UNSEEN)
+        # Names that are not tried, since there are too many.
+        self.left_out: list[str] = []
         self.roles = sorted(
             {role for policy in policies for role in policy.roles.get("includes", {})}
             | {role for policy in policies for _, _, entry in policy.entries() if (role := entry.get("role"))}
         )
-        self._teams = sorted(set().union(*(policy.teams for policy in policies)) - {OTHER})
+        self._teams = sorted(set().union(*(policy.teams for policy in policies), teams) - {OTHER})
         self._directory = list(self._people_of_directory())
         self._has_memberships = any("role" not in entry for policy in policies for _, _, entry in policy.entries())
         if any(
@@ -92,7 +102,8 @@ class Kinds:
             of_word: dict[str | None, dict[str, list[Resource]]] = {None: everything}
             for who, word in self._whos(block):
                 if word not in of_word:
-                    of_word[word] = _narrowed(everything, block.beside(str(word)))
+                    narrow = self._only is None
+                    of_word[word] = _narrowed(everything, block.beside(str(word))) if narrow else everything
                 by_action = of_word[word]
                 yield from (Asked(who, action, resources) for action, resources in by_action.items() if resources)
                 waiting = [resource for resource in by_action.get("update", ()) if resource.type == "hitl_task"]
@@ -110,12 +121,13 @@ class Kinds:
 
     def _blocks(self) -> Iterator[_Block]:
         platform = self._packages(PLATFORM)
-        for owner in [None, *self._teams, OTHER]:
+        for owner in [None, *self._teams, OTHER] if self._only is None else [self._only]:
             packages = (*platform, *(self._packages(owner) if owner in self._teams else ()))
             names = joined(*(names for package in packages for names in package.together()))
             named = names.of("subject.team_ids") if owner in self._teams else ()
-            others = self._few({name for name in named if is_team_id(name)} - {owner}, "teams")
-            yield _Block(owner, owner or OTHER, (*others, *([] if owner is None else [ANOTHER])), packages, names)
+            others = self._few({name for name in named if is_team_id(name)} - {owner} - self._wanted_teams, "teams")
+            others = [*others, *sorted(self._wanted_teams - {owner}), *([] if owner is None else [ANOTHER])]
+            yield _Block(owner, owner or OTHER, tuple(others), packages, names, self._wanted_ids)
 
     def _packages(self, owner: str | None) -> tuple[Package, ...]:
         return tuple(policy.packages[owner] for policy in self._policies if owner in policy.packages)
@@ -206,7 +218,8 @@ class Kinds:
 
     def _resources(self, block: _Block) -> dict[str, list[Resource]]:
         """Resources of each action."""
-        named = {id_: block.types_of(id_) for id_ in self._few(block.names.of("resource.id"), "ids")}
+        named = {id_: block.types_of(id_) for id_ in self._few(block.names.of("resource.id") - block.asked, "ids")}
+        named |= {id_: set() for id_ in sorted(block.asked)}
         found: dict[str, dict[Resource, None]] = {}
         for kind, actions in ACTIONS.items():
             type_, _, entity = kind.partition(".")
@@ -261,7 +274,8 @@ class Kinds:
         found = sorted(value for value in values if value and value != OTHER and not _is_half(value))
         if len(found) > _MOST_NAMES:
             told = UNSEEN_MANY.format(len(found), what, _MOST_NAMES)
-            if told not in self.unseen:
+            if told not in self.left_out:
+                self.left_out.append(told)
                 self.unseen.append(told)
         return found[:_MOST_NAMES]
 
@@ -302,7 +316,7 @@ def _task(dag_id: str, task_id: str, run_id: str, team_ids: tuple[str, ...]) -> 
 
 def _narrowed(by_action: Mapping[str, list[Resource]], names: Collection[str]) -> dict[str, list[Resource]]:
     """Without what has another name than these, or none in particular."""
-    known = {*names, *_ANY}
+    known = {*names, *NOT_NAMED}
     return {
         action: [resource for resource in resources if _names_of(resource) <= known]
         for action, resources in by_action.items()

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from airflow_team_authz.opa.archive import BundleRefusedError, unpack
 from airflow_team_authz.opa.compile import (
@@ -48,6 +48,13 @@ _ENTRIES = {"allow", "deny"}
 _SAME = {("eq",), ("equal",), ("internal", "member_2")}
 # Built-in functions that take more than a name in full: what fits is found only if it is named, too.
 _PATTERNS = {"regex", "glob"}
+# Functions that take a name as it is written. What others make of a name need not be one that is tried.
+_TWO_NAMES = "two names of one person"
+_GROUP = "group"
+_PLAIN = {
+    "and", "assign", "eq", "equal", "internal.member_2", "internal.member_3", "minus", "neq", "object.get",
+    "object.keys", "or",
+}  # fmt: skip
 
 
 class Names:
@@ -85,12 +92,59 @@ class Names:
             self.values[field] |= values
 
 
+# A rule: the path of its Rego package, and its syntax tree as JSON.
+RuleText = tuple[tuple[str, ...], str]
+
+
+class _Looked(NamedTuple):
+    """What a rule calls and declares, and for each of its conditions the fields and the helpers that it looks at."""
+
+    name: str
+    called: set[str]
+    conditions: list[tuple[set[str], set[str]]]
+
+
 class Package:
     """Names of a package: in each entry rule, and in the helpers and data that it uses."""
 
     def __init__(self) -> None:
         self.rules: list[Names] = []
         self.helpers: dict[str, Names] = defaultdict(Names)
+        self._looked: dict[RuleText, _Looked] = {}
+
+    def note(self, path: tuple[str, ...], rule: dict[str, Any], looked: _Looked) -> None:
+        """Keep what a rule of the Rego package at this path looks at."""
+        self._looked[path, json.dumps(rule, sort_keys=True)] = looked
+
+    @property
+    def used(self) -> set[RuleText]:
+        """Rules that others may use: what they change, nobody sees in the others."""
+        return {rule for rule, looked in self._looked.items() if looked.name not in _ENTRIES}
+
+    @property
+    def unclear(self) -> dict[RuleText, set[str]]:
+        """By what rules do more than the names show that are tried: functions, or two names of one person."""
+        found = {}
+        declared = {(path, looked.name) for (path, _), looked in self._looked.items()}
+        for (path, rule), looked in self._looked.items():
+            # What the Rego package itself declares is looked at where it is declared.
+            why = {name for name in looked.called - _PLAIN if (path, name) not in declared}
+            if self._needs_two_names(looked):
+                why.add(_TWO_NAMES)
+            if why:
+                found[path, rule] = why
+        return found
+
+    def _needs_two_names(self, looked: _Looked) -> bool:
+        """Whether a group or a claim, and something else of the subject, have to be right: two conditions say so."""
+        about = [{_about(field) for field in self._reached(*condition)} - {""} for condition in looked.conditions]
+        about = [names for names in about if names]
+        return len(about) > 1 and any(_GROUP in names for names in about)
+
+    def _reached(self, fields: set[str], uses: set[str]) -> set[str]:
+        whole = Names()
+        whole.fields, whole.uses = {*fields}, {*uses}
+        return self._with_helpers(whole).fields
 
     def together(self) -> list[Names]:
         """Names of each entry rule, with those of the helpers and data that it uses."""
@@ -274,9 +328,23 @@ class _Reading:
             else:
                 self._names = self._package.helpers[name]
             self._rule(rule)
+            looked = _Looked(name, set(_functions(rule)), [self._looked_at(part) for part in _conditions(rule)])
+            self._package.note(self._own, rule, looked)
             if name in _ENTRIES and "else" not in rule:
                 for part in rule.get("body") or []:
                     self._names.types |= self._types(part)
+
+    def _looked_at(self, part: dict[str, Any]) -> tuple[set[str], set[str]]:
+        """The fields that a condition is about, and the helpers that it uses."""
+        fields: set[str] = set()
+        before, self._names = self._names, Names()
+        self._walk(part, fields, set())
+        uses, self._names = self._names.uses, before
+        for inner in _conditions(part):
+            of_inner, used = self._looked_at(inner)
+            fields |= of_inner
+            uses |= used
+        return fields, uses
 
     def _types(self, part: dict[str, Any]) -> set[str]:
         """The types that a condition of a rule is about: of one that is, or is in, what the condition spells out."""
@@ -355,6 +423,43 @@ class _Reading:
             )
         else:
             self._names.uses.add(path[0])
+
+
+def _conditions(node: Any) -> Iterator[dict[str, Any]]:
+    """The conditions in the bodies of a rule, and of comprehensions in a condition."""
+    if isinstance(node, list):
+        for inner in node:
+            yield from _conditions(inner)
+    elif isinstance(node, dict):
+        for key, inner in node.items():
+            if key == "body" and isinstance(inner, list):
+                yield from inner
+            else:
+                yield from _conditions(inner)
+
+
+def _about(field: str) -> str:
+    """What of the subject a field is, as far as people are tried with one of each; empty: it is of something else."""
+    if field == "subject.groups" or field.startswith("subject.claims"):
+        return _GROUP
+    return "other" if field in {"subject.id", "subject.team_ids", "subject.roles"} else ""
+
+
+def _functions(node: Any) -> Iterator[str]:
+    """Names of the functions and operators that are called in a part of a syntax tree, but for those below ``data``."""
+    if isinstance(node, list):
+        for inner in node:
+            yield from _functions(inner)
+    elif isinstance(node, dict):
+        terms = node.get("value") if node.get("type") == "call" else node.get("terms")
+        if isinstance(terms, list) and terms and terms[0].get("type") == "ref":
+            path = _path(terms[0]["value"])
+            if path[0] != "data":
+                yield ".".join(path)
+        if node.get("type") == "templatestring":
+            yield "a template string"
+        for inner in node.values():
+            yield from _functions(inner)
 
 
 def _path(parts: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from airflow_team_authz.server.database import Token
 
 PLATFORM, TEAM, READER = "platform", "team", "reader"
 _PREFIX = "taz"
+_TOKEN = "token "  # noqa: S105 - the first word of a caller's name
 # A revoked token counts as long as this at most.
 _REMEMBERED_SECONDS = 1.0
 # Whoever asks in vain, or for a key that there is not, keeps the issuer from being asked for this time.
@@ -40,12 +41,21 @@ class IssuerUnreachableError(ServerError):
 
 
 class Caller(NamedTuple):
-    """A caller. The platform may do everything, a team manages its own package, a reader fetches one bundle, or all."""
+    """A caller. The platform may do everything, a team manages its own package, a reader fetches one bundle, or all.
+
+    ``origin`` is who may have the token, as far as that is known: tokens that one caller made are all of that caller's.
+    """
 
     name: str
     kind: str
     team_ids: tuple[str, ...] = ()
     bundle: str | None = None
+    origin: str = ""
+
+    @property
+    def person(self) -> str:
+        """Who is not somebody else than anybody of the same name."""
+        return self.origin or self.name
 
     def owns(self, team_id: str) -> bool:
         """Whether the team's package is the caller's to change."""
@@ -81,16 +91,34 @@ class Issued(NamedTuple):
     expires_at: datetime
 
 
-def issue(session: Session, kind: str, days: int, team_id: str | None = None, bundle: str | None = None) -> Issued:
-    """Make a token."""
+def issue(
+    session: Session, kind: str, days: int, team_id: str | None = None, bundle: str | None = None, made_by: str = ""
+) -> Issued:
+    """Make a token. ``made_by``: the person who asks the server for it."""
     # Bundles may be asked for by either name.
     bundle = bundle and bundle.removesuffix(".tar.gz")
     id_, secret, now = secrets.token_hex(6), secrets.token_urlsafe(32), datetime.now(UTC)
     expires = now + timedelta(days=days)
     session.add(
-        Token(id=id_, hash=_hash(secret), kind=kind, team_id=team_id, bundle=bundle, created_at=now, expires_at=expires)
-    )
+        Token(
+            id=id_, hash=_hash(secret), kind=kind, team_id=team_id, bundle=bundle, made_by=made_by, created_at=now,
+            expires_at=expires,
+        )
+    )  # fmt: skip
     return Issued(id_, f"{_PREFIX}_{id_}_{secret}", expires)
+
+
+def is_usable(session: Session, name: str, or_over: bool = False) -> bool:
+    """Whether the token of a caller with this name is neither revoked nor over (``or_over``: that does not matter).
+
+    An issuer's tokens cannot be revoked here.
+    """
+    if not name.startswith(_TOKEN) or " of " in name:
+        return True
+    found = session.get(Token, name.removeprefix(_TOKEN), populate_existing=True)
+    if found is None or found.revoked_at is not None:
+        return False
+    return or_over or found.expires_at > datetime.now(UTC)
 
 
 class Access:
@@ -153,7 +181,7 @@ class Access:
                     f"the token {id_} is over since {found.expires_at:%Y-%m-%d}: ask for a new one"
                 )
             teams = (found.team_id,) if found.team_id else ()
-            return Caller(f"token {id_}", found.kind, teams, found.bundle), found.expires_at
+            return Caller(f"{_TOKEN}{id_}", found.kind, teams, found.bundle, found.made_by), found.expires_at
 
     def _issuers(self, token: str) -> tuple[Caller, datetime]:
         if self._oidc is None or self._issuer is None:

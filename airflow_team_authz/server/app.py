@@ -20,8 +20,9 @@ from airflow_team_authz.gate.findings import sarif
 from airflow_team_authz.model import EngineError, UnfitKeyError
 from airflow_team_authz.opa.archive import BundleRefusedError
 from airflow_team_authz.opa.compile import CompileError
-from airflow_team_authz.server import authzen_routes, routes
+from airflow_team_authz.server import approval_routes, authzen_routes, routes
 from airflow_team_authz.server.access import Access, IssuerUnreachableError, Oidc, UnknownClientError
+from airflow_team_authz.server.approvals import ApprovalError, FourEyesError
 from airflow_team_authz.server.authzen import BadRequestError, identification
 from airflow_team_authz.server.bodies import Bodies, is_access
 from airflow_team_authz.server.decisions import Decisions, NoDecisionsError, Readable, TooFastError
@@ -91,6 +92,7 @@ def create_app(
         Turns(), Turns(), Turns(_EVALUATIONS_IN_ONE_QUEUE), counting, public_url,
     )  # fmt: skip
     app.include_router(routes.router)
+    app.include_router(approval_routes.router)
     app.include_router(authzen_routes.router)
     app.add_middleware(Bodies)
     # Around the others: what they answer counts too.
@@ -134,10 +136,10 @@ def _problem(request: Request, told: str, code: int, headers: Mapping[str, str] 
 def _tell_errors(app: FastAPI, counting: Counting) -> None:
     """Each error is one sentence in JSON."""
     codes: dict[type[Exception], int] = {
-        BadRequestError: 400, UnknownClientError: 401, NotAllowedError: 403, NotFoundError: 404, OutdatedError: 409,
-        BundleRefusedError: 422, UnfitKeyError: 422, NoDecisionsError: 422, FrozenError: 423, TooFastError: 429,
-        IssuerUnreachableError: 503, CompileError: 503, NoPolicyError: 503, EngineError: 503,
-        TooMuchError: 503,
+        BadRequestError: 400, UnknownClientError: 401, NotAllowedError: 403, FourEyesError: 403,
+        NotFoundError: 404, OutdatedError: 409, ApprovalError: 409, BundleRefusedError: 422, UnfitKeyError: 422,
+        NoDecisionsError: 422, FrozenError: 423, TooFastError: 429, IssuerUnreachableError: 503, CompileError: 503,
+        NoPolicyError: 503, EngineError: 503, TooMuchError: 503,
     }  # fmt: skip
 
     async def tell(request: Request, error: Exception) -> JSONResponse:

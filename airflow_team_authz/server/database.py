@@ -91,6 +91,38 @@ class Release(Base):
     action: Mapped[str] = mapped_column(String(16))
     actor: Mapped[str] = mapped_column(String(200))
     at: Mapped[datetime]
+    approved_by: Mapped[str] = mapped_column(String(200), server_default="", default="")
+
+
+class HeldRelease(Base):
+    """A change that waits for an approval, or once did. ``waiting``: environment and owner as long as it does.
+
+    ``person`` is who stands behind ``actor``, see ``access.Caller``. ``content``: the artifact, if it is not among the
+    packages yet. ``impact`` is JSON of an ``impact.Impact``; ``seen`` and ``waits_for`` are its own.
+    """
+
+    __tablename__ = "held_release"
+    __table_args__ = (UniqueConstraint("waiting", name="uq_held_release_waiting"),)
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    environment: Mapped[str] = mapped_column(String(64))
+    owner: Mapped[str] = mapped_column(String(64), index=True)
+    version: Mapped[int]
+    digest: Mapped[str] = mapped_column(String(12))
+    action: Mapped[str] = mapped_column(String(16))
+    actor: Mapped[str] = mapped_column(String(200))
+    person: Mapped[str] = mapped_column(String(200))
+    by_platform: Mapped[bool]
+    content: Mapped[bytes | None] = mapped_column(LargeBinary)
+    impact: Mapped[str] = mapped_column(Text)
+    seen: Mapped[str] = mapped_column(String(32))
+    waits_for: Mapped[str] = mapped_column(Text)
+    at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    waiting: Mapped[str | None] = mapped_column(String(140))
+    state: Mapped[str] = mapped_column(String(16))
+    decided_by: Mapped[str] = mapped_column(String(200), default="")
+    decided_at: Mapped[datetime | None]
+    reason: Mapped[str] = mapped_column(String(500), default="")
 
 
 class Environment(Base):
@@ -135,6 +167,8 @@ class Token(Base):
     kind: Mapped[str] = mapped_column(String(16))
     team_id: Mapped[str | None] = mapped_column(String(64))
     bundle: Mapped[str | None] = mapped_column(String(200))
+    # Who asked the server for it; empty if it was made in the database.
+    made_by: Mapped[str] = mapped_column(String(200), server_default="", default="")
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]

@@ -20,6 +20,8 @@ TeamId = Annotated[str, Path(pattern=f"^{PATTERN}$", description="A team's id.",
 EnvironmentName = Annotated[
     str | None, Query(max_length=64, description="Else the server's first.", examples=["production"])
 ]
+WithImpact = Annotated[bool, Query(alias="impact", description="Say what it gives and takes, which takes its time.")]
+HeldId = Annotated[int, Path(ge=1, lt=2**31, description="A held release.")]
 Version = Annotated[int, Query(ge=1, lt=2**53, description="A version of the package.")]
 
 
@@ -46,6 +48,58 @@ class Refusal(Problem):
     findings: list[FindingModel] = Field(default_factory=list)
 
 
+class ImpactLine(BaseModel):
+    """What some people or tasks gain or lose, in words."""
+
+    direction: str
+    told: str = Field(description="A team gets no names that only the platform or the directory has.")
+    approval: list[str] = Field(description="The platform's rules by which this waits for an approval.")
+
+
+class ImpactModel(BaseModel):
+    """What a change gives and takes, as `team-authz impact` finds it."""
+
+    lines: list[ImpactLine]
+    questions: int
+    different: int
+    not_seen: list[str] = Field(description="What cannot be found by these questions.")
+    unknown: str = Field(description="Why the impact could not be computed; empty if it was.")
+
+
+class HeldModel(BaseModel):
+    """A change that waits until somebody else has approved it, or once did."""
+
+    id: int
+    environment: str
+    owner: str
+    version: int
+    digest: str
+    action: str
+    actor: str
+    at: datetime
+    expires_at: datetime
+    state: str = Field(description="waiting, approved, refused, replaced or expired.")
+    decided_by: str
+    decided_at: datetime | None
+    reason: str
+    waits_for: list[str] = Field(description="The platform's rules, and what cannot be seen.")
+    approvers: str = Field(description="Who may approve it.")
+    seen: str = Field(description="Stands for the impact: to be sent with the approval.")
+    impact: ImpactModel | None = None
+
+
+class Approving(BaseModel):
+    """That the impact was looked at."""
+
+    seen: str = Field(pattern="^[0-9a-f]{32}$", description="`seen` of the held release.")
+
+
+class Refusing(BaseModel):
+    """Why a held release is not to come into force."""
+
+    reason: str = Field(min_length=1, max_length=500, pattern=TEXT)
+
+
 class PublishedModel(BaseModel):
     """The versions in force after a publication."""
 
@@ -54,10 +108,11 @@ class PublishedModel(BaseModel):
     environment: str
     serial: int
     bundles: list[str]
+    impact: ImpactModel | None = Field(None, description="If `impact=true` asked for it, or a rule is about it.")
 
 
 class HistoryEntry(BaseModel):
-    """A version that came into force, and its author."""
+    """A version that came into force, and its author; or what became of one that was held (`serial` 0)."""
 
     environment: str
     version: int
@@ -66,6 +121,7 @@ class HistoryEntry(BaseModel):
     actor: str
     at: datetime
     serial: int
+    approved_by: str = ""
 
 
 class TeamModel(BaseModel):
@@ -158,6 +214,7 @@ class TokenModel(BaseModel):
     bundle: str | None
     expires_at: datetime
     revoked: bool
+    made_by: str = Field("", description="Whose it counts as too; empty: made in the database.")
 
 
 class NewToken(TokenModel):
@@ -182,7 +239,7 @@ def answers(*codes: int) -> dict[int | str, dict[str, Any]]:
         403: "The caller may not do that.",
         404: "There is no such thing.",
         408: "It was not whole within a minute.",
-        409: "It is not newer than what is published.",
+        409: "It is not newer than what is published, or cannot be decided about any more.",
         413: "It is too large.",
         429: "The token sends more than it may.",
         423: "The platform has stopped changes for now.",
@@ -191,6 +248,9 @@ def answers(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": Problem, "description": told[code]} for code in (400, 401, 403, 503, *codes)}
 
 
+HELD: dict[int | str, dict[str, Any]] = {
+    202: {"model": HeldModel, "description": "It waits for an approval. Nothing has changed yet."}
+}
 REFUSAL: dict[int | str, dict[str, Any]] = {
     422: {"model": Refusal, "description": "The gate refuses the package, or a value is not as it must be."}
 }

@@ -22,7 +22,11 @@ _PREFIX = "team_authz_server_"
 # Each metric: its kind, its labels, and what it counts.
 METRICS = {
     "requests_total": ("counter", ("method", "route", "status"), "Requests that were answered."),
-    "publishes_total": ("counter", ("outcome",), "Artifacts that were published, refused by the gate, or failed."),
+    "publishes_total": (
+        "counter",
+        ("outcome",),
+        "Artifacts that were published, held for an approval, refused, or failed.",
+    ),
     "findings_total": ("counter", ("rule",), "Findings of the gate in artifacts that it refused."),
     "decisions_received_total": ("counter", (), "Records of decisions that came by POST /logs."),
     "decisions_written_total": ("counter", (), "Those that are in the table now and were not before."),
@@ -32,6 +36,7 @@ METRICS = {
     "bundles": ("gauge", (), "Bundles that are served."),
     "up": ("gauge", (), "1 while everything works; 0 while nothing can be published."),
 }
+_OUTCOMES = {200: "published", 202: "held", 409: "refused", 422: "refused", 423: "refused"}
 _ROUTE_UNKNOWN = "other"
 _METHODS = frozenset({"DELETE", "GET", "POST", "PUT"})
 
@@ -86,7 +91,7 @@ class CountedRequests:
         method = scope["method"] if scope["method"] in _METHODS else _ROUTE_UNKNOWN
         self._counting.note("requests_total", method, route, str(status))
         if method == "PUT" and route.endswith("/package"):
-            outcome = "published" if status == 200 else "refused" if status in {409, 422, 423} else "failed"
+            outcome = _OUTCOMES.get(status, "failed")
             self._counting.note("publishes_total", outcome)
 
 

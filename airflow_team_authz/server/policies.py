@@ -51,7 +51,7 @@ class Policies:
     def _point(self, name: str, bundle: ServedBundle) -> DecisionPoint:
         with self._lock:
             if name not in self._points or self._points[name][0] != bundle.etag:
-                self._points[name] = (bundle.etag, DecisionPoint(_engine(bundle)))
+                self._points[name] = (bundle.etag, point_of(bundle.content, bundle.revision))
             return self._points[name][1]
 
 
@@ -75,6 +75,7 @@ class _Engine:
         """See ``engines.Engine``."""
 
 
-def _engine(bundle: ServedBundle) -> _Engine:
-    files = unpack(bundle.content)
-    return _Engine(compiled(files[WASM], files.get("data.json", b"{}"), bundle.revision, quick=True))
+def point_of(content: bytes, revision: str) -> DecisionPoint:
+    """A decision point over a bundle of this server's own making. Raises an ``EngineError``."""
+    files = unpack(content)
+    return DecisionPoint(_Engine(compiled(files[WASM], files.get("data.json", b"{}"), revision, quick=True)))

@@ -12,34 +12,45 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import NamedTuple
 
+import msgspec
 from sqlalchemy import ColumnElement, Engine, and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from airflow_team_authz.bundles.aggregate import SIGN_AGAIN_HOURS, made_by, sign_again
+from airflow_team_authz.bundles.aggregate import SIGN_AGAIN_HOURS, made_by, sign_again, wasm_bundle
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, read_artifact, root
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
+from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.gate.check import check_package
 from airflow_team_authz.gate.findings import Finding, of_opa
 from airflow_team_authz.gate.platform_part import check_platform
+from airflow_team_authz.model import EngineError
 from airflow_team_authz.opa.archive import BundleRefusedError, manifest_of, unpack
 from airflow_team_authz.opa.compile import CompileError, StartError, merged
-from airflow_team_authz.server import ServerError
+from airflow_team_authz.server import ServerError, approvals
+from airflow_team_authz.server.approvals import Approval, ApprovalError, Held, Rules
 from airflow_team_authz.server.building import Builder, Whole
 from airflow_team_authz.server.database import (
     Bundle,
     Environment,
     Freeze,
+    HeldRelease,
     OwnerKeys,
     Package,
     Release,
     WithheldPackage,
 )
+from airflow_team_authz.server.impact import Impact, Sides, impact_of, unknown
+from airflow_team_authz.server.policies import point_of
 
 log = logger(__name__)
 
+_PUBLISH, _ROLLBACK, _PROMOTE = "publish", "rollback", "promote"
 _ATTEMPTS = 8
+# How many decision points are kept: each has the policy of all teams.
+_KEPT_POINTS = 2
+_NO_RULES = Rules()
 # How many packages are tried in the place of one that no longer compiles.
 _EARLIER = 5
 # How many lines are compared with each other, which may take seconds.
@@ -69,22 +80,42 @@ class NotPublishableError(ServerError):
 
 
 class Published(NamedTuple):
-    """The versions in force after a publication."""
+    """The versions in force after a publication, and its impact if that was computed."""
 
     owner: str
     version: int
     environment: str
     serial: int
     bundles: list[str]
+    impact: Impact | None = None
+
+
+class Asker(NamedTuple):
+    """Who asks for a change, and whether the answer is to have its impact. ``person``: see ``access.Caller``."""
+
+    name: str
+    person: str
+    by_platform: bool = False
+    impact: bool = False
 
 
 class _Change(NamedTuple):
-    """A change of a version; ``within`` checks again and writes the change, inside the transaction."""
+    """A change of a version; ``check`` is asked again inside the transaction. ``content``: to be kept as a package."""
 
     artifact: Artifact
     action: str
-    actor: str
-    within: Callable[[Session], None]
+    asker: Asker
+    check: Callable[[Session], None]
+    content: bytes | None = None
+    approval: Approval | None = None
+
+
+class _Built(NamedTuple):
+    """The serial and the names of the bundles, none if nothing was to be built; and what the change gives and takes."""
+
+    serial: int
+    bundles: list[str]
+    impact: Impact | None
 
 
 class _Before(NamedTuple):
@@ -109,31 +140,31 @@ class Releases:
     """Publishing, rolling back and promoting. Thread-safe; several servers may share a database."""
 
     def __init__(
-        self, engine: Engine, key: SigningKey, environments: list[str], opa: str | None, changed: Callable[[], None]
+        self,
+        engine: Engine,
+        key: SigningKey,
+        environments: list[str],
+        opa: str | None,
+        changed: Callable[[], None],
+        rules: Rules = _NO_RULES,
     ) -> None:
-        self.environments = environments
+        """``rules``: what waits for an approval."""
+        self.environments, self.rules = environments, rules
         self._engine, self._builder, self._opa, self._changed = engine, Builder(key, opa), opa, changed
         self._building: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._read: dict[tuple[str, int, str], Artifact] = {}
         # ETags of bundles that are not signed again, which is told once.
         self._not_ours: set[str] = set()
+        # Decision points over the newest bundles, by ETag.
+        self._points: dict[str, DecisionPoint] = {}
 
-    def publish(self, owner: str, content: bytes, environment: str | None, actor: str) -> Published:
+    def publish(self, owner: str, content: bytes, environment: str | None, asker: Asker) -> Published | Held:
         """Take an artifact: whose, newer than the last, fit to be published; and build the bundles with it."""
         environment = self._environment(environment)
         with Session(self._engine) as session:
             trusted = self._trusted(session, owner)
             self._not_frozen(session, owner, environment)
         artifact = read_artifact(content, owner, trusted)
-        package = {"digest": artifact.digest, "content": content, "actor": actor[:200], "at": datetime.now(UTC)}
-
-        # While the gate runs, keys are taken away, changes are stopped, and newer versions are published.
-        def keep(session: Session) -> None:
-            self._trusted(session, owner).verify(unpack(content), owner)
-            self._not_frozen(session, owner, environment)
-            _newest(session, artifact)
-            session.add(Package(owner=owner, version=artifact.version, **package))
-
         with Session(self._engine) as session:
             # Whoever did not hear the answer sends it again.
             repeated = self._current(session, environment).get(owner) == artifact
@@ -141,22 +172,25 @@ class Releases:
                 _newest(session, artifact)
         if not repeated:
             self._gate(artifact, environment)
-        return self._release(environment, _Change(artifact, "publish", actor, keep))
+        return self._release(environment, self._publication(artifact, content, environment, asker))
 
-    def rollback(self, owner: str, version: int, environment: str | None, actor: str, by_platform: bool) -> Published:
+    def _publication(self, artifact: Artifact, content: bytes, environment: str, asker: Asker) -> _Change:
+        # While the gate runs, keys are taken away, changes are stopped, and newer versions are published.
+        def check(session: Session) -> None:
+            self._trusted(session, artifact.owner).verify(unpack(content), artifact.owner)
+            self._not_frozen(session, artifact.owner, environment)
+            _newest(session, artifact)
+
+        return _Change(artifact, _PUBLISH, asker, check, content)
+
+    def rollback(self, owner: str, version: int, environment: str | None, asker: Asker) -> Published | Held:
         """Put what an environment had in force before in force again, under a new serial. The platform: also if
         frozen.
         """
         environment = self._environment(environment)
-
-        def allowed(session: Session) -> None:
-            if not by_platform:
-                self._still_signed(session, artifact)
-                self._not_frozen(session, owner, environment)
-
         with Session(self._engine) as session:
-            artifact = self._artifact(session, owner, version)
-            allowed(session)
+            change = self._return(self._artifact(session, owner, version), environment, asker)
+            change.check(session)
             was = select(Release.id).where(
                 Release.environment == environment, Release.owner == owner, Release.version == version
             )
@@ -165,27 +199,65 @@ class Releases:
                 raise NotFoundError(
                     f"version {version} of {owner} was never in force in {environment}: promote it instead"
                 )
-        return self._release(environment, _Change(artifact, "rollback", actor, allowed))
+        return self._release(environment, change)
 
-    def promote(self, owner: str, source: str, target: str, actor: str, by_platform: bool) -> Published:
+    def _return(self, artifact: Artifact, environment: str, asker: Asker) -> _Change:
+        def check(session: Session) -> None:
+            if not asker.by_platform:
+                self._still_signed(session, artifact)
+                self._not_frozen(session, artifact.owner, environment)
+
+        return _Change(artifact, _ROLLBACK, asker, check)
+
+    def promote(self, owner: str, source: str, target: str, asker: Asker) -> Published | Held:
         """Put what one environment has in force in another one, checked together with what is there."""
         source, target = self._environment(source), self._environment(target)
         with Session(self._engine) as session:
             wanted, present = (self._current(session, name).get(owner) for name in (source, target))
         if wanted is None:
             raise NotFoundError(f"{owner} has nothing in {source}")
-
-        def allowed(session: Session) -> None:
-            if not by_platform:
-                self._still_signed(session, wanted)
-            self._trusted(session, owner)
-            self._not_frozen(session, owner, target)
-
+        change = self._promotion(wanted, target, asker)
         with Session(self._engine) as session:
-            allowed(session)
+            change.check(session)
         if wanted != present:
             self._gate(wanted, target)
-        return self._release(target, _Change(wanted, "promote", actor, allowed))
+        return self._release(target, change)
+
+    def _promotion(self, artifact: Artifact, environment: str, asker: Asker) -> _Change:
+        def check(session: Session) -> None:
+            if not asker.by_platform:
+                self._still_signed(session, artifact)
+            self._trusted(session, artifact.owner)
+            self._not_frozen(session, artifact.owner, environment)
+
+        return _Change(artifact, _PROMOTE, asker, check)
+
+    def approve(self, approval: Approval) -> Published:
+        """Put a held release in force, checked again as when it came, if its impact is still the one that was seen.
+
+        Raises ``ApprovalError``, ``FourEyesError``, and whatever publishing it anew would.
+        """
+        with Session(self._engine) as session:
+            row = approvals.waiting(session, approval.id)
+            approvals.four_eyes(session, row, approval.person, approval.actor)
+            environment, asker = self._environment(row.environment), Asker(row.actor, row.person, row.by_platform)
+            if row.action == _PUBLISH:
+                content = row.content or b""
+                artifact = read_artifact(content, row.owner, self._trusted(session, row.owner))
+                change = self._publication(artifact, content, environment, asker)
+            else:
+                artifact = self._artifact(session, row.owner, row.version)
+                made = self._return if row.action == _ROLLBACK else self._promotion
+                change = made(artifact, environment, asker)
+            change.check(session)
+            if (artifact.version, artifact.digest) != (row.version, row.digest):
+                raise ApprovalError("the database has another package under this version: refuse it")
+        if change.action != _ROLLBACK:
+            self._gate(artifact, environment)
+        done = self._release(environment, change._replace(approval=approval))
+        if isinstance(done, Held) or not done.bundles:
+            raise ApprovalError(f"version {artifact.version} of {artifact.owner} is in force in {environment} already")
+        return done
 
     def renew(self) -> None:
         """Build all bundles again that another key, shipped policy or OPA has made. What cannot be built stays."""
@@ -281,28 +353,105 @@ class Releases:
         if findings:
             raise NotPublishableError(findings, artifact.files)
 
-    def _release(self, environment: str, change: _Change) -> Published:
-        serial, bundles = self._rebuild(environment, change)
-        return Published(change.artifact.owner, change.artifact.version, environment, serial, bundles)
+    def _release(self, environment: str, change: _Change) -> Published | Held:
+        done = self._rebuild(environment, change)
+        if isinstance(done, Held):
+            return done
+        return Published(change.artifact.owner, change.artifact.version, environment, *done)
 
-    def _rebuild(self, environment: str, change: _Change | None) -> tuple[int, list[str]]:
+    def _rebuild(self, environment: str, change: _Change | None) -> _Built | Held:
         """Build outside of the transaction, and commit if nobody else has built meanwhile; else build again.
 
-        Answers the serial and the names of the bundles. Without a change: if something else makes bundles than before.
+        Without a change: if something else makes bundles than before. What needs an approval is held instead.
         """
-        with self._building[environment]:
-            for _ in range(_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
+            with self._building[environment]:
                 before = self._before(environment)
                 maker = made_by(self._builder.key, self._opa)
                 if before.has(change) and (before.serial == 0 or before.made_by == maker):
-                    return before.serial, []
+                    return _Built(before.serial, [], None)
                 # By the clock, so that clients take what a server builds whose database was lost.
                 serial = max(before.serial + 1, int(time.time()))
                 whole = self._whole(environment, before, change, serial, before.made_by != maker)
-                if self._commit(environment, before.serial, serial, maker, whole, change):
-                    self._changed()
-                    return serial, sorted(whole.bundles)
+                if change is None or not self._is_compared(environment, change):
+                    if self._commit(environment, before.serial, serial, maker, whole, change):
+                        self._changed()
+                        return _Built(serial, sorted(whole.bundles), None)
+                    continue
+            # Others publish meanwhile: it may take long, also because somebody wants that.
+            impact = self._impact(environment, before, change, whole, maker)
+            if self._waits(change, impact):
+                return self._hold(environment, change, impact)
+            if self._commit(environment, before.serial, serial, maker, whole, change):
+                self._changed()
+                return _Built(serial, sorted(whole.bundles), impact)
         raise OutdatedError(f"others publish to {environment} all the time: try again")
+
+    def _is_compared(self, environment: str, change: _Change) -> bool:
+        """Whether somebody wants to know the impact of a change, or it may have to wait."""
+        rules = self.rules.of(environment, change.artifact.owner)
+        return bool(rules.kinds or rules.owners or change.asker.impact or change.approval)
+
+    def _impact(self, environment: str, before: _Before, change: _Change, whole: Whole, maker: str) -> Impact:
+        """What a change gives and takes, and what it has to wait for."""
+        owner = change.artifact.owner
+        rules = self.rules.of(environment, owner)
+        # A team's package decides about its own resources; what else is different may be so about all.
+        is_alone = owner != PLATFORM and before.made_by == maker
+        is_alone &= sorted(before.withheld) == sorted(held.owner for held in whole.withheld)
+        after = before.in_force | {owner: change.artifact}
+        used = {PLATFORM, owner} if is_alone else after.keys()
+        try:
+            old, new = self._point(self._wasm(environment)), self._point(whole.bundles[wasm_bundle(environment)])
+        except (EngineError, CompileError, BundleRefusedError) as error:
+            log.error("the impact of a change of %s in %s cannot be computed: %s", owner, environment, error)
+            impact = unknown(str(error)[:1000], before.serial, rules.kinds)
+        else:
+            old_files, new_files = _files(before.in_force, used), _files(after, used)
+            compared = Sides(old, new, old_files, new_files, owner, owner if is_alone else None, before.serial)
+            impact = impact_of(compared, rules.kinds, rules.seconds, self._opa)
+        every = tuple(rule.text for rule in rules.owners)
+        return msgspec.structs.replace(impact, waits_for=(*impact.waits_for, *every))
+
+    def _wasm(self, environment: str) -> bytes:
+        """The bundle of all teams that an environment has in force; without one, the shipped policy alone."""
+        with Session(self._engine) as session:
+            found = session.get(Bundle, wasm_bundle(environment))
+        if found is not None:
+            return found.content
+        nothing = self._builder.build(environment, None, {}, 1, (), None, lambda _: ())
+        return nothing.bundles[wasm_bundle(environment)]
+
+    def _point(self, bundle: bytes) -> DecisionPoint:
+        etag = _etag(bundle)
+        found = self._points.pop(etag, None) or point_of(bundle, etag)
+        self._points[etag] = found
+        for longest_unused in list(self._points)[:-_KEPT_POINTS]:
+            self._points.pop(longest_unused, None)
+        return found
+
+    def _waits(self, change: _Change, impact: Impact) -> bool:
+        """Whether a change has to be held; ``ApprovalError`` if another impact of it was approved."""
+        if change.approval is not None:
+            if impact.seen != change.approval.seen:
+                raise approvals.look_again(self._engine, change.approval.id, impact)
+            return False
+        at_once = change.action == _ROLLBACK and change.asker.by_platform and self.rules.rollback_at_once
+        return bool(impact.waits_for) and not at_once
+
+    def _hold(self, environment: str, change: _Change, impact: Impact) -> Held:
+        asker, artifact = change.asker, change.artifact
+        row = HeldRelease(
+            environment=environment, owner=artifact.owner, version=artifact.version, digest=artifact.digest,
+            action=change.action, actor=asker.name[:200], person=asker.person[:200], by_platform=asker.by_platform,
+            content=change.content,
+        )  # fmt: skip
+        approvals.keep_impact(row, impact)
+        with Session(self._engine) as session:
+            change.check(session)
+            held = approvals.read(approvals.hold(session, row, self.rules.days))
+            session.commit()
+        return held
 
     def _before(self, environment: str) -> _Before:
         with Session(self._engine) as session:
@@ -332,7 +481,7 @@ class Releases:
                 findings = [Finding("merged", place, 1, str(error)[:500], help_)]
             raise NotPublishableError(findings, change.artifact.files) from None
         # Going back is not held up: it may be what repairs them.
-        if whole.failing and change is not None and change.action != "rollback":
+        if whole.failing and change is not None and change.action != _ROLLBACK:
             told = f"together with all teams, the platform's own tests fail: {whole.failing}"
             help_ = "ask the platform team which rule of yours they meet"
             finding = Finding("platform-tests", root(change.artifact.owner), 1, told, help_)
@@ -347,10 +496,8 @@ class Releases:
             if not _taken(session, environment, before, serial, maker):
                 return False
             if change is not None:
-                change.within(session)
-                said = {"action": change.action, "actor": change.actor[:200], "at": datetime.now(UTC)}
-                owner, version = change.artifact.owner, change.artifact.version
-                session.add(Release(environment=environment, owner=owner, version=version, serial=serial, **said))
+                change.check(session)
+                self._put_in_force(session, environment, serial, change)
             session.execute(delete(WithheldPackage).where(WithheldPackage.environment == environment))
             session.add_all(WithheldPackage(environment=environment, **held._asdict()) for held in whole.withheld)
             for name, content in whole.bundles.items():
@@ -359,6 +506,18 @@ class Releases:
                 session.merge(Bundle(name=name, environment=environment, signed_at=datetime.now(UTC), **made))
             session.commit()
         return True
+
+    @staticmethod
+    def _put_in_force(session: Session, environment: str, serial: int, change: _Change) -> None:
+        artifact, actor, now = change.artifact, change.asker.name[:200], datetime.now(UTC)
+        if change.content is not None:
+            package = {"digest": artifact.digest, "content": change.content, "actor": actor, "at": now}
+            session.add(Package(owner=artifact.owner, version=artifact.version, **package))
+        approved_by = "" if change.approval is None else change.approval.actor[:200]
+        said = {"action": change.action, "actor": actor, "at": now, "approved_by": approved_by}
+        place = {"environment": environment, "owner": artifact.owner, "version": artifact.version}
+        session.add(Release(**place, serial=serial, **said))
+        approvals.in_force(session, environment, artifact.owner, actor, change.approval)
 
     def _earlier(self, environment: str, owner: str) -> list[Artifact]:
         """The versions that were in force before the present one, newest first."""
@@ -387,6 +546,10 @@ class Releases:
         for longest_unused in list(self._read)[:-_KEPT]:
             self._read.pop(longest_unused, None)
         return found
+
+
+def _files(in_force: Mapping[str, Artifact], owners: Collection[str]) -> dict[str, bytes]:
+    return {name: text for owner in in_force.keys() & owners for name, text in in_force[owner].files.items()}
 
 
 def _etag(content: bytes) -> str:

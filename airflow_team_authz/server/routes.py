@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import re
 import zlib
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -20,8 +21,10 @@ from starlette.concurrency import run_in_threadpool
 from airflow_team_authz.bundles.artifact import PLATFORM as PLATFORM_OWNER
 from airflow_team_authz.bundles.signing import TrustedKeys
 from airflow_team_authz.decision_log.reading import Wanted
-from airflow_team_authz.server import access, clients, metrics, page
+from airflow_team_authz.server import access, approvals, clients, metrics, page
 from airflow_team_authz.server.access import Caller, UnknownClientError
+from airflow_team_authz.server.approval_routes import answer
+from airflow_team_authz.server.approvals import Held
 from airflow_team_authz.server.bodies import MAX_STATUS_BYTES
 from airflow_team_authz.server.clients import StatusReport
 from airflow_team_authz.server.database import Freeze, OwnerKeys, Package, Release, Token, WithheldPackage
@@ -40,6 +43,7 @@ from airflow_team_authz.server.dependencies import (
 from airflow_team_authz.server.messages import (
     ARTIFACT,
     BUNDLE,
+    HELD,
     LOGS,
     MEDIA_TYPE,
     METRICS,
@@ -64,8 +68,10 @@ from airflow_team_authz.server.messages import (
     TokenRequest,
     Version,
     WithheldModel,
+    WithImpact,
     answers,
 )
+from airflow_team_authz.server.releases import Asker
 
 _MAX_WAIT_SECONDS = 300
 _CLIENTS_OF_A_PAGE = 100
@@ -129,16 +135,31 @@ async def bundle(
     return Response(held.content, headers=headers)
 
 
-@owned.put("/package", responses=answers(404, 408, 409, 413, 423) | REFUSAL, openapi_extra=ARTIFACT)
+@owned.put(
+    "/package",
+    response_model=PublishedModel,
+    responses=answers(404, 408, 409, 413, 423) | REFUSAL | HELD,
+    openapi_extra=ARTIFACT,
+)
 async def publish(
-    parts: Parts, request: Request, owner: Owner, who: Calling, token: Sent, environment: EnvironmentName = None
-) -> PublishedModel:
-    """Publish an artifact, as `team-authz bundle build` makes it. The same once more is answered as the first time."""
+    parts: Parts,
+    request: Request,
+    owner: Owner,
+    who: Calling,
+    token: Sent,
+    environment: EnvironmentName = None,
+    impact: WithImpact = False,
+) -> PublishedModel | JSONResponse:
+    """Publish an artifact, as `team-authz bundle build` makes it. The same once more is answered as the first time.
+
+    What the platform's rules say so about waits for an approval (202).
+    """
     content = await request.body()
     # It may have been on its way for a minute.
     _must_own(await caller(parts, token), owner)
-    done = await parts.changes.run(_queue(who, owner), parts.publishing.publish, owner, content, environment, who.name)
-    return PublishedModel(**done._asdict())
+    asker = _asker(who, impact)
+    done = await parts.changes.run(_queue(who, owner), parts.publishing.publish, owner, content, environment, asker)
+    return answer(done, who)
 
 
 @owned.get("/package", response_class=Response, responses=answers(404) | REFUSAL | {
@@ -151,17 +172,33 @@ def package(parts: Parts, owner: Owner, version: Version) -> JSONResponse:
 
 @owned.get("/history", responses=answers() | REFUSAL)
 def history(parts: Parts, owner: Owner) -> list[HistoryEntry]:
-    """The versions that came into force, newest first."""
+    """The versions that came into force, and what became of those that were held, newest first."""
     with Session(parts.engine) as session:
-        digests = dict(
-            session.execute(select(Package.version, Package.digest).where(Package.owner == owner)).tuples().all()
-        )
+        packages = session.execute(select(Package.version, Package.digest).where(Package.owner == owner))
+        digests = {version: digest for version, digest in packages}  # noqa: C416 - rows
         rows = session.scalars(select(Release).where(Release.owner == owner).order_by(Release.id.desc()).limit(500))
-        return [
+        entries = [
             HistoryEntry(environment=row.environment, version=row.version, digest=digests[row.version],
-                         action=row.action, actor=row.actor, at=row.at, serial=row.serial)
+                         action=row.action, actor=row.actor, at=row.at, serial=row.serial, approved_by=row.approved_by)
             for row in rows
         ]  # fmt: skip
+        held = [entry for row in approvals.of_owner(session, owner) for entry in _of_held(row)]
+    # Sorting keeps the order of what was put in force at one moment.
+    return sorted([*entries, *held], key=lambda entry: entry.at, reverse=True)[:500]
+
+
+def _of_held(row: Held) -> Iterator[HistoryEntry]:
+    """That it was held, and how that ended, unless it is in force."""
+
+    def entry(action: str, actor: str, at: datetime) -> HistoryEntry:
+        return HistoryEntry(environment=row.environment, version=row.version, digest=row.digest,
+                            action=action, actor=actor, at=at, serial=0)  # fmt: skip
+
+    if row.state == approvals.EXPIRED:
+        yield entry(row.state, "", row.expires_at)
+    elif row.state in {approvals.REFUSED, approvals.REPLACED}:
+        yield entry(row.state, row.decided_by, row.decided_at or row.at)
+    yield entry("held", row.actor, row.at)
 
 
 @owned.get("/diff", response_class=Response, responses=answers(404) | REFUSAL | {
@@ -175,20 +212,22 @@ async def diff(
     return Response(told, media_type="text/x-diff; charset=utf-8")
 
 
-@owned.post("/rollback", responses=answers(404, 423) | REFUSAL)
-async def rollback(parts: Parts, owner: Owner, who: Calling, wanted: Rollback) -> PublishedModel:
+@owned.post("/rollback", response_model=PublishedModel, responses=answers(404, 423) | REFUSAL | HELD)
+async def rollback(
+    parts: Parts, owner: Owner, who: Calling, wanted: Rollback, impact: WithImpact = False
+) -> PublishedModel | JSONResponse:
     """Put an older version in force again. The platform may also while it is frozen."""
-    asked, by_platform = (owner, wanted.version, wanted.environment, who.name), who.kind == access.PLATFORM
-    done = await parts.changes.run(_queue(who, owner), parts.publishing.rollback, *asked, by_platform)
-    return PublishedModel(**done._asdict())
+    asked = (owner, wanted.version, wanted.environment, _asker(who, impact))
+    return answer(await parts.changes.run(_queue(who, owner), parts.publishing.rollback, *asked), who)
 
 
-@owned.post("/promote", responses=answers(404, 423) | REFUSAL)
-async def promote(parts: Parts, owner: Owner, who: Calling, wanted: Promotion) -> PublishedModel:
+@owned.post("/promote", response_model=PublishedModel, responses=answers(404, 423) | REFUSAL | HELD)
+async def promote(
+    parts: Parts, owner: Owner, who: Calling, wanted: Promotion, impact: WithImpact = False
+) -> PublishedModel | JSONResponse:
     """Put what one environment has in force into another one."""
-    asked, by_platform = (owner, wanted.source, wanted.target, who.name), who.kind == access.PLATFORM
-    done = await parts.changes.run(_queue(who, owner), parts.publishing.promote, *asked, by_platform)
-    return PublishedModel(**done._asdict())
+    asked = (owner, wanted.source, wanted.target, _asker(who, impact))
+    return answer(await parts.changes.run(_queue(who, owner), parts.publishing.promote, *asked), who)
 
 
 @owned.put("/keys", responses=answers() | REFUSAL)
@@ -258,14 +297,14 @@ def thaw(parts: Parts, _: OfPlatform, scope: Annotated[str, Query(pattern=SCOPE)
 
 
 @router.post("/tokens", status_code=201, responses=answers() | REFUSAL)
-def new_token(parts: Parts, _: OfPlatform, wanted: TokenRequest) -> NewToken:
+def new_token(parts: Parts, who: OfPlatform, wanted: TokenRequest) -> NewToken:
     """Make a token. Its secret is shown this once."""
     if (wanted.kind == access.TEAM) != (wanted.team_id is not None):
         raise HTTPException(422, "a team's token, and only that, names a team_id")
     if wanted.bundle is not None and wanted.kind != access.READER:
         raise HTTPException(422, "only a reader's token names a bundle")
     with Session(parts.engine) as session:
-        made = access.issue(session, wanted.kind, wanted.days, wanted.team_id, wanted.bundle)
+        made = access.issue(session, wanted.kind, wanted.days, wanted.team_id, wanted.bundle, who.person)
         session.commit()
         told = _token(session.get_one(Token, made.id))
     return NewToken(**told.model_dump(), secret=made.secret)
@@ -420,6 +459,10 @@ def index(parts: Parts, request: Request) -> Response:
                 (t.team_id, ", ".join(t.keys), ", ".join(f"{e}: {v}" for e, v in t.versions.items()))
                 for t in _teams(parts.engine)
             ]),
+            ("Waiting for an approval", ("id", "environment", "owner", "version", "action", "by", "until", "why"), [
+                (w.id, w.environment, w.owner, w.version, w.action, w.actor, f"{w.expires_at:%Y-%m-%d %H:%M} UTC",
+                 "; ".join(w.waits_for)) for w in approvals.listed(parts.engine, who)
+            ]),
             ("No longer compile", ("environment", "team", "version", "instead", "why"), [
                 (w.environment, w.team_id, w.version, w.instead or "all is denied", w.why) for w in withheld
             ]),
@@ -436,6 +479,10 @@ def _summary(alarms: int, known: int, withheld: int) -> str:
     told = [f"{alarms} of {known} clients need a look."] * bool(alarms)
     told += [f"{withheld} packages no longer compile."] * bool(withheld)
     return " ".join(told) or "All is in order."
+
+
+def _asker(who: Caller, impact: bool) -> Asker:
+    return Asker(who.name, who.person, who.kind == access.PLATFORM, impact)
 
 
 def _queue(who: Caller, owner: str) -> str:
@@ -479,5 +526,5 @@ def _withheld(engine: Engine) -> list[WithheldModel]:
 
 
 def _token(row: Token) -> TokenModel:
-    return TokenModel(id=row.id, kind=row.kind, team_id=row.team_id, bundle=row.bundle,
+    return TokenModel(id=row.id, kind=row.kind, team_id=row.team_id, bundle=row.bundle, made_by=row.made_by,
                       expires_at=row.expires_at, revoked=row.revoked_at is not None)  # fmt: skip

@@ -96,7 +96,7 @@ class Served:
 
     def _look(self) -> dict[str, ServedBundle]:
         with Session(self._engine) as session:
-            etags = dict(session.execute(select(Bundle.name, Bundle.etag)).tuples().all())
+            etags = {name: etag for name, etag in session.execute(select(Bundle.name, Bundle.etag))}  # noqa: C416 - rows
             news = [
                 name for name, etag in etags.items() if name not in self._bundles or self._bundles[name].etag != etag
             ]

@@ -42,7 +42,7 @@ def test_the_example_of_the_documentation_is_told_like_that(run, policies):
 
 
 def test_programs_get_a_question_and_a_test_that_holds_with_the_new_policy(run, policies, tmp_path):
-    result = run("impact", *policies, "--output", "json", "--fail-on", "gained")
+    result = run("impact", *policies, "--output", "json", "--fail-on", "gained:team=beta,owner=alpha,id=alpha_db")
     assert result.exit_code == 1
     (change,) = json.loads(result.stdout)["changes"]
     assert (change["direction"], change["team_ids"]) == ("gained", ["alpha"])
@@ -57,6 +57,20 @@ def test_programs_get_a_question_and_a_test_that_holds_with_the_new_policy(run, 
         (staged / "impact_test.rego").write_text(change["rego_test"])
         done = subprocess.run([find_opa(), "test", staged], capture_output=True, text=True, check=False)
         assert ("PASS: 1/1" in done.stdout) is passes, done.stdout
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "selector", ["gained:team=gamma", "gained:action=write", "lost:owner=alpha", "gained:id=other"]
+)
+def test_what_the_selector_does_not_name_does_not_fail(run, policies, selector):
+    assert run("impact", *policies, "--fail-on", selector).exit_code == 0
+
+
+def test_a_misspelt_selector_names_the_option(run, policies):
+    result = run("impact", *policies, "--fail-on", "gained:ownr=alpha")
+    assert result.exit_code == 2
+    assert "--fail-on: 'ownr=alpha' is no condition: write one of team, owner" in result.output
 
 
 @pytest.mark.exhaustive

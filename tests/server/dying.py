@@ -29,7 +29,7 @@ def publish(database: str, key: bytes, artifact: bytes, last: int) -> None:
     # It takes most of the time, and says nothing to the database.
     releases.check_package = lambda *_: []
     publishing = releases.Releases(engine, SigningKey.load(key, "the test"), ["production"], None, lambda: None)
-    publishing.publish("alpha", artifact, "production", "a test")
+    publishing.publish("alpha", artifact, "production", releases.Asker("a test", "a test"))
     os._exit(0)
 
 

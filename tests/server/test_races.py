@@ -28,7 +28,7 @@ def publish_while(
     other = Releases(engine, server.key, list(ENVIRONMENTS), None, lambda: None)
     before = server.ask("GET", "/teams/alpha/history").json()
     try:
-        other.publish("alpha", content, environment, "a test")
+        other.publish("alpha", content, environment, releases.Asker("a test", "a test"))
     finally:
         engine.dispose()
         after = server.ask("GET", "/teams/alpha/history").json()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from airflow_team_authz.cli.support.console import Output, OutputOption, UserError, print_columns, print_json
-from airflow_team_authz.cli.support.server_client import ServerOption, TokenOption, ask, released
+from airflow_team_authz.cli.support.server_client import ServerOption, TokenOption, ask, print_impact, released
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A policy directory, as `team-authz init` writes it.")]
 KeyOption = Annotated[
@@ -73,9 +73,13 @@ def publish(
     server: ServerOption,
     token_file: TokenOption = None,
     environment: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the server's first.")] = None,
+    impact: Annotated[bool, typer.Option(help="Show what it gives and takes, which the server computes.")] = True,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Send an artifact to a bundle server, which checks it again and puts it in force. Exit code 1: refused."""
+    """Send an artifact to a bundle server, which checks it again and puts it in force.
+
+    Exit code 1: refused. 3: held until somebody else approves it, see `team-authz server approvals`.
+    """
     from airflow_team_authz.bundles.artifact import PLATFORM
     from airflow_team_authz.opa.archive import BundleRefusedError, read_manifest, unpack
 
@@ -86,12 +90,14 @@ def publish(
     except (OSError, KeyError, BundleRefusedError) as error:
         raise UserError(f"{artifact} is not an artifact of `team-authz bundle build`: {error}") from None
     path = "platform/package" if owner == PLATFORM else f"teams/{owner}/package"
-    chosen = {"environment": environment} if environment else {}
-    answer = released(
-        ask("PUT", server, path, token_file, output, params=chosen, content=content), server, owner, version
-    )
-    told = f"version {version} of {owner}, serial {answer['serial']}"
-    print_json(answer) if output is Output.JSON else print_columns([["published", told]])
+    chosen = ({"environment": environment} if environment else {}) | ({"impact": "true"} if impact else {})
+    done = ask("PUT", server, path, token_file, output, params=chosen, content=content)
+    answer = released(done, server, owner, output, version)
+    if output is Output.JSON:
+        print_json(answer)
+        return
+    print_columns([["published", f"version {version} of {owner}, serial {answer['serial']}"]])
+    print_impact(answer)
 
 
 def aggregate(

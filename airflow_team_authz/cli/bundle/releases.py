@@ -14,7 +14,7 @@ from airflow_team_authz.cli.support.console import (
     print_json,
     print_line,
 )
-from airflow_team_authz.cli.support.server_client import ServerOption, TokenOption, ask, released
+from airflow_team_authz.cli.support.server_client import ServerOption, TokenOption, ask, print_impact, released
 from airflow_team_authz.cli.support.vocabulary import require_team_id
 
 TeamOption = Annotated[str | None, typer.Option("--team", metavar="ID", help="The package of this team.")]
@@ -31,13 +31,13 @@ def history(
     token_file: TokenOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show the versions that came into force, newest first."""
+    """Show the versions that came into force, and what became of held ones, newest first."""
     entries = ask("GET", server, f"{_place(team, platform)}/history", token_file, output)
     if output is Output.JSON:
         print_json(entries)
     elif entries:
         told = ("at", "environment", "action", "version", "digest", "actor")
-        print_columns([[str(entry[name]) for name in told] for entry in entries])
+        print_columns([[*(str(entry[name]) for name in told), _approved(entry)] for entry in entries])
 
 
 def diff(
@@ -69,7 +69,7 @@ def rollback(
     token_file: TokenOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Put an earlier version in force again. Exit code 1: refused."""
+    """Put an earlier version in force again. Exit code 1: refused. 3: held until somebody else approves it."""
     wanted = {"version": version, "environment": environment}
     done = ask("POST", server, f"{_place(team, platform)}/rollback", token_file, output, json=wanted)
     _show(done, server, team, output)
@@ -84,10 +84,17 @@ def promote(
     token_file: TokenOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Put one environment's version in force in another, after the gate has checked it again. Exit code 1: refused."""
-    wanted = {"from": source, "to": target}
-    done = ask("POST", server, f"{_place(team, platform)}/promote", token_file, output, json=wanted)
+    """Put one environment's version in force in another, after the gate has checked it again.
+
+    Exit code 1: refused. 3: held until somebody else approves it, see `team-authz server approvals`.
+    """
+    wanted, asked = {"from": source, "to": target}, {"impact": "true"}
+    done = ask("POST", server, f"{_place(team, platform)}/promote", token_file, output, json=wanted, params=asked)
     _show(done, server, team, output)
+
+
+def _approved(entry: dict[str, Any]) -> str:
+    return f"approved by {entry['approved_by']}" if entry.get("approved_by") else ""
 
 
 def _place(team: str | None, platform: bool) -> str:
@@ -100,6 +107,10 @@ def _place(team: str | None, platform: bool) -> str:
 def _show(answer: Any, server: str, team: str | None, output: Output) -> None:
     from airflow_team_authz.bundles.artifact import PLATFORM
 
-    done = released(answer, server, team or PLATFORM)
+    done = released(answer, server, team or PLATFORM, output)
+    if output is Output.JSON:
+        print_json(done)
+        return
     told = f"version {done['version']} of {done['owner']} in {done['environment']}, serial {done['serial']}"
-    print_json(done) if output is Output.JSON else print_columns([["ok", told]])
+    print_columns([["ok", told]])
+    print_impact(done)

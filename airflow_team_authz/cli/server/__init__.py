@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from airflow_team_authz.cli.server import calls
+from airflow_team_authz.cli.server import approvals, calls
 from airflow_team_authz.cli.support.console import (
     Output,
     OutputOption,
@@ -31,6 +31,7 @@ app.command("thaw")(calls.thaw)
 app.command("status")(calls.status)
 token_app = typer.Typer(no_args_is_help=True, help="Make, list and revoke tokens, directly in the database.")
 app.add_typer(token_app, name="token")
+app.add_typer(approvals.app, name="approvals")
 
 Database = Annotated[
     str,
@@ -89,6 +90,43 @@ def run(
             help="Fields that the server removes from decisions: JSON pointers into input, result and custom, or none.",
         ),
     ] = "/input/subject/claims",
+    approval: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="TEAM_AUTHZ_SERVER_APPROVAL",
+            metavar="SELECTOR",
+            help="Changes that wait until somebody else approves them, such as gained:owner=common,action=write, or "
+            "`change` for every change. You can repeat it.",
+        ),
+    ] = None,
+    approval_environment: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="TEAM_AUTHZ_SERVER_APPROVAL_ENVIRONMENT",
+            metavar="NAME",
+            help="Changes wait in this environment only. You can repeat it. Default: all.",
+        ),
+    ] = None,
+    approval_days: Annotated[
+        int,
+        typer.Option(
+            envvar="TEAM_AUTHZ_SERVER_APPROVAL_DAYS", min=1, max=365, help="Days until nobody can approve it any more."
+        ),
+    ] = 7,
+    rollback_at_once: Annotated[
+        bool,
+        typer.Option(
+            "--rollback-at-once",
+            envvar="TEAM_AUTHZ_SERVER_ROLLBACK_AT_ONCE",
+            help="A rollback by a platform token waits for no approval.",
+        ),
+    ] = False,
+    impact_seconds: Annotated[
+        int,
+        typer.Option(
+            envvar="TEAM_AUTHZ_SERVER_IMPACT_SECONDS", min=1, max=3600, help="How long the impact may be computed."
+        ),
+    ] = 45,
     public_url: Annotated[
         str,
         typer.Option(
@@ -109,8 +147,10 @@ def run(
 
     from airflow_team_authz.cli.keys import signing_key as load_key
     from airflow_team_authz.opa.compile import find_opa
+    from airflow_team_authz.review.selectors import SelectorError
     from airflow_team_authz.server.access import Oidc
     from airflow_team_authz.server.app import create_app
+    from airflow_team_authz.server.approvals import read_rules
     from airflow_team_authz.server.connections import Connection
     from airflow_team_authz.server.releases import Releases
 
@@ -119,6 +159,17 @@ def run(
     for name in environments:
         if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
             raise UserError(f"--environment: {name!r} is not a name of letters, digits, - and _")
+    unknown = {*(approval_environment or [])} - {*environments}
+    if unknown:
+        raise UserError(f"--approval-environment: there is no environment {', '.join(sorted(unknown))}")
+    try:
+        rules = read_rules(approval or [])
+    except SelectorError as error:
+        raise UserError(f"--approval: {error}") from None
+    only = frozenset(approval_environment) if approval_environment else None
+    rules = rules._replace(
+        environments=only, days=approval_days, seconds=impact_seconds, rollback_at_once=rollback_at_once
+    )
     if public_url and not re.fullmatch(r"https://[^\s/?#@]+(/[^\s?#]*)?", public_url):
         raise UserError("--public-url: write https:// and the address, without a user, ? and #")
     if (oidc_issuer is None) != (oidc_audience is None):
@@ -135,7 +186,7 @@ def run(
     # Whatever clients hold, there are files left for the database and the gate.
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     places = min(files // 2, _MAX_PLACES) if files > 0 else _MAX_PLACES
-    releases = partial(Releases, engine, key, environments, program)
+    releases = partial(Releases, engine, key, environments, program, rules=rules)
     # No line for each request: hundreds of clients ask all the time.
     try:
         app = create_app(engine, releases, oidc, places, decision_masks, decision_days, public_url.rstrip("/"))

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from airflow_team_authz.cli.support.console import Report, as_code, print_json, print_line
+from airflow_team_authz.cli.support.console import Report, UserError, as_code, print_json, print_line
 
 if TYPE_CHECKING:
     from airflow_team_authz.review.changes import Change, Found
     from airflow_team_authz.review.names import Sources
+    from airflow_team_authz.review.selectors import Selector
 
 # Of more nobody reads the text; JSON has all of them.
 _MOST_LINES = 100
@@ -28,8 +29,24 @@ class FailOn(StrEnum):
     ANY = "any"
 
 
+def _selector(text: str) -> Selector:
+    from airflow_team_authz.review.selectors import SelectorError, parse
+
+    try:
+        return parse(text)
+    except SelectorError as error:
+        raise UserError(f"--fail-on: {error}") from None
+
+
+# Not the type itself: it is imported only by who needs it.
 FailOnOption = Annotated[
-    FailOn | None, typer.Option(help="Exit with 1 if the change gives rights, takes rights, or does either.")
+    Any,
+    typer.Option(
+        metavar="SELECTOR",
+        parser=_selector,
+        help="Exit with 1 for such changes: gained, lost or any, alone or with conditions, such as "
+        "gained:team=beta,owner=alpha,type=pool,id=production.",
+    ),
 ]
 ReportOption = Annotated[Report, typer.Option("--output", "-o", help="The form of the report.")]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from airflow_team_authz.cli.support.console import Output, UserError, print_columns, print_json
+from airflow_team_authz.cli.support.console import Output, UserError, print_columns, print_json, print_line
 from airflow_team_authz.files import UnfitTokenError, check_token, read_token
 
 ServerOption = Annotated[
@@ -26,6 +26,11 @@ TokenOption = Annotated[
         "--token-file", metavar="FILE", help="File with the token. Default: the environment's TEAM_AUTHZ_TOKEN."
     ),
 ]
+
+
+# The exit code of what waits for an approval.
+HELD = 3
+_HELD = {"id", "state", "version", "environment", "expires_at", "waits_for", "approvers"}
 
 
 def ask(method: str, server: str, path: str, token_file: Path | None, output: Output, **more: Any) -> Any:
@@ -47,7 +52,7 @@ def ask(method: str, server: str, path: str, token_file: Path | None, output: Ou
         raise UserError(f"the server at {url} does not answer: {error}") from None
     except ValueError:
         raise _odd(url, answer.status_code) from None
-    if answer.status_code == httpx.codes.OK:
+    if answer.status_code in {httpx.codes.OK, httpx.codes.ACCEPTED}:
         return told
     problem = told if isinstance(told, dict) else {}
     try:
@@ -68,14 +73,44 @@ def ask(method: str, server: str, path: str, token_file: Path | None, output: Ou
     raise UserError(f"{server} answers {answer.status_code}: {why}")
 
 
-def released(answer: Any, server: str, owner: str, version: int | None = None) -> dict[str, Any]:
-    """The answer, if it tells that this is in force now: whatever is in between may say 200 as well."""
+def released(answer: Any, server: str, owner: str, output: Output, version: int | None = None) -> dict[str, Any]:
+    """The answer, if it tells that this is in force now: whatever is in between may say 200 as well.
+
+    Exit code 3 if it waits for an approval, and what it waits for is printed.
+    """
     told = answer if isinstance(answer, dict) else {}
-    if not told.keys() >= {"owner", "version", "environment", "serial"} or told["owner"] != owner:
+    if told.get("owner") != owner or (version is not None and told.get("version") != version):
         raise _odd(server, 200)
-    if version is not None and told["version"] != version:
+    if told.keys() >= _HELD and told["state"] == "waiting":
+        print_json(told) if output is Output.JSON else print_held(told)
+        raise typer.Exit(HELD)
+    if not told.keys() >= {"version", "environment", "serial"}:
         raise _odd(server, 200)
     return told
+
+
+def print_held(held: dict[str, Any]) -> None:
+    """What waits for an approval, why, and who may approve it."""
+    what = f"{held.get('action')} of version {held['version']} of {held['owner']} in {held['environment']}"
+    print_line(f": {what}, by {held.get('actor')}, until {held['expires_at']}", heading=f"{held['state']} {held['id']}")
+    for why in held["waits_for"]:
+        print_line(f"It waits for an approval: {why}")
+    if held["state"] == "waiting":
+        print_line(f"It can be approved by {held['approvers']}.")
+    elif held.get("decided_by"):
+        print_line(f"By {held['decided_by']}: {held.get('reason') or held['state']}")
+    print_impact(held)
+
+
+def print_impact(answer: dict[str, Any]) -> None:
+    """The impact in an answer, in words, if there is one. What waits for an approval is marked."""
+    impact = answer.get("impact") or {}
+    for line in impact.get("lines", []):
+        print_line(f"{'* ' if line['approval'] else '  '}{line['told']}")
+    if impact.get("unknown"):
+        print_line(f"Nobody knows what it gives and takes: {impact['unknown']}")
+    elif impact:
+        print_line(f"{impact['different']:,} of {impact['questions']:,} questions have other answers.")
 
 
 def _odd(url: str, status: int) -> UserError:
