@@ -33,7 +33,6 @@ from tests.doors.test_user_requests import NEWEST, PEOPLE, Failing, Site, airflo
 
 __all__ = ["opened_site"]
 
-pytestmark = NEWEST
 PAGE = {"Accept": "text/html,application/xhtml+xml"}
 NO = Decision(False, ("ALPHA-1: closed to this",), "team")
 YES = Decision(True, ("op",), "baseline")
@@ -423,6 +422,7 @@ def test_the_login_managers_own_paths_stay_its_own(log: Log) -> None:
     assert decisions_page.HEADERS
 
 
+@NEWEST
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("who", ["bob", "vic"])
 def test_with_conceal_no_route_leaves_an_own_record_that_tells_anothers_from_what_is_not_there(
