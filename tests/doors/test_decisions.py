@@ -287,6 +287,20 @@ def test_much_that_is_hidden_is_not_read_at_once_and_nothing_is_left_out(
     assert found == [own]
 
 
+def test_a_hidden_record_of_ones_own_ends_no_page(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``conceal`` there is one if a thing is another's, and none if it is not there."""
+    monkeypatch.setattr(decisions, "_LOOKED_AT", 2)
+    for name in ("bob", "una"):
+        by = Subject("user", name)
+        shown = log.add(ALPHA_DB, by, "told")
+        for _ in range(4):
+            log.add(ALPHA_DB, by)
+        assert log.ask(name, limit=1).json() == {"decisions": [], "next": None}
+        log.add(ALPHA_DB, by, "told as well")
+        page = log.ask(name, limit=1).json()
+        assert [one["decision_id"] for one in page["decisions"]] == [page["next"]] != [shown]
+
+
 def test_by_default_it_looks_back_some_days_and_by_id_at_all(log: Log) -> None:
     id_ = log.add(ALPHA_DB)
     old = {"decided_at": decisions.datetime(2026, 1, 1)}
