@@ -21,8 +21,9 @@ from airflow_team_authz.cli.support.decision_log import (
     moment_of,
     open_records,
 )
-from airflow_team_authz.cli.support.engine import Named, opened
+from airflow_team_authz.cli.support.engine import Named, configured_engine, opened
 from airflow_team_authz.cli.support.server_client import TokenOption, ask
+from airflow_team_authz.files import replace_file, write_new
 
 if TYPE_CHECKING:
     from airflow_team_authz.decision_log.reading import Record, Wanted
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 DIFFERS, FAILED = 1, 2
 _PAGE = 500
+# Of more remaining differences nobody reads the lines.
+_MOST_REMAINING = 10
 
 shadow_app = typer.Typer(no_args_is_help=True, help="See what the policy in [team_authz] shadow would change.")
 
@@ -80,11 +83,21 @@ def observe_report(
     by: Annotated[
         By, typer.Option(help="One line for each person, or for people with the same groups, roles and teams.")
     ] = By.PERSON,
+    rules: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write Rego rules that make the policy answer as the auth manager does."),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Test the rules with this policy directory, not that of [team_authz] policy."),
+    ] = None,
     file: FileOption = None,
     fail_on: FailOnOption = None,
     output: ReportOption = Report.TEXT,
 ) -> None:
     """Show the recorded differences between the auth manager that decides and the policy that only observes.
+
+    With --rules, the command writes rules that end these differences, and tests them with a copy of the policy.
 
     Exit code 0: shown. 1: there are differences that --fail-on names. 2: the command cannot read the decision log, or
     the policy has failed to answer.
@@ -92,7 +105,65 @@ def observe_report(
     from airflow_team_authz.decision_log.reading import Wanted
 
     wanted = Wanted(moment_of(since), user, team, type_, shadow=True)
-    _print(_beside(file, wanted, "observe", by is By.PERSON), output, "the policy", fail_on)
+    found = _beside(file, wanted, "observe", by is By.PERSON)
+    if rules is not None:
+        directory = _policy_directory(policy)
+        _check_name(rules, directory)
+        _write_rules(rules, found, by is By.PERSON, directory)
+    _print(found, output, "the policy", fail_on)
+
+
+def _policy_directory(named: Path | None) -> Path:
+    policy = configured_engine().policy if named is None else named
+    if policy is None or not Path(policy).is_dir():
+        where = "[team_authz] policy" if named is None else "--policy"
+        raise UserError(f"{where} is not a directory, and --rules needs one to test the rules: name it by --policy DIR")
+    return Path(policy)
+
+
+def _check_name(file: Path, policy: Path) -> None:
+    from airflow_team_authz.review.proposal import FOLDER
+
+    if file.suffix != ".rego" or file.stem.endswith("_test"):
+        raise UserError(f"--rules: OPA does not load rules from {file.name}: name a file such as observed.rego")
+    for place in (file, policy / FOLDER / file.name):
+        if place.exists():
+            raise UserError(f"--rules: {place} exists, and its rules may be in use: name another file")
+
+
+def _write_rules(file: Path, found: LogDifferences, by_person: bool, policy: Path) -> None:
+    """Write the rules, and tell on stderr which differences they end in a copy of the policy."""
+    from airflow_team_authz.engines import DecisionPoint
+    from airflow_team_authz.opa.compile import policy_files, scratch_directory
+    from airflow_team_authz.review import kind_of
+    from airflow_team_authz.review.proposal import FOLDER, propose, still_different
+
+    every = [one for change in found.found.changes for one in change.every]
+    proposal = propose(every, by_person)
+    try:
+        write_new(file, proposal.text.encode(), 0o666)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}") from None
+    with scratch_directory() as copy:
+        for source in policy_files(policy):
+            replace_file(_made(Path(copy) / source.relative_to(policy)), source.read_bytes())
+        replace_file(_made(Path(copy) / FOLDER / file.name), proposal.text.encode())
+        with opened(Named(policy=Path(copy))) as engine:
+            remaining = list(still_different(DecisionPoint(engine), every))
+    ended = f"{len(every) - len(remaining):,} of {len(every):,} differences"
+    complain(
+        f"{file} has {proposal.rules:,} rules. They end {ended} in a copy of {policy}. "
+        f"To use them, put the file into {policy / FOLDER}"
+    )
+    for one, answer in remaining[:_MOST_REMAINING]:
+        question = one.question
+        what = f"{question.subject.id} {question.action} {kind_of(one.resource)} {one.resource.id or ''}".rstrip()
+        complain(f"no added rule ends this difference: {what}, {answer.layer}: {'; '.join(answer.reasons)}")
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _beside(file: Path | None, wanted: Wanted, outcome: str, by_person: bool = False) -> LogDifferences:

@@ -83,7 +83,7 @@ def search(subject: Subject, wanted: Search, policy: DecisionPoint) -> Page:
     # The rows are of this time; by the rest, a filter would tell of parts that the person does not see.
     fits = wanted.wanted._replace(since=None).fits
     found: list[Record] = []
-    before, looked_at = wanted.before, 0
+    before, looked_at, ends = wanted.before, 0, set[str]()
     while len(found) <= wanted.limit and looked_at < _LOOKED_AT:
         rows = table.page(wanted.wanted, whose, wanted.id, before, wanted.limit)
         found += rows if sees_all else filter(fits, _visible(subject, rows, policy))
@@ -91,7 +91,16 @@ def search(subject: Subject, wanted: Search, policy: DecisionPoint) -> Page:
         if len(rows) < wanted.limit:
             return _page(found, wanted.limit, None)
         before = rows[-1]["decision_id"]
-    return _page(found, wanted.limit, before)
+        ends |= {row["decision_id"] for row in rows if whose is None or _concerns(row, whose.teams)}
+    # Not where the last row is: it may be an own one that is hidden, and that there is one tells what is concealed.
+    return _page(found, wanted.limit, min(ends | {one["decision_id"] for one in found}, default=None))
+
+
+def _concerns(row: Record, teams: Sequence[str]) -> bool:
+    input_ = row.get("input") or {}
+    subject = input_.get("subject") or {}
+    owners = [one.get("team_id") for one in input_.get("resources") or [input_.get("resource") or {}]]
+    return not {*owners, *(subject.get("team_ids", ()) if subject.get("type") == "task" else ())}.isdisjoint(teams)
 
 
 def _page(found: list[Record], limit: int, before: str | None) -> Page:

@@ -78,11 +78,21 @@ def observe(manager: Any, queue: Queue | None = None) -> None:
     for name, method in methods.items():
         setattr(manager, name, _noted(name, method, noting))
     vars(manager)["_team_authz_observed"] = noting
+    _tell_people(type(manager).__name__)
     log.warning(
         "OBSERVING: %s decides, and nothing of this package is enforced: [team_authz] mode = observe has the policy "
         "say afterwards what it would have answered. `team-authz observe report` shows the differences",
         type(manager).__name__,
     )
+
+
+def _tell_people(manager: str) -> None:
+    """A line at the top of Airflow's home page."""
+    from airflow import settings
+    from airflow.api_fastapi.common.types import UIAlert
+
+    told = f"{manager} decides. The policy of [team_authz] only observes: nothing of it is enforced."
+    settings.DASHBOARD_UIALERTS.append(UIAlert(text=told, category="warning"))
 
 
 def _noted(name: str, method: Callable[..., Any], noting: _Noting) -> Callable[..., Any]:

@@ -67,7 +67,7 @@ class _Reading:
         who = self._who(question.subject)
         asked = Asked(who, question.action, [resource], question.context)
         one = Difference(asked, resource, old, new)
-        about = (who.name, question.action, _hashable(question.context), resource, one.gained, one.said)
+        about = (who, question.action, _hashable(question.context), resource, one.gained, one.said)
         if (known := self._kept.get(about)) is None:
             if len(self._kept) >= MOST_DECIDED:
                 self._more["gained" if one.gained else "lost", kind_of(resource), resource.team_id] += times
@@ -307,7 +307,11 @@ def people(subject: Subject) -> Who:
     if subject.type == "user":
         held = " and ".join(_held(subject))
         name = f"people {held}" if held else "people without a group, role or team"
-        return Who("people", name, Subject("user", name))
+        # The name may leave out some of what they hold.
+        team_ids, roles, groups = (
+            tuple(sorted(names or ())) for names in (subject.team_ids, subject.roles, subject.groups)
+        )
+        return Who("people", name, Subject("user", name, team_ids, roles, groups))
     teams = sorted(subject.team_ids or ())
     of = f"of {_named('team', teams)}" if teams else "without a team"
     kind = "task" if subject.type == "task" else "machine"

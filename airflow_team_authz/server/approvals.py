@@ -136,8 +136,7 @@ def in_force(session: Session, environment: str, owner: str, actor: str, approva
     """
     if approval is not None:
         row = waiting(session, approval.id, lock=True)
-        if row.seen != approval.seen:
-            raise _changed()
+        seen(row, approval)
         four_eyes(session, row, approval.person, approval.actor)
         _close(row, APPROVED, approval.actor, "")
         return
@@ -171,6 +170,12 @@ def four_eyes(session: Session, row: HeldRelease, person: str, actor: str) -> No
         raise FourEyesError(f"{actor} is not usable any more")
     if not is_usable(session, row.actor, or_over=True):
         raise ApprovalError(f"{row.actor}, which published it, was revoked: refuse it, and let the owner publish again")
+
+
+def seen(row: HeldRelease, approval: Approval) -> None:
+    """``ApprovalError`` unless what was approved is the present impact of a held release."""
+    if row.seen != approval.seen:
+        raise _changed()
 
 
 def look_again(engine: Engine, id_: int, impact: Impact) -> ApprovalError:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from airflow_team_authz.bundles.artifact import root
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.review.changes import Change, Difference, Found, compare
@@ -26,6 +27,7 @@ _MOST_LINES = 1000
 _MOST_LETTERS = 2000
 _LONG = re.compile(r"[^,;:()]{250,}")
 SOMEBODY = "somebody whom the directory or the platform names"
+OF_OTHERS = "something that is not this team's"
 NOT_KNOWN = "the impact could not be computed: the platform sees why"
 
 
@@ -162,23 +164,26 @@ def _right(one: Difference) -> bytes:
 
 
 def _lines(found: Found, picked: Sequence[tuple[Change, tuple[str, ...]]], sides: Sides) -> Iterator[Line]:
-    own = [text.decode(errors="replace") for text in sides.new_files.values()] if sides.only is None else [
+    place = f"{root(sides.owner)}/"
+    own = [
         text.decode(errors="replace")
         for files in (sides.old_files, sides.new_files)
         for name, text in files.items()
-        if name.startswith(f"teams/{sides.only}/")
-    ]  # fmt: skip
+        if name.startswith(place)
+    ]
     ordered = sorted(picked, key=lambda one: not one[1])
     for change, rules in ordered[:_MOST_LINES]:
-        told = _cut(told_of(change)), _cut(told_of(_for_team(change, own)))
-        yield Line("gained" if change.first.gained else "lost", *told, rules)
+        # Such as that another team's package compiles again.
+        is_own = {*change.owners} == {sides.owner}
+        told_team = _cut(told_of(_for_team(change, own))) if is_own else OF_OTHERS
+        yield Line("gained" if change.first.gained else "lost", _cut(told_of(change)), told_team, rules)
     if len(ordered) > _MOST_LINES:
         told_more = f"and {len(ordered) - _MOST_LINES:,} lines more"
         yield Line("any", told_more, told_more)
     for (direction, kind, team_id), count in sorted(found.more.items(), key=str):
         of = "what is common" if team_id is None else f"team {team_id}"
         told_more = f"{count:,} questions more about {kind} of {of} are answered differently: {direction}"
-        yield Line(direction, told_more, told_more)
+        yield Line(direction, told_more, told_more if team_id == sides.owner else OF_OTHERS)
 
 
 def _cut(text: str) -> str:

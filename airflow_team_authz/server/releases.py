@@ -240,6 +240,7 @@ class Releases:
         with Session(self._engine) as session:
             row = approvals.waiting(session, approval.id)
             approvals.four_eyes(session, row, approval.person, approval.actor)
+            approvals.seen(row, approval)
             environment, asker = self._environment(row.environment), Asker(row.actor, row.person, row.by_platform)
             if row.action == _PUBLISH:
                 content = row.content or b""

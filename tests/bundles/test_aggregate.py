@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -66,7 +66,8 @@ def opa(bundle: bytes, key: SigningKey, place: Path, name: str) -> Iterator[OpaS
         running = subprocess.Popen([*command, "--skip-version-check"], stderr=told, cwd=place)
     try:
         eventually((place / "opa.sock").exists)
-        yield OpaServer(address, deadline_ms=5_000)
+        with closing(OpaServer(address, deadline_ms=5_000)) as server:
+            yield server
     finally:
         os.kill(running.pid, signal.SIGKILL)
         running.wait()

@@ -105,8 +105,9 @@ def opa(configuration: str, key: SigningKey, place: Path, *options: str, **envir
     address = f"unix://{place}/opa.sock"
     command = [find_opa(), "run", "--server", "--config-file", str(place / "opa.yaml"), "--addr", address, *options]
     environment |= {"BUNDLE_TOKEN_FILE": str(place / "token"), "HOST_NAME": "here"}
-    with started([*command, "--skip-version-check", "--log-level-request", "debug"], place, environment):
-        yield OpaServer(address, deadline_ms=5_000)
+    command += ["--skip-version-check", "--log-level-request", "debug"]
+    with started(command, place, environment), closing(OpaServer(address, deadline_ms=5_000)) as server:
+        yield server
 
 
 def lent(server: OpaServer | Downloaded, team_id: str) -> tuple[bool, str] | None:

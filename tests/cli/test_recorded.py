@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from airflow_team_authz.decision_log.bursts import Repeated
 from airflow_team_authz.decision_log.origin import Origin
 from airflow_team_authz.decision_log.record import Beside, Entry, Form, Gap, Listed, new_id
 from airflow_team_authz.decision_log.sinks import File
+from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import Decision, Evaluations, Resource, Subject, TooLongError
 from airflow_team_authz.opa.compile import compile_directory
 from tests.cli.conftest import Run
@@ -22,6 +25,10 @@ NO = Decision(False, ("user bob may not",), "default")
 LENT = Decision(True, ("alpha lends db",), "team")
 DB = Resource("connection", "alpha", "db")
 BOB, BEA = (Subject("user", name, team_ids=("beta",), roles=("viewer",)) for name in ("bob", "bea"))
+ANN = Subject("user", "ann", team_ids=("alpha",), roles=("op",))
+ANNS = {("ann", action, id_) for action in ("read", "update") for id_ in ("db", "other")} | {
+    ("ann", "update", "warehouse")
+}
 TASK = Subject("task", "d.t", team_ids=("beta",), dag_id="d", task_id="t", run_id="r")
 
 
@@ -129,6 +136,74 @@ def test_what_the_policy_only_observed_is_told_by_person(run: Run, tmp_path: Pat
     assert run(*command, "--by", "groups").stdout.startswith(
         "people with the login's role viewer and of team beta gain:"
     )
+
+
+HOSTILE = 'a"b\n} deny contains "x" if true #\u2028\x1b \U0001f600 \\'
+DANGER = Resource("connection", "beta", "closed")
+OBSERVED = [
+    # The policy allows to ann what she did not have, and refuses to bob what he had.
+    difference(ANN, NO, LENT, Resource("connection", "alpha", "warehouse")),
+    difference(BOB, Decision(True, ("",), "default"), NO),
+    difference(BOB, Decision(True, ("",), "default"), NO, Resource("dag", "alpha", HOSTILE, "run")),
+    difference(BEA, Decision(True, ("",), "default"), NO, Resource("pool", "alpha")),
+    difference(BEA, Decision(True, ("",), "default"), Decision(False, ("closed",), "team"), DANGER),
+    difference(Subject("user", HOSTILE, groups=("g", HOSTILE)), Decision(True, ("",), "default"), NO),
+]
+CLOSED_DB = """package teams.beta
+
+deny contains "closed" if input.resource.id == "closed"
+"""
+
+
+@pytest.mark.parametrize("by", ["person", "groups"])
+def test_proposed_rules_give_the_answers_that_people_had(run: Run, tmp_path: Path, by: str) -> None:
+    policy = write(tmp_path / "policy", {"teams/beta/beta.rego": CLOSED_DB})
+    log, rules = tmp_path / "log.ndjson", policy / "airflow/site/observed.rego"
+    rules.parent.mkdir(parents=True)
+    File(log).write([one | {"custom": one["custom"] | {"outcome": "observe"}} for one in OBSERVED])
+    command = ("observe", "report", "--file", log, "--by", by, "--rules", rules, "--policy", policy)
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    assert f"They end 5 of 6 differences in a copy of {policy}" in result.stderr
+    assert "no added rule ends this difference: bea read connection closed, team: closed" in result.stderr
+    for checks in (("opa", "check", "--strict"), ("opa", "fmt", "--fail", "--list"), ("regal", "lint")):
+        subprocess.run([*checks, str(policy / "airflow")], check=True, capture_output=True)
+    compile_directory(policy, tmp_path / "new.tar.gz")
+    engine = InProcess(tmp_path / "new.tar.gz")
+    allowed = {
+        (subject.id, action, id_)
+        for subject in (ANN, BOB, BEA, Subject("user", "eve"))
+        for action in ("read", "update")
+        for id_ in ("db", "warehouse", "other")
+        if DecisionPoint(engine).allowed(Evaluations(subject, action, [Resource("connection", "alpha", id_)]))
+    }
+    engine.close()
+    # Not one right more. Bea has the same login as bob, if names do not count.
+    assert allowed == ANNS | {(who, "read", "db") for who in (("bob",) if by == "person" else ("bob", "bea"))}
+
+
+@pytest.mark.parametrize("policy", [(), ("--policy", "bundle.tar.gz"), ("--policy", "nowhere")])
+def test_proposed_rules_need_a_policy_to_test_them(run: Run, tmp_path: Path, policy: tuple[str, ...]) -> None:
+    File(tmp_path / "log.ndjson").write(OBSERVED)
+    result = run("observe", "report", "--file", tmp_path / "log.ndjson", "--rules", tmp_path / "rules.rego", *policy)
+    assert result.exit_code == 2
+    assert f"{policy[0] if policy else '[team_authz] policy'} is not a directory" in result.stderr
+    assert not (tmp_path / "rules.rego").exists()
+
+
+@pytest.mark.parametrize("name", ["rules.txt", "rules_test.rego", "here.rego", "site.rego", "nowhere/rules.rego"])
+def test_proposed_rules_replace_no_others(run: Run, tmp_path: Path, name: str) -> None:
+    policy = write(tmp_path / "policy", {"airflow/site/site.rego": "package airflow.site\n"})
+    written = write(tmp_path, {"here.rego": "package airflow.site\n"}) / name
+    before = written.exists()
+    File(tmp_path / "log.ndjson").write(OBSERVED)
+    result = run(
+        "observe", "report", "--file", tmp_path / "log.ndjson", "--rules", written, "--policy", policy
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert written.name in result.stderr
+    assert written.exists() is before
+    assert not before or written.read_text() == "package airflow.site\n"
 
 
 def test_what_others_have_written_into_a_log_does_nothing_in_a_report(report: Any) -> None:

@@ -60,6 +60,8 @@ def test_every_text_is_kept_and_found(engine: Engine, monkeypatch: pytest.Monkey
         ids += [row["decision_id"] for row in rows]
         json.dumps(rows, ensure_ascii=False).encode()
     assert ids == sorted((one["decision_id"] for one in written(engine)), reverse=True)
+    many = Concerned("nobody", ["alpha", *(f"t{number}" for number in range(3_000))])
+    assert [row["decision_id"] for row in reading.page(Wanted(), many, None, "", 3)] == ids[:3]
     assert reading.page(Wanted(), Concerned("alpha", ["alph_", "beta"]), None, "", 100) == []
 
 

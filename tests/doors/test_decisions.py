@@ -16,7 +16,7 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagDetails
 from airflow.models import DagModel
 from sqlalchemy import update
 
-from airflow_team_authz.decision_log import DecisionLog
+from airflow_team_authz.decision_log import DecisionLog, reading
 from airflow_team_authz.decision_log.database import Database
 from airflow_team_authz.decision_log.levels import Levels
 from airflow_team_authz.decision_log.origin import Origin
@@ -33,7 +33,6 @@ from tests.doors.test_user_requests import NEWEST, PEOPLE, Failing, Site, airflo
 
 __all__ = ["opened_site"]
 
-pytestmark = NEWEST
 PAGE = {"Accept": "text/html,application/xhtml+xml"}
 NO = Decision(False, ("ALPHA-1: closed to this",), "team")
 YES = Decision(True, ("op",), "baseline")
@@ -172,7 +171,10 @@ def test_what_a_handler_asks_about_nobody_has_named_and_nobody_is_told(log: Log)
     assert len(log.ids("bob")) == 1
 
 
-def test_each_team_sees_its_own_part(log: Log) -> None:
+@pytest.mark.parametrize("most", [0, 40])
+def test_each_team_sees_its_own_part(log: Log, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also who is in more teams than the database is asked about."""
+    monkeypatch.setattr(reading, "_MOST_MARKS", most)
     both = log.add([BETA_DB, ALPHA_DB], decisions=[YES, NO])
     others = [log.add(BETA_DB), log.add(Resource("connection", None, "db")), log.add(Resource("configuration"))]
     (part,) = log.seen("ann")
@@ -198,7 +200,9 @@ def test_only_people_are_told_by_name(log: Log, forged: str) -> None:
     assert log.ids(forged) == []
 
 
-def test_the_people_of_a_dag_see_what_its_tasks_were_told(log: Log) -> None:
+@pytest.mark.parametrize("most", [0, 40])
+def test_the_people_of_a_dag_see_what_its_tasks_were_told(log: Log, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_MOST_MARKS", most)
     told = log.add(ALPHA_DB, task("beta_daily", "beta"), "task beta_daily.work may not read connection alpha_db")
     untold = log.add(ALPHA_DB, task("beta_daily", "beta"))
     common = log.add(ALPHA_DB, task("daily", None), "told to a common task")
@@ -281,6 +285,20 @@ def test_much_that_is_hidden_is_not_read_at_once_and_nothing_is_left_out(
         first = log.ask("vic", limit=1, before=first["next"]).json()
         found += [one["decision_id"] for one in first["decisions"]]
     assert found == [own]
+
+
+def test_a_hidden_record_of_ones_own_ends_no_page(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``conceal`` there is one if a thing is another's, and none if it is not there."""
+    monkeypatch.setattr(decisions, "_LOOKED_AT", 2)
+    for name in ("bob", "una"):
+        by = Subject("user", name)
+        shown = log.add(ALPHA_DB, by, "told")
+        for _ in range(4):
+            log.add(ALPHA_DB, by)
+        assert log.ask(name, limit=1).json() == {"decisions": [], "next": None}
+        log.add(ALPHA_DB, by, "told as well")
+        page = log.ask(name, limit=1).json()
+        assert [one["decision_id"] for one in page["decisions"]] == [page["next"]] != [shown]
 
 
 def test_by_default_it_looks_back_some_days_and_by_id_at_all(log: Log) -> None:
@@ -418,6 +436,7 @@ def test_the_login_managers_own_paths_stay_its_own(log: Log) -> None:
     assert decisions_page.HEADERS
 
 
+@NEWEST
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("who", ["bob", "vic"])
 def test_with_conceal_no_route_leaves_an_own_record_that_tells_anothers_from_what_is_not_there(

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from airflow import settings
 from airflow.api_fastapi.auth.managers.models import resource_details as details
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 
@@ -145,6 +146,7 @@ def observing(
         # Its tables are not in this database, and this user is in none of its groups.
         monkeypatch.setattr("airflow_team_authz.identities.fab._groups", lambda _: {})
     monkeypatch.setattr(writer, "_LINGER_SECONDS", 0.001)
+    monkeypatch.setattr(settings, "DASHBOARD_UIALERTS", [])
     decision_point.forget()
     policy.asked.clear()
     manager = PREPARED.get(kind, lambda found: found)(login(kind))
@@ -281,6 +283,16 @@ def test_an_api_server_starts_with_the_same_manager_and_commands_are_left_alone(
     assert observed == []
     assert module.init_auth_manager("app") == ("app", observing.plain)
     assert observed == [("app", observing.plain)]
+
+
+@ONE
+def test_the_home_page_says_that_nothing_is_enforced(observing: Observing) -> None:
+    observe(observing.observed, observing.queue)
+    (alert,) = settings.DASHBOARD_UIALERTS
+    assert alert.category == "warning"
+    assert alert.text.startswith(
+        f"{type(observing.observed).__name__} decides. The policy of [team_authz] only observes"
+    )
 
 
 @ONE

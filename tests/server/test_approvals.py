@@ -21,7 +21,7 @@ from airflow_team_authz.bundles.signing import SigningKey
 from airflow_team_authz.model import Decision, Resource, Subject
 from airflow_team_authz.opa.archive import BundleRefusedError
 from airflow_team_authz.review import Asked, NotDecidedError, Who
-from airflow_team_authz.review.changes import Change, Difference
+from airflow_team_authz.review.changes import Change, Difference, Found
 from airflow_team_authz.review.names import Sources
 from airflow_team_authz.review.selectors import SelectorError, parse, teams_said
 from airflow_team_authz.server import access, approvals, impact
@@ -81,8 +81,8 @@ def artifact(version: int, *rules: Rule, owner: str = "alpha") -> Artifact:
 class Site:
     """A database, and who publishes to it."""
 
-    def __init__(self, home: Path, **rules: Any) -> None:
-        self.engine = connect(f"sqlite:///{home}/server.db")
+    def __init__(self, home: Path, database: str = "", **rules: Any) -> None:
+        self.engine = connect(database or f"sqlite:///{home}/server.db")
         migrate(self.engine)
         self.key, self.keys = SigningKey.new(), {owner: SigningKey.new() for owner in (PLATFORM, "alpha", "beta")}
         with Session(self.engine) as session:
@@ -317,7 +317,14 @@ def test_promotion_and_rollback_wait_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_of_two_approvers_at_two_servers_one_approves(site: Site) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_of_two_approvers_at_two_servers_one_approves(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    site = Site(tmp_path, request.getfixturevalue("database") if kind == "postgresql" else "")
+    replaced = site.publish(artifact(1, lend("dwh")))
+    with pytest.raises(ApprovalError, match="another one than you have seen"):
+        site.releases.approve(approval(replaced)._replace(seen="0" * 32))
     held = site.publish(artifact(1, lend("db")))
     servers = [site.releases, site.server(site.releases.rules)]
 
@@ -331,7 +338,8 @@ def test_of_two_approvers_at_two_servers_one_approves(site: Site) -> None:
         one, other = sorted(pool.map(approve, range(2)))
     assert one == "Published"
     assert "was approved by approver" in other or "is in force in production already" in other
-    assert (site.in_force(), site.states()) == ([1], ["approved"])
+    assert (site.in_force(), site.states()) == ([1], ["approved", "replaced"])
+    site.engine.dispose()
 
 
 @pytest.mark.exhaustive
@@ -464,3 +472,8 @@ def test_a_team_is_not_told_whom_only_others_name() -> None:
     change = Change(tuple(whos), ("alpha",), ("lent",), (different,), (different,))
     told = impact.told_of(impact._for_team(change, ['allow if "own" in input.subject.groups']))
     assert told.startswith(f"anybody in group own, {impact.SOMEBODY} gain: read connection db")
+    found = Found((change,), 1, 1, {("gained", "pool", "gamma"): 3})
+    for owner, shown in (("alpha", True), ("beta", False)):
+        sides = impact.Sides(None, None, {}, {}, owner, None, 1)  # type: ignore[arg-type]
+        lines = [line.told_team for line in impact._lines(found, [(change, ())], sides)]
+        assert ["connection db" in lines[0], lines[1]] == [shown, impact.OF_OTHERS]

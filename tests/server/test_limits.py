@@ -85,23 +85,36 @@ def test_one_team_does_not_take_all_turns(server: Server) -> None:
     assert {answer.headers["Retry-After"] for answer in answers if answer.status_code == 503} == {"10"}
 
 
-def test_queues_take_turns() -> None:
-    order: list[str] = []
+class NotedTurns(Turns):
+    """Notes whose turn it is. When the call then begins is up to its thread."""
 
-    async def asked() -> None:
-        turns = Turns(in_one_queue=20)
-        much = [asyncio.create_task(turns.run("much", order.append, "much")) for _ in range(20)]
+    def __init__(self, in_one_queue: int) -> None:
+        super().__init__(in_one_queue)
+        self.order: list[str] = []
+
+    async def _turn(self, queue: str) -> None:
+        await super()._turn(queue)
+        self.order.append(queue)
+
+
+def test_queues_take_turns() -> None:
+    called: list[str] = []
+
+    async def asked() -> list[str]:
+        turns = NotedTurns(in_one_queue=20)
+        much = [asyncio.create_task(turns.run("much", called.append, "much")) for _ in range(20)]
         await asyncio.sleep(0)
-        gone = asyncio.create_task(turns.run("gone", order.append, "gone"))
-        few = [asyncio.create_task(turns.run("few", order.append, "few")) for _ in range(2)]
+        gone = asyncio.create_task(turns.run("gone", called.append, "gone"))
+        few = [asyncio.create_task(turns.run("few", called.append, "few")) for _ in range(2)]
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.gather(*much, *few)
         # All turns have come back.
-        await asyncio.gather(*(turns.run(name, order.append, "again") for name in "abc"))
+        await asyncio.gather(*(turns.run(name, called.append, "again") for name in "abc"))
+        return turns.order
 
-    asyncio.run(asked())
-    assert (order.count("much"), order.count("gone"), order.count("again")) == (20, 0, 3)
+    order = asyncio.run(asked())
+    assert (called.count("much"), called.count("gone"), called.count("again")) == (20, 0, 3)
     # Two at once have begun, and then each queue has one turn after another.
     assert [number for number, name in enumerate(order) if name == "few"][-1] <= 7, order
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -110,7 +110,8 @@ def opa(
     with (place / "log").open("wb") as log:
         running = subprocess.Popen(command, cwd=place, env=os.environ | known | environment, stderr=log)
     try:
-        yield OpaServer(address, deadline_ms=5_000)
+        with closing(OpaServer(address, deadline_ms=5_000)) as engine:
+            yield engine
     finally:
         running.terminate()
         running.wait()
