@@ -24,6 +24,7 @@ from airflow.models.log import Log
 from airflow.models.taskinstance import TaskInstanceNote
 from airflow.models.team import dag_bundle_team_association_table
 from fastapi import HTTPException
+from msgspec import UNSET
 from sqlalchemy import delete, event, exists, func, insert, literal, or_, select, text, union_all, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.dialects.sqlite import insert as upsert
@@ -32,6 +33,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, immediateload, joinedload, lazyload, selectinload, subqueryload
 
 from airflow_team_authz.doors import owned_rows, readable, wall
+from airflow_team_authz.doors.owned_rows import OWNED, OfDag, mapped_classes
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.identities import requests
@@ -470,6 +472,29 @@ def test_a_list_of_parts_of_dags_leaves_out_what_their_owner_denies(
                 # The Dag itself is not denied.
                 assert session.get(DagModel, "alpha_daily") is not None
                 assert "daily" in session.scalars(select(PARTS[part]))
+
+
+NO_PART = """package teams.alpha
+
+deny contains "not for her" if input.subject.id == concat(" ", ["no", input.resource.entity])
+"""
+
+
+def test_every_row_of_a_part_is_narrowed_by_that_part(
+    by: As, policy_directory: Callable[[dict[str, str]], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_parts = {name: row for name, row in OWNED.items() if isinstance(row, OfDag) and row.entity is not UNSET}
+    assert len({row.entity for row in of_parts.values()}) > 5
+    with opened(policy_directory({"teams/alpha/alpha.rego": NO_PART})) as decisions:
+        monkeypatch.setattr(readable, "decision_point", lambda: decisions)
+        for name, row in of_parts.items():
+            other = "run" if row.entity != "run" else "xcom"
+            for part, sees in ((row.entity, False), (other, True)):
+                with by(Subject("user", f"no {part}", ("alpha",), ("op",))) as session:
+                    criteria: Any = row.criteria(mapped_classes()[name], wall._readable(session), False)
+                    (found,) = criteria.compile().params.values()
+                    assert ("alpha_daily" in found) is sees, (name, part)
+                    assert "daily" in found
 
 
 # Writing
