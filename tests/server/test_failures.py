@@ -163,6 +163,7 @@ def test_an_engine_goes_on_while_the_server_is_gone_and_takes_what_comes_then(
     own_server: Server, tmp_path: Path
 ) -> None:
     assert own_server.publish(good("alpha", 1)).status_code == 200
+    eventually(lambda: own_server.bundle("production.wasm").status_code == 200)
     (tmp_path / "token").write_text(own_server.tokens["reader"])
     trust = Trust(own_server.home / "trusted.pub", "production.wasm")
 

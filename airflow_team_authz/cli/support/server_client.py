@@ -52,9 +52,10 @@ def ask(method: str, server: str, path: str, token_file: Path | None, output: Ou
         raise UserError(f"the server at {url} does not answer: {error}") from None
     except ValueError:
         raise _odd(url, answer.status_code) from None
-    if answer.status_code in {httpx.codes.OK, httpx.codes.ACCEPTED}:
-        return told
     problem = told if isinstance(told, dict) else {}
+    is_held = answer.status_code == httpx.codes.ACCEPTED and problem.keys() >= _HELD
+    if answer.status_code == httpx.codes.OK or is_held:
+        return told
     try:
         # A newer server may tell more of each.
         findings = [
