@@ -11,19 +11,16 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple, get_args
 
 from airflow_team_authz.engines import DecisionPoint
-from airflow_team_authz.model import Resource, Subject, SubjectType
-from airflow_team_authz.review import ACTIONS, kind_of
+from airflow_team_authz.model import READS, Resource, Subject, SubjectType
+from airflow_team_authz.review import ACTIONS, FREE_VERBS, kind_of
 from airflow_team_authz.review.changes import Change, Difference, Found
 from airflow_team_authz.review.kinds import ANOTHER, NOT_NAMED, OTHER
 from airflow_team_authz.team_ids import is_team_id
 
 COMMON = "common"
 WRITE = "write"
-# Every other action writes.
-_READS = {"list", "read", "menu"}
 _ACTIONS = {action for actions in ACTIONS.values() for action in actions}
 _TYPES = {name for kind in ACTIONS for name in (kind, kind.partition(".")[0])}
-_FREE = {"custom_view"}
 _DIRECTIONS = ("gained", "lost", "any")
 FORM = (
     "write gained, lost or any, and then, if you like, a colon and conditions: "
@@ -81,7 +78,7 @@ class Selector(NamedTuple):
         return self.direction in {"any", "gained" if gained else "lost"}
 
     def _action(self, action: str) -> bool:
-        return self._has("action", action) or (WRITE in self.values["action"] and action not in _READS)
+        return self._has("action", action) or (WRITE in self.values["action"] and action not in READS)
 
     def _type(self, kind: str) -> bool:
         return self._has("type", kind) or self._has("type", kind.partition(".")[0])
@@ -180,7 +177,7 @@ def _check(key: str, known: Collection[str]) -> Callable[[str, Mapping[str, tupl
 
 def _check_action(value: str, values: Mapping[str, tuple[str, ...]]) -> None:
     # Pages of plugins have actions of their own.
-    if not _FREE & {*values.get("type", ())}:
+    if not FREE_VERBS & {*values.get("type", ())}:
         _check("action", {*_ACTIONS, WRITE})(value, values)
 
 

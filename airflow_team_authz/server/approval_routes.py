@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from airflow_team_authz.server import access, approvals
 from airflow_team_authz.server.access import Caller
 from airflow_team_authz.server.approvals import Approval, Held
-from airflow_team_authz.server.dependencies import Calling, OfPlatform, Parts, Sent, ServerParts, caller, forbid
+from airflow_team_authz.server.dependencies import OfPlatform, Parts, Publishing, Sent, ServerParts, caller, queue
 from airflow_team_authz.server.impact import NOT_KNOWN, Impact
 from airflow_team_authz.server.messages import (
     REFUSAL,
@@ -33,6 +33,11 @@ def answer(done: Published | Held, who: Caller) -> PublishedModel | JSONResponse
     """What became of a change: it is in force, or it is held (202)."""
     if isinstance(done, Held):
         return JSONResponse(held_model(done, who, whole=True).model_dump(mode="json"), 202)
+    return published_model(done, who)
+
+
+def published_model(done: Published, who: Caller) -> PublishedModel:
+    """What is in force, with its impact as this caller may see it."""
     impact = None if done.impact is None else impact_model(done.impact, who)
     return PublishedModel(**done._asdict() | {"impact": impact})
 
@@ -61,25 +66,21 @@ def held_model(held: Held, who: Caller, whole: bool = False) -> HeldModel:
 @router.get("/approvals", responses=answers() | REFUSAL)
 def held_releases(
     parts: Parts,
-    who: Calling,
+    who: Publishing,
     decided: Annotated[bool, Query(description="Also those that do not wait any more.")] = False,
 ) -> list[HeldModel]:
     """The changes that wait for an approval, newest first: a team sees its own, the platform sees all."""
-    if who.kind == access.READER:
-        forbid("a reader's token fetches bundles; those who publish see what waits")
     return [held_model(held, who) for held in approvals.listed(parts.engine, who, decided)]
 
 
 def _found(parts: ServerParts, who: Caller, id_: int) -> Held:
-    if who.kind == access.READER:
-        forbid("a reader's token fetches bundles; those who publish see what waits")
     if (held := approvals.find(parts.engine, who, id_)) is None:
         raise HTTPException(404, f"there is no held release {id_}")
     return held
 
 
 @router.get("/approvals/{id_}", responses=answers(404) | REFUSAL)
-def held_release(parts: Parts, who: Calling, id_: HeldId) -> HeldModel:
+def held_release(parts: Parts, who: Publishing, id_: HeldId) -> HeldModel:
     """A held release, with its impact."""
     return held_model(_found(parts, who, id_), who, whole=True)
 
@@ -90,12 +91,12 @@ async def approve(parts: Parts, who: OfPlatform, token: Sent, id_: HeldId, wante
     held = await run_in_threadpool(_found, parts, who, id_)
     who = await caller(parts, token)
     approval = Approval(id_, wanted.seen, who.name, who.person)
-    done = await parts.changes.run(f"{held.owner} by {who.kind}", parts.publishing.approve, approval)
-    return PublishedModel(**done._asdict() | {"impact": done.impact and impact_model(done.impact, who)})
+    done = await parts.changes.run(queue(who, held.owner), parts.publishing.approve, approval)
+    return published_model(done, who)
 
 
 @router.post("/approvals/{id_}/refuse", responses=answers(404, 409) | REFUSAL)
-def refuse(parts: Parts, who: Calling, id_: HeldId, wanted: Refusing) -> HeldModel:
+def refuse(parts: Parts, who: Publishing, id_: HeldId, wanted: Refusing) -> HeldModel:
     """Refuse a held release: the platform, or its own team, which takes it back."""
     _found(parts, who, id_)
     return held_model(approvals.refuse(parts.engine, id_, who.name, wanted.reason), who, whole=True)

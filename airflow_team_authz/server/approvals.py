@@ -46,15 +46,14 @@ class Rules(NamedTuple):
     seconds: float = 45
     rollback_at_once: bool = False
 
-    def of(self, environment: str, owner: str) -> Rules:
-        """Those that may hold a change of this owner's package there."""
+    def of(self, environment: str, owner: str, is_alone: bool) -> Rules:
+        """Those that may hold a change of this owner's package there. ``is_alone``: it decides about its own alone."""
         if self.environments is not None and environment not in self.environments:
             return self._replace(kinds=(), owners=())
+        kinds = tuple(rule for rule in self.kinds if rule.concerns(owner)) if is_alone else self.kinds
         if owner == PLATFORM:
-            return self._replace(owners=tuple(rule for rule in self.owners if "owner" not in rule.values))
-        # By the shipped policy a team's package decides about the team's own resources alone.
-        kinds, owners = (tuple(rule for rule in rules if rule.concerns(owner)) for rules in (self.kinds, self.owners))
-        return self._replace(kinds=kinds, owners=owners)
+            return self._replace(kinds=kinds, owners=tuple(rule for rule in self.owners if "owner" not in rule.values))
+        return self._replace(kinds=kinds, owners=tuple(rule for rule in self.owners if rule.concerns(owner)))
 
 
 def read_rules(texts: Sequence[str]) -> Rules:

@@ -84,7 +84,19 @@ def of_platform(who: Calling) -> Caller:
     return who
 
 
+def _publisher(who: Calling) -> Caller:
+    if who.kind == access.READER:
+        forbid("a reader's token fetches bundles; those who publish see what is frozen, and what waits")
+    return who
+
+
 OfPlatform = Annotated[Caller, Depends(of_platform)]
+Publishing = Annotated[Caller, Depends(_publisher)]
+
+
+def queue(who: Caller, owner: str) -> str:
+    """The platform does not wait for its turn among those of a team that asks for much."""
+    return f"{owner} by {who.kind}"
 
 
 def forbid(why: str) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 import threading
 import time
 from collections import defaultdict
@@ -57,6 +58,8 @@ _EARLIER = 5
 _DIFF_PAIRS = 4_000_000
 # How many packages are kept unpacked.
 _KEPT = 1000
+# Rules that may look into teams' packages: by their path, or by one that is computed. A word of a comment may be one.
+_INTO_TEAMS = re.compile(rb"\bteams\b|\bdata\b(?!\s*\.)")
 
 
 class NotFoundError(ServerError):
@@ -134,6 +137,15 @@ class _Before(NamedTuple):
             return True
         owner = change.artifact.owner
         return self.in_force.get(owner) == change.artifact and owner not in self.withheld
+
+    def decides_alone(self, owner: str) -> bool:
+        """Whether a package decides about its owner's resources alone.
+
+        A team's does by the shipped policy, as long as the platform's own rules do not look into teams' packages.
+        """
+        platform = self.in_force.get(PLATFORM)
+        rules = [text for name, text in platform.files.items() if name.endswith(".rego")] if platform else []
+        return owner != PLATFORM and not any(map(_INTO_TEAMS.search, rules))
 
 
 class Releases:
@@ -374,7 +386,7 @@ class Releases:
                 # By the clock, so that clients take what a server builds whose database was lost.
                 serial = max(before.serial + 1, int(time.time()))
                 whole = self._whole(environment, before, change, serial, before.made_by != maker)
-                if change is None or not self._is_compared(environment, change):
+                if change is None or not self._is_compared(environment, before, change):
                     if self._commit(environment, before.serial, serial, maker, whole, change):
                         self._changed()
                         return _Built(serial, sorted(whole.bundles), None)
@@ -388,17 +400,18 @@ class Releases:
                 return _Built(serial, sorted(whole.bundles), impact)
         raise OutdatedError(f"others publish to {environment} all the time: try again")
 
-    def _is_compared(self, environment: str, change: _Change) -> bool:
+    def _is_compared(self, environment: str, before: _Before, change: _Change) -> bool:
         """Whether somebody wants to know the impact of a change, or it may have to wait."""
-        rules = self.rules.of(environment, change.artifact.owner)
+        owner = change.artifact.owner
+        rules = self.rules.of(environment, owner, before.decides_alone(owner))
         return bool(rules.kinds or rules.owners or change.asker.impact or change.approval)
 
     def _impact(self, environment: str, before: _Before, change: _Change, whole: Whole, maker: str) -> Impact:
         """What a change gives and takes, and what it has to wait for."""
         owner = change.artifact.owner
-        rules = self.rules.of(environment, owner)
-        # A team's package decides about its own resources; what else is different may be so about all.
-        is_alone = owner != PLATFORM and before.made_by == maker
+        rules = self.rules.of(environment, owner, before.decides_alone(owner))
+        # What else makes the bundles different may be so about all.
+        is_alone = before.decides_alone(owner) and before.made_by == maker
         is_alone &= sorted(before.withheld) == sorted(held.owner for held in whole.withheld)
         after = before.in_force | {owner: change.artifact}
         used = {PLATFORM, owner} if is_alone else after.keys()

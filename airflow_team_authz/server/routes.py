@@ -33,11 +33,13 @@ from airflow_team_authz.server.dependencies import (
     Calling,
     OfPlatform,
     Parts,
+    Publishing,
     Reading,
     Sent,
     caller,
     forbid,
     of_platform,
+    queue,
     reader,
 )
 from airflow_team_authz.server.messages import (
@@ -158,7 +160,7 @@ async def publish(
     # It may have been on its way for a minute.
     _must_own(await caller(parts, token), owner)
     asker = _asker(who, impact)
-    done = await parts.changes.run(_queue(who, owner), parts.publishing.publish, owner, content, environment, asker)
+    done = await parts.changes.run(queue(who, owner), parts.publishing.publish, owner, content, environment, asker)
     return answer(done, who)
 
 
@@ -208,7 +210,7 @@ async def diff(
     old: Annotated[int, Query(alias="from", ge=1, lt=2**53)], new: Annotated[int, Query(alias="to", ge=1, lt=2**53)],
 ) -> Response:  # fmt: skip
     """The differences between two versions. For large files it says only that they differ."""
-    told = await parts.diffs.run(_queue(who, owner), parts.publishing.diff, owner, old, new)
+    told = await parts.diffs.run(queue(who, owner), parts.publishing.diff, owner, old, new)
     return Response(told, media_type="text/x-diff; charset=utf-8")
 
 
@@ -218,7 +220,7 @@ async def rollback(
 ) -> PublishedModel | JSONResponse:
     """Put an older version in force again. The platform may also while it is frozen."""
     asked = (owner, wanted.version, wanted.environment, _asker(who, impact))
-    return answer(await parts.changes.run(_queue(who, owner), parts.publishing.rollback, *asked), who)
+    return answer(await parts.changes.run(queue(who, owner), parts.publishing.rollback, *asked), who)
 
 
 @owned.post("/promote", response_model=PublishedModel, responses=answers(404, 423) | REFUSAL | HELD)
@@ -227,7 +229,7 @@ async def promote(
 ) -> PublishedModel | JSONResponse:
     """Put what one environment has in force into another one."""
     asked = (owner, wanted.source, wanted.target, _asker(who, impact))
-    return answer(await parts.changes.run(_queue(who, owner), parts.publishing.promote, *asked), who)
+    return answer(await parts.changes.run(queue(who, owner), parts.publishing.promote, *asked), who)
 
 
 @owned.put("/keys", responses=answers() | REFUSAL)
@@ -255,10 +257,8 @@ def teams(parts: Parts, _: OfPlatform) -> list[TeamModel]:
 
 
 @router.get("/freeze", responses=answers())
-def freezes(parts: Parts, who: Calling) -> list[FreezeModel]:
+def freezes(parts: Parts, who: Publishing) -> list[FreezeModel]:
     """The present freezes: a team sees those that keep it from publishing, the platform sees all."""
-    if who.kind == access.READER:
-        forbid("a reader's token fetches bundles; those who publish see what is frozen")
     with Session(parts.engine) as session:
         rows = session.scalars(select(Freeze).order_by(Freeze.scope)).all()
     return [FreezeModel(scope=row.scope, reason=row.reason) for row in rows if _concerns(row.scope, who)]
@@ -483,11 +483,6 @@ def _summary(alarms: int, known: int, withheld: int) -> str:
 
 def _asker(who: Caller, impact: bool) -> Asker:
     return Asker(who.name, who.person, who.kind == access.PLATFORM, impact)
-
-
-def _queue(who: Caller, owner: str) -> str:
-    """The platform does not wait for its turn among those of a team that asks for much."""
-    return f"{owner} by {who.kind}"
 
 
 def _basic(request: Request) -> str:

@@ -36,7 +36,7 @@ from airflow_team_authz.server.database import (
     connect,
     migrate,
 )
-from airflow_team_authz.server.releases import Asker, FrozenError, Published, Releases
+from airflow_team_authz.server.releases import Asker, FrozenError, Published, Releases, _Before
 
 RULE = "gained:owner=alpha,type=connection"
 ENVIRONMENTS = ["staging", "production"]
@@ -381,6 +381,57 @@ def test_rules_that_compute_names_wait_since_nobody_can_see_what_they_do(tmp_pat
     site.engine.dispose()
 
 
+INTO_TEAMS = {
+    "by its path": "data.teams.alpha.open",
+    "by another name": "alpha.open",
+    "by a computed path": 'data[concat("", ["te", "ams"])].alpha.open',
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_alone"),
+    [
+        *((text, False) for text in INTO_TEAMS.values() if "data" in text),
+        ("import data.teams", False),
+        ("walk(data, x)", False),
+        ("data.airflow.authz.standing.team_ids", True),
+        ('data . airflow.roles["x"]', True),
+    ],
+)
+def test_rules_that_may_look_into_teams_are_seen(rule: str, is_alone: bool) -> None:
+    platform = Artifact(PLATFORM, 1, {"airflow/site/rules.rego": f"package airflow.site\n\n{rule}".encode()})
+    before = _Before(1, "", {PLATFORM: platform}, ())
+    assert (before.decides_alone("alpha"), before.decides_alone(PLATFORM)) == (is_alone, False)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("read", INTO_TEAMS)
+def test_a_team_that_the_platforms_rules_look_into_decides_about_more_than_its_own(site: Site, read: str) -> None:
+    site.releases = site.server(read_rules(["gained:owner=beta,type=connection"]))
+    body = [
+        'input.resource.type == "connection"',
+        'input.resource.id == "beta_db"',
+        'input.resource.team_id == "beta"',
+        'input.action == "read"',
+        '"gamma" in input.subject.team_ids',
+        INTO_TEAMS[read],
+    ]
+    rule = "\n".join(['allow contains "alpha opens it" if {', *(f"\t{line}" for line in body), "}"])
+    rule = f"import data.teams.alpha\n\n{rule}" if read == "by another name" else rule
+    site.publish(artifact(1, CLOSED, owner="beta"))
+    of_platform = site.publish(site.rule_of_platform(1, rule))
+    if read == "by a computed path":
+        # Nobody can see all that it does.
+        assert isinstance(site.releases.approve(approval(of_platform)), Published)
+    closed = artifact(1, CLOSED)
+    opened = closed.files | {"teams/alpha/data.json": b'{"open": true}'}
+    assert isinstance(site.publish(closed), Published)
+    held = site.publish(Artifact("alpha", 2, opened))
+    assert isinstance(held, Held)
+    assert held.waits_for == ["gained:owner=beta,type=connection"]
+    assert site.in_force()[-1] == 1
+
+
 @pytest.mark.parametrize(
     ("old", "new", "hidden"),
     [
@@ -435,11 +486,12 @@ def test_what_a_computing_rule_uses_is_hidden_too(file: str) -> None:
 def test_rules_are_for_environments_owners_and_kinds() -> None:
     rules = read_rules([RULE, "gained:owner=common,action=write", "change:owner=gamma"])
     rules = rules._replace(environments=frozenset({"production"}))
-    found = {owner: rules.of("production", owner) for owner in ("alpha", "beta", "gamma", PLATFORM)}
+    found = {owner: rules.of("production", owner, owner != PLATFORM) for owner in ("alpha", "beta", "gamma", PLATFORM)}
     assert [len(of.kinds) for of in found.values()] == [1, 0, 0, 2]
     assert [len(of.owners) for of in found.values()] == [0, 0, 1, 0]
-    assert rules.of("staging", "alpha").kinds == ()
-    assert len(read_rules(["change"]).of("production", PLATFORM).owners) == 1
+    assert len(rules.of("production", "beta", is_alone=False).kinds) == 2
+    assert rules.of("staging", "alpha", is_alone=True).kinds == ()
+    assert len(read_rules(["change"]).of("production", PLATFORM, is_alone=False).owners) == 1
     for wrong in ("change:id=x", "changed", "gained:", "gained:ownr=x", "gained:type=pol", "gained:action=reed"):
         with pytest.raises(SelectorError):
             read_rules([wrong])
