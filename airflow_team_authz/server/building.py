@@ -5,6 +5,7 @@ Such as with a newer OPA, or a newer shipped policy.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,11 @@ class Whole(NamedTuple):
     bundles: dict[str, bytes]
     withheld: list[Withheld]
     failing: str
+
+
+def etag(content: bytes) -> str:
+    """The ETag of a bundle."""
+    return f'"{hashlib.sha256(content).hexdigest()}"'
 
 
 class Builder(NamedTuple):

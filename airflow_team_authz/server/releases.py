@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import re
 import threading
 import time
 from collections import defaultdict
@@ -13,25 +11,23 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import NamedTuple
 
-import msgspec
 from sqlalchemy import ColumnElement, Engine, and_, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from airflow_team_authz.bundles.aggregate import SIGN_AGAIN_HOURS, made_by, sign_again, wasm_bundle
+from airflow_team_authz.bundles.aggregate import SIGN_AGAIN_HOURS, made_by, sign_again
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, read_artifact, root
 from airflow_team_authz.bundles.signing import SigningKey, TrustedKeys
-from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.gate.check import check_package
 from airflow_team_authz.gate.findings import Finding, of_opa
 from airflow_team_authz.gate.platform_part import check_platform
-from airflow_team_authz.model import EngineError
 from airflow_team_authz.opa.archive import BundleRefusedError, manifest_of, unpack
 from airflow_team_authz.opa.compile import CompileError, StartError, merged
 from airflow_team_authz.server import ServerError, approvals
 from airflow_team_authz.server.approvals import Approval, ApprovalError, Held, Rules
-from airflow_team_authz.server.building import Builder, Whole
+from airflow_team_authz.server.building import Builder, Whole, etag
+from airflow_team_authz.server.comparing import Comparing, InForce
 from airflow_team_authz.server.database import (
     Bundle,
     Environment,
@@ -42,15 +38,12 @@ from airflow_team_authz.server.database import (
     Release,
     WithheldPackage,
 )
-from airflow_team_authz.server.impact import Impact, Sides, impact_of, unknown
-from airflow_team_authz.server.policies import point_of
+from airflow_team_authz.server.impact import Impact
 
 log = logger(__name__)
 
 _PUBLISH, _ROLLBACK, _PROMOTE = "publish", "rollback", "promote"
 _ATTEMPTS = 8
-# How many decision points are kept: each has the policy of all teams.
-_KEPT_POINTS = 2
 _NO_RULES = Rules()
 # How many packages are tried in the place of one that no longer compiles.
 _EARLIER = 5
@@ -58,8 +51,6 @@ _EARLIER = 5
 _DIFF_PAIRS = 4_000_000
 # How many packages are kept unpacked.
 _KEPT = 1000
-# Rules that may look into teams' packages: by their path, or by one that is computed. A word of a comment may be one.
-_INTO_TEAMS = re.compile(rb"\bteams\b|\bdata\b(?!\s*\.)")
 
 
 class NotFoundError(ServerError):
@@ -121,33 +112,6 @@ class _Built(NamedTuple):
     impact: Impact | None
 
 
-class _Before(NamedTuple):
-    """What an environment has: its serial (0: no bundles yet), what made all its bundles, packages by owner, and whose
-    of them are not in the bundles.
-    """
-
-    serial: int
-    made_by: str
-    in_force: dict[str, Artifact]
-    withheld: Collection[str]
-
-    def has(self, change: _Change | None) -> bool:
-        """Whether there is nothing to change."""
-        if change is None:
-            return True
-        owner = change.artifact.owner
-        return self.in_force.get(owner) == change.artifact and owner not in self.withheld
-
-    def decides_alone(self, owner: str) -> bool:
-        """Whether a package decides about its owner's resources alone.
-
-        A team's does by the shipped policy, as long as the platform's own rules do not look into teams' packages.
-        """
-        platform = self.in_force.get(PLATFORM)
-        rules = [text for name, text in platform.files.items() if name.endswith(".rego")] if platform else []
-        return owner != PLATFORM and not any(map(_INTO_TEAMS.search, rules))
-
-
 class Releases:
     """Publishing, rolling back and promoting. Thread-safe; several servers may share a database."""
 
@@ -163,12 +127,11 @@ class Releases:
         """``rules``: what waits for an approval."""
         self.environments, self.rules = environments, rules
         self._engine, self._builder, self._opa, self._changed = engine, Builder(key, opa), opa, changed
+        self._comparing = Comparing(engine, self._builder, rules)
         self._building: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._read: dict[tuple[str, int, str], Artifact] = {}
         # ETags of bundles that are not signed again, which is told once.
         self._not_ours: set[str] = set()
-        # Decision points over the newest bundles, by ETag.
-        self._points: dict[str, DecisionPoint] = {}
 
     def publish(self, owner: str, content: bytes, environment: str | None, asker: Asker) -> Published | Held:
         """Take an artifact: whose, newer than the last, fit to be published; and build the bundles with it."""
@@ -306,7 +269,7 @@ class Releases:
                     log.error("the bundle %s in the database is not signed again: %s", name, error)
                 self._not_ours.add(found.etag)
                 return False
-            found.content, found.etag, found.signed_at = content, _etag(content), datetime.now(UTC)
+            found.content, found.etag, found.signed_at = content, etag(content), datetime.now(UTC)
             session.commit()
         return True
 
@@ -381,18 +344,18 @@ class Releases:
             with self._building[environment]:
                 before = self._before(environment)
                 maker = made_by(self._builder.key, self._opa)
-                if before.has(change) and (before.serial == 0 or before.made_by == maker):
+                if (change is None or before.has(change.artifact)) and (before.serial == 0 or before.made_by == maker):
                     return _Built(before.serial, [], None)
                 # By the clock, so that clients take what a server builds whose database was lost.
                 serial = max(before.serial + 1, int(time.time()))
                 whole = self._whole(environment, before, change, serial, before.made_by != maker)
-                if change is None or not self._is_compared(environment, before, change):
+                if change is None or not self._wants_impact(environment, before, change):
                     if self._commit(environment, before.serial, serial, maker, whole, change):
                         self._changed()
                         return _Built(serial, sorted(whole.bundles), None)
                     continue
             # Others publish meanwhile: it may take long, also because somebody wants that.
-            impact = self._impact(environment, before, change, whole, maker)
+            impact = self._comparing.impact(environment, before, change.artifact, whole, maker)
             if self._waits(change, impact):
                 return self._hold(environment, change, impact)
             if self._commit(environment, before.serial, serial, maker, whole, change):
@@ -400,49 +363,10 @@ class Releases:
                 return _Built(serial, sorted(whole.bundles), impact)
         raise OutdatedError(f"others publish to {environment} all the time: try again")
 
-    def _is_compared(self, environment: str, before: _Before, change: _Change) -> bool:
+    def _wants_impact(self, environment: str, before: InForce, change: _Change) -> bool:
         """Whether somebody wants to know the impact of a change, or it may have to wait."""
-        owner = change.artifact.owner
-        rules = self.rules.of(environment, owner, before.decides_alone(owner))
-        return bool(rules.kinds or rules.owners or change.asker.impact or change.approval)
-
-    def _impact(self, environment: str, before: _Before, change: _Change, whole: Whole, maker: str) -> Impact:
-        """What a change gives and takes, and what it has to wait for."""
-        owner = change.artifact.owner
-        rules = self.rules.of(environment, owner, before.decides_alone(owner))
-        # What else makes the bundles different may be so about all.
-        is_alone = before.decides_alone(owner) and before.made_by == maker
-        is_alone &= sorted(before.withheld) == sorted(held.owner for held in whole.withheld)
-        after = before.in_force | {owner: change.artifact}
-        used = {PLATFORM, owner} if is_alone else after.keys()
-        try:
-            old, new = self._point(self._wasm(environment)), self._point(whole.bundles[wasm_bundle(environment)])
-        except (EngineError, CompileError, BundleRefusedError) as error:
-            log.error("the impact of a change of %s in %s cannot be computed: %s", owner, environment, error)
-            impact = unknown(str(error)[:1000], before.serial, rules.kinds)
-        else:
-            old_files, new_files = _files(before.in_force, used), _files(after, used)
-            compared = Sides(old, new, old_files, new_files, owner, owner if is_alone else None, before.serial)
-            impact = impact_of(compared, rules.kinds, rules.seconds, self._opa)
-        every = tuple(rule.text for rule in rules.owners)
-        return msgspec.structs.replace(impact, waits_for=(*impact.waits_for, *every))
-
-    def _wasm(self, environment: str) -> bytes:
-        """The bundle of all teams that an environment has in force; without one, the shipped policy alone."""
-        with Session(self._engine) as session:
-            found = session.get(Bundle, wasm_bundle(environment))
-        if found is not None:
-            return found.content
-        nothing = self._builder.build(environment, None, {}, 1, (), None, lambda _: ())
-        return nothing.bundles[wasm_bundle(environment)]
-
-    def _point(self, bundle: bytes) -> DecisionPoint:
-        etag = _etag(bundle)
-        found = self._points.pop(etag, None) or point_of(bundle, etag)
-        self._points[etag] = found
-        for longest_unused in list(self._points)[:-_KEPT_POINTS]:
-            self._points.pop(longest_unused, None)
-        return found
+        is_asked = change.asker.impact or change.approval is not None
+        return is_asked or self._comparing.may_wait(environment, before, change.artifact.owner)
 
     def _waits(self, change: _Change, impact: Impact) -> bool:
         """Whether a change has to be held; ``ApprovalError`` if another impact of it was approved."""
@@ -467,16 +391,16 @@ class Releases:
             session.commit()
         return held
 
-    def _before(self, environment: str) -> _Before:
+    def _before(self, environment: str) -> InForce:
         with Session(self._engine) as session:
             known = session.get(Environment, environment)
             in_force = self._current(session, environment)
             withheld = select(WithheldPackage.owner).where(WithheldPackage.environment == environment)
             kept_out = session.scalars(withheld).all()
-        return _Before(known.serial if known else 0, known.made_by if known else "", in_force, kept_out)
+        return InForce(known.serial if known else 0, known.made_by if known else "", in_force, kept_out)
 
-    def _whole(self, environment: str, before: _Before, change: _Change | None, serial: int, everything: bool) -> Whole:
-        teams = before.in_force | ({change.artifact.owner: change.artifact} if change else {})
+    def _whole(self, environment: str, before: InForce, change: _Change | None, serial: int, everything: bool) -> Whole:
+        teams = before.artifacts | ({change.artifact.owner: change.artifact} if change else {})
         platform = teams.pop(PLATFORM, None)
         fresh = change.artifact.owner if change else None
         only = None if everything or fresh is None or fresh == PLATFORM else {fresh}
@@ -516,7 +440,7 @@ class Releases:
             session.add_all(WithheldPackage(environment=environment, **held._asdict()) for held in whole.withheld)
             for name, content in whole.bundles.items():
                 revision = str(manifest_of(content)["revision"])
-                made = {"serial": serial, "revision": revision, "etag": _etag(content), "content": content}
+                made = {"serial": serial, "revision": revision, "etag": etag(content), "content": content}
                 session.merge(Bundle(name=name, environment=environment, signed_at=datetime.now(UTC), **made))
             session.commit()
         return True
@@ -560,14 +484,6 @@ class Releases:
         for longest_unused in list(self._read)[:-_KEPT]:
             self._read.pop(longest_unused, None)
         return found
-
-
-def _files(in_force: Mapping[str, Artifact], owners: Collection[str]) -> dict[str, bytes]:
-    return {name: text for owner in in_force.keys() & owners for name, text in in_force[owner].files.items()}
-
-
-def _etag(content: bytes) -> str:
-    return f'"{hashlib.sha256(content).hexdigest()}"'
 
 
 def _signed_long_ago() -> ColumnElement[bool]:

@@ -27,6 +27,7 @@ from airflow_team_authz.review.selectors import SelectorError, parse, teams_said
 from airflow_team_authz.server import access, approvals, impact
 from airflow_team_authz.server.app import create_app
 from airflow_team_authz.server.approvals import Approval, ApprovalError, FourEyesError, Held, Rules, read_rules
+from airflow_team_authz.server.comparing import InForce
 from airflow_team_authz.server.database import (
     Freeze,
     HeldRelease,
@@ -36,7 +37,7 @@ from airflow_team_authz.server.database import (
     connect,
     migrate,
 )
-from airflow_team_authz.server.releases import Asker, FrozenError, Published, Releases, _Before
+from airflow_team_authz.server.releases import Asker, FrozenError, Published, Releases
 
 RULE = "gained:owner=alpha,type=connection"
 ENVIRONMENTS = ["staging", "production"]
@@ -400,7 +401,7 @@ INTO_TEAMS = {
 )
 def test_rules_that_may_look_into_teams_are_seen(rule: str, is_alone: bool) -> None:
     platform = Artifact(PLATFORM, 1, {"airflow/site/rules.rego": f"package airflow.site\n\n{rule}".encode()})
-    before = _Before(1, "", {PLATFORM: platform}, ())
+    before = InForce(1, "", {PLATFORM: platform}, ())
     assert (before.decides_alone("alpha"), before.decides_alone(PLATFORM)) == (is_alone, False)
 
 
