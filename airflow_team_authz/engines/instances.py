@@ -17,6 +17,9 @@ AT_REST = os.cpu_count() or 1
 MOST_TIMES = 4
 # An instance above the number at rest ends after this time without work.
 IDLE_SECONDS = 5.0
+# One that has answered a long list gives back the memory of it after this time without work: not between two lists.
+FORGET_SECONDS = 0.5
+_FORGET_BYTES = 1 << 20
 _LOOK_SECONDS = 0.05
 
 
@@ -64,7 +67,19 @@ class Instances:
         self._wake_one()
 
     def shrink(self) -> None:
-        """End what has had no work for a while and is not kept for the next questions."""
+        """End what has had no work for a while and is not kept for the next questions, or its memory of long lists."""
+        self._end_some()
+        for machine in tuple(self._idle):
+            if machine.taken > _FORGET_BYTES and machine.rests_since < time.monotonic() - FORGET_SECONDS:
+                try:
+                    self._idle.remove(machine)
+                except ValueError:
+                    # Somebody has taken it.
+                    continue
+                machine.forget()
+                self._idle.appendleft(machine)
+
+    def _end_some(self) -> None:
         oldest = time.monotonic() - IDLE_SECONDS
         while len(self._idle) > self._at_rest:
             try:
