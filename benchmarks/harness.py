@@ -38,7 +38,7 @@ def compare(
         {
             "comparison": comparison,
             "what": name,
-            "median_us": round(median, 1),
+            "value": round(median, 1),
             "ratio": round(median / first, 3),
             "goal": goals.get(name, ""),
         }
@@ -106,6 +106,18 @@ def write_policies(directory: Path, teams: int) -> Path:
     # As in a bundle.
     say_which_look_at_ids(directory)
     return directory
+
+
+def policy_with_data(directory: Path, teams: int, lent: int) -> Path:
+    """A compiled policy of that many teams: each lends so many connections and has a group in the directory."""
+    write_policies(directory, teams)
+    for number in range(teams):
+        data = {"lent": [f"connection_{number}_{one}" for one in range(lent)], "interns": [f"intern_{number}"]}
+        (directory / "teams" / f"team{number}" / "data.json").write_text(json.dumps(data))
+    groups = {f"airflow-team{number}": [{"team_id": f"team{number}", "role": "op"}] for number in range(teams)}
+    (directory / "airflow" / "directory").mkdir()
+    (directory / "airflow" / "directory" / "data.json").write_text(json.dumps({"groups": groups}))
+    return compiled(directory)
 
 
 TEAM = """package teams.{team}

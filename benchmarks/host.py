@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import compiled, write_policies
+from benchmarks.harness import policy_with_data
 
 THREADS = (1, 8, 32)
 TEAMS = (10, 100, 1_000)
@@ -26,7 +26,7 @@ TURNS = 3
 
 def comparisons(home: Path, _: Namespace) -> Iterator[dict[str, Any]]:
     """Instances for each thread or shared; in processes of their own, taking turns."""
-    bundles = {teams: _bundle(home / f"policy{teams}", teams) for teams in TEAMS}
+    bundles = {teams: policy_with_data(home / f"policy{teams}", teams, LENT) for teams in TEAMS}
     for teams in (10, 1_000):
         for threads in THREADS:
             told = _in_turn(
@@ -37,14 +37,6 @@ def comparisons(home: Path, _: Namespace) -> Iterator[dict[str, Any]]:
             )
             for what in ("p50", "p99", "memory"):
                 yield from _rows(f"{threads} threads, {teams:,} teams: {what}", told, what)
-
-
-def _bundle(policies: Path, teams: int) -> Path:
-    write_policies(policies, teams)
-    for number in range(teams):
-        data = {"lent": [f"connection_{number}_{lent}" for lent in range(LENT)], "interns": [f"intern_{number}"]}
-        (policies / "teams" / f"team{number}" / "data.json").write_text(json.dumps(data))
-    return compiled(policies)
 
 
 def _in_turn(contestants: dict[str, list[str]]) -> dict[str, dict[str, float]]:
@@ -65,7 +57,7 @@ def _rows(title: str, told: dict[str, dict[str, float]], what: str) -> Iterator[
     for name, values in told.items():
         shown = f"{name}, {values['MiB']:.0f} MiB" if what == "memory" else name
         value = values["MiB" if what == "memory" else what]
-        yield {"comparison": title, "what": shown, "median_us": value, "ratio": value / (first or 1)}
+        yield {"comparison": title, "what": shown, "value": value, "ratio": value / (first or 1)}
 
 
 def _instances(ways: str, threads: int, bundle: Path) -> dict[str, float]:
