@@ -89,7 +89,7 @@ def manager_with(**settings: Any) -> Any:
 
 
 def write_policies(directory: Path, teams: int, rules: str = "") -> Path:
-    """A platform policy with so many team packages. ``rules``: those of each; by default it lends ids and denies people."""
+    """A platform policy with so many team packages. ``rules``: those of each; else it lends ids and denies people."""
     from airflow_team_authz.opa.compile import say_which_look_at_ids, shipped_policies
 
     for part in ("airflow/authz", "airflow/roles"):
