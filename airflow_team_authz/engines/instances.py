@@ -66,9 +66,12 @@ class Instances:
             self._count -= 1
         self._wake_one()
 
-    def shrink(self) -> None:
-        """End what has had no work for a while and is not kept for the next questions, or its memory of long lists."""
-        self._end_some()
+    def shrink(self) -> bool:
+        """End what has had no work for a while and is not kept for the next questions, or its memory of long lists.
+
+        Whether there was any.
+        """
+        has_shrunk = self._end_some()
         for machine in tuple(self._idle):
             if machine.taken > _FORGET_BYTES and machine.rests_since < time.monotonic() - FORGET_SECONDS:
                 try:
@@ -78,21 +81,25 @@ class Instances:
                     continue
                 machine.forget()
                 self._idle.appendleft(machine)
+                has_shrunk = True
+        return has_shrunk
 
-    def _end_some(self) -> None:
-        oldest = time.monotonic() - IDLE_SECONDS
+    def _end_some(self) -> bool:
+        oldest, has_ended = time.monotonic() - IDLE_SECONDS, False
         while len(self._idle) > self._at_rest:
             try:
                 machine = self._idle.popleft()
             except IndexError:
-                return
+                break
             if machine.rests_since > oldest:
                 self._idle.appendleft(machine)
-                return
+                break
             # A child that is forked while wasmtime frees it would wait for ever for wasmtime's locks.
             with forks.whole():
                 del machine
             self.discard()
+            has_ended = True
+        return has_ended
 
     @property
     def idle(self) -> tuple[Machine, ...]:

@@ -32,6 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _mmap, _madvise = _libc.mmap, _libc.madvise
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_trim = getattr(_libc, "malloc_trim", None)
 _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
@@ -79,6 +80,15 @@ def forget(address: int, size: int) -> None:
     """Give back what was written into this memory: it is as in the image again, and zero beyond."""
     if _madvise(address, size, _DO_NOT_NEED):
         raise OSError(ctypes.get_errno(), "the memory of a policy cannot be given back")
+
+
+def give_back() -> None:
+    """Have the C library give the system what it keeps for later: long lists take large blocks of it for a moment.
+
+    Elsewhere than with glibc this does nothing.
+    """
+    if _trim is not None:
+        _trim(0)
 
 
 def memory_image(wasm: bytes, data: bytes, make: Callable[[], MemoryImage], directory: Path | None) -> MemoryImage:
