@@ -15,6 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.pictures import draw
+
 # The modules of comparisons, by their options: what they compare.
 INSTEAD = {
     "keycloak": "people out of a real Keycloak",
@@ -52,6 +54,9 @@ def main() -> int:
         os.environ["AIRFLOW__CORE__MULTI_TEAM"] = "True"
         os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "ERROR"
         rows = list(_comparisons(Path(home), options))
+    if options.pictures:
+        drawn = draw(rows)
+        Console(stderr=True).print(f"drawn: {', '.join(file.name for file in drawn)}")
     if options.output == "json":
         print(json.dumps(rows))
     else:
@@ -60,7 +65,9 @@ def main() -> int:
 
 
 def _comparisons(home: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    name = next((module for module in INSTEAD if getattr(options, module)), "decisions")
+    name = next(
+        (module for module in INSTEAD if getattr(options, module)), "sizes" if options.pictures else "decisions"
+    )
     name = "rows" if name == "pages" else name
     # Only now: Airflow reads its settings when it is imported.
     yield from import_module(f"benchmarks.{name}").comparisons(home, options)

@@ -46,6 +46,12 @@ def compare(
     ]
 
 
+def private_megabytes() -> float:
+    """Memory that this process alone has."""
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_")) * 1024 / 1e6
+
+
 class Rows:
     """Stands where a database session would: what is measured is the decision, not the query."""
 

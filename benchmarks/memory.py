@@ -44,6 +44,7 @@ REQUESTS_A_SECOND = 4
 MOST_AT_ONCE = 12
 LOOK_SECONDS = 60
 GOAL = "150 MB more"
+MEASURE = "an API server's memory"
 _SEED = 16
 _VALID_SECONDS = 7 * 24 * 3600
 _DAY = (NOW.replace(hour=0, minute=0, second=0)).isoformat()
@@ -72,10 +73,14 @@ def comparisons(home: Path, options: Namespace) -> Iterator[dict[str, Any]]:
     for number, (alone, ours) in enumerate(zip(looks[ALONE], looks[OURS], strict=True)):
         if number % 5 == 0 or number == len(looks[ALONE]) - 1:
             title = f"memory of an API server with {WORKERS} workers after {alone.minutes:.0f} minutes"
-            yield {"comparison": title, "what": ALONE, "value": alone.megabytes, "unit": "MB", "ratio": 1}
+            yield {
+                "comparison": title, "what": ALONE, "value": alone.megabytes, "unit": "MB", "ratio": 1,
+                "measure": MEASURE, "who": ALONE, "minutes": alone.minutes,
+            }  # fmt: skip
             yield {
                 "comparison": title, "what": f"{OURS}, {ours.megabytes - alone.megabytes:+.0f} MB",
                 "value": ours.megabytes, "unit": "MB", "ratio": ours.megabytes / alone.megabytes, "goal": GOAL,
+                "measure": MEASURE, "who": OURS, "minutes": ours.minutes,
             }  # fmt: skip
     for name, of_one in looks.items():
         yield {

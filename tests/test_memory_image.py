@@ -27,7 +27,7 @@ whoami := {}
 decisions := [data.names[input.name], count(split(input.many, ""))]
 """
 WASM = unpack(build(REGO))["policy.wasm"]
-MANY = "x" * 100_000
+LONG, MANY = "x" * 20_000, "x" * 100_000
 
 
 def data(value: int = 7) -> bytes:
@@ -110,7 +110,7 @@ def test_other_data_of_the_same_rules_is_another_memory(tmp_path: Path) -> None:
 def test_the_memory_of_a_long_question_is_given_back_when_there_is_no_work(tmp_path: Path) -> None:
     instances = Instances(policy(tmp_path), at_rest=1)
     machine = instances.take()
-    answer(machine, MANY)
+    answer(machine, LONG)
     instances.give(machine)
     assert own_kilobytes(machine) > 1024
     machine.rests_since = time.monotonic() - FORGET_SECONDS - 1
@@ -118,14 +118,24 @@ def test_the_memory_of_a_long_question_is_given_back_when_there_is_no_work(tmp_p
     assert instances.idle == (machine,)
     assert own_kilobytes(machine) < 256
     assert instances.take() is machine
-    assert [answer(machine), answer(machine, MANY)] == [[7, 0], [7, 100_000]]
+    assert [answer(machine), answer(machine, LONG)] == [[7, 0], [7, 20_000]]
+
+
+def test_the_memory_of_a_very_long_question_is_given_back_at_once(tmp_path: Path) -> None:
+    instances = Instances(policy(tmp_path), at_rest=1)
+    machine = instances.take()
+    answer(machine, MANY)
+    assert own_kilobytes(machine) > 4096
+    instances.give(machine)
+    assert own_kilobytes(machine) < 256
+    assert answer(instances.take(), MANY) == [7, 100_000]
 
 
 def test_an_instance_at_work_keeps_its_memory(tmp_path: Path) -> None:
     instances = Instances(policy(tmp_path), at_rest=2)
     at_work, just_now = instances.take(), instances.take()
     for machine in (at_work, just_now):
-        answer(machine, MANY)
+        answer(machine, LONG)
     instances.give(just_now)
     instances.shrink()
     assert min(at_work.taken, just_now.taken) > 1 << 20

@@ -17,9 +17,10 @@ AT_REST = os.cpu_count() or 1
 MOST_TIMES = 4
 # An instance above the number at rest ends after this time without work.
 IDLE_SECONDS = 5.0
-# One that has answered a long list gives back the memory of it after this time without work: not between two lists.
-FORGET_SECONDS = 0.5
-_FORGET_BYTES = 1 << 20
+# What a question has taken more than this of, an instance gives back at once, which takes a twentieth of the time that
+# such a list does; and of more than this, after a time without work.
+FORGET_AT_ONCE_BYTES = 4 << 20
+FORGET_BYTES, FORGET_SECONDS = 1 << 20, 0.5
 _LOOK_SECONDS = 0.05
 
 
@@ -55,6 +56,8 @@ class Instances:
 
     def give(self, machine: Machine) -> None:
         """It is as good as new."""
+        if machine.taken > FORGET_AT_ONCE_BYTES:
+            machine.forget()
         machine.rests_since = time.monotonic()
         self._idle.append(machine)
         if self._waiting:
@@ -73,7 +76,7 @@ class Instances:
         """
         has_shrunk = self._end_some()
         for machine in tuple(self._idle):
-            if machine.taken > _FORGET_BYTES and machine.rests_since < time.monotonic() - FORGET_SECONDS:
+            if machine.taken > FORGET_BYTES and machine.rests_since < time.monotonic() - FORGET_SECONDS:
                 try:
                     self._idle.remove(machine)
                 except ValueError:
