@@ -26,6 +26,7 @@ INSTEAD = {
     "rows": "lists of many rows and the UI's pages",
     "pages": "the requests of the UI's pages as recorded, and the part of authorization in each",
     "host": "what threads and processes of a host take",
+    "review": "commands of an access review",
     "decision_log": "the cost of the decision log",
     "memory": "the memory of an API server under load",
 }
