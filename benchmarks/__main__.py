@@ -49,6 +49,9 @@ def main() -> int:
     parser.add_argument(
         "--only", default="", help="with --rows or --pages: only what holds this text, such as dagRuns or admin"
     )
+    parser.add_argument(
+        "--pictures", action="store_true", help="draw the figures into docs/performance; alone: of peers and sizes"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         os.environ["AIRFLOW_HOME"] = home
@@ -66,9 +69,8 @@ def main() -> int:
 
 
 def _comparisons(home: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    name = next(
-        (module for module in INSTEAD if getattr(options, module)), "sizes" if options.pictures else "decisions"
-    )
+    otherwise = "sizes" if options.pictures else "decisions"
+    name = next((module for module in INSTEAD if getattr(options, module)), otherwise)
     name = "rows" if name == "pages" else name
     # Only now: Airflow reads its settings when it is imported.
     yield from import_module(f"benchmarks.{name}").comparisons(home, options)
