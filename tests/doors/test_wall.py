@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -229,6 +230,15 @@ def test_what_has_a_key_is_narrowed_without_a_choice_of_another_plan(
     assert narrowed in sql
     assert f"WHEN ({narrowed}" not in sql
     assert checked in sql if checked else "CASE" not in sql
+
+
+def test_what_an_audit_row_is_about_is_looked_for_where_it_is_said(by: As) -> None:
+    """PostgreSQL knows how many texts have a beginning, and nothing of how often a part of a text is among others."""
+    assert owned_rows.about("connection", "beta").startswith(owned_rows._ABOUT_SOMETHING.removesuffix("%"))
+    with sending() as sent, by(BOB) as session:
+        session.scalars(select(Log)).all()
+    (statement,) = (sql for sql in sent if "FROM log" in sql)
+    assert re.search(r"log\.extra LIKE \S+ AND substr\(log\.extra, ", statement)
 
 
 def test_a_row_that_hangs_on_another_is_narrowed_by_that_once(by: As) -> None:
