@@ -78,6 +78,10 @@ class _Asset(Struct, array_like=True, frozen=True):
     group: str
 
 
+class _Alias(Struct, array_like=True, frozen=True):
+    id: int
+
+
 _team = dag_bundle_team_association_table.c
 # Apart: joined, the database takes twice as long.
 _DAGS = Table(select(DagModel.dag_id, DagModel.bundle_name), _Dag)
@@ -90,6 +94,8 @@ _BUNDLES = Table(
     _Bundle,
 )
 _ASSETS = Table(select(AssetModel.id, AssetModel.name, AssetModel.uri, AssetModel.group), _Asset)
+# Read with assets, since who looks at these looks at their aliases too.
+_SOME_ALIAS = Table(select(AssetAliasModel.id).limit(1), _Alias)
 _NAMED = {
     "connection": Table(select(Connection.conn_id, Connection.team_name), _Named),
     "pool": Table(select(Pool.pool, Pool.team_name), _Named),
@@ -266,7 +272,7 @@ class Readable:
         return [(resource.type, resource.team_id) for resource in self._allowed("read", resources)]
 
     def _listed_assets(self, entity: str | UnsetType, writes: bool) -> Scope:
-        (assets, *_) = self._read(_ASSETS, references(), _DAGS, _TEAMS)
+        (assets, *_) = self._read(_ASSETS, references(), _DAGS, _TEAMS, _SOME_ALIAS)
         owners = self._asset_owners()
         resources = assets.once(
             ("asset", entity),
@@ -346,7 +352,8 @@ class Readable:
     def _used_aliases(self) -> set[str]:
         """Names of aliases that readable Dags wait for or produce; no table but that of whole Dags has the latter."""
         # Most sites have none, and then there is no need to read whole Dags.
-        if not self._rows(select(AssetAliasModel.id).limit(1)):
+        (some_alias,) = self._read(_SOME_ALIAS)
+        if not some_alias:
             return set()
         dag_ids = self.all_dags(UNSET).ids
         whole = select(SerializedDagModel._data["dag"]["dag_dependencies"], SerializedDagModel._data_compressed)

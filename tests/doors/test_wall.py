@@ -32,6 +32,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, immediateload, joinedload, lazyload, selectinload, subqueryload
+from sqlalchemy.sql import visitors
 
 from airflow_team_authz.doors import owned_rows, readable, wall
 from airflow_team_authz.doors.owned_rows import OWNED, OfDag, mapped_classes
@@ -178,6 +179,25 @@ def test_a_query_finds_what_may_be_read_however_it_is_written(by: As, form: str)
     for subject, expected in ((BOB, everything - {"alpha_daily"}), (PAT, everything), (None, set())):
         with by(subject) as session:
             assert set(FORMS[form](session)) == expected, subject
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_part_of_a_statement_is_looked_at(by: As, form: str) -> None:
+    """A table in a part that is passed over would not be narrowed."""
+    statements: list[Any] = []
+
+    def keep(state: Any) -> None:
+        statements.append(state.statement)
+
+    event.listen(Session, "do_orm_execute", keep)
+    try:
+        with by(BOB) as session:
+            list(FORMS[form](session))
+    finally:
+        event.remove(Session, "do_orm_execute", keep)
+    assert statements
+    for statement in statements:
+        assert set(map(id, wall._elements(statement))) == set(map(id, visitors.iterate(statement)))
 
 
 @pytest.mark.parametrize("load", [joinedload, selectinload, subqueryload, immediateload, lazyload])
