@@ -21,7 +21,7 @@ demo: setup ## Run the demonstration
 	@$(BIN)/python -m demo $(ARGS)
 
 # Three at a time, since they wait a lot, and what shares a server in one of them: tests/conftest.py.
-test: setup $(DONE)/keycloak ## Run the tests, for example: make test ARGS='-k teams -x'
+test: setup $(DONE)/keycloak $(if $(findstring exhaustive,$(ARGS)),$(DONE)/monitoring) ## Run the tests, for example: make test ARGS='-k teams -x'
 	@$(BIN)/python -m pytest --numprocesses=3 --dist=loadscope --no-loadscope-reorder $(ARGS)
 
 # What needs neither a running Airflow, other servers nor an installed package: the interface is what differs.
@@ -86,6 +86,12 @@ $(DONE)/project: pyproject.toml hatch_build.py airflow_team_authz/opa/compile.py
 $(DONE)/keycloak: tools/keycloak/pom.xml tools/install_keycloak.sh | $(DONE)/dependencies
 	@echo "Getting Keycloak, for the tests, from Maven's registry (180 MB, 10 seconds)"
 	@tools/install_keycloak.sh && { test ! -d .venv/keycloak || touch $@; }
+
+# For exhaustive tests only.
+$(DONE)/monitoring: $(shell find tools/monitoring -type f) tools/install_tool.sh requirements/go.txt | $(DONE)/dependencies
+	@echo "Building a collector of OpenTelemetry, statsd_exporter and a reader of dashboards, for exhaustive tests (5 minutes)"
+	@tools/install_tool.sh monitoring
+	@touch $@
 
 $(DONE)/regal: tools/regal/go.mod tools/regal/go.sum tools/install_tool.sh requirements/go.txt | $(DONE)/opa
 	@echo "[5/5] Installing regal: the machine's own, or built from its Go module (1 to 2 minutes)"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -19,6 +19,7 @@ READS = frozenset({"list", "read", "menu"})
 # The code of a rule, with which its reasons begin: two words or more, so that a word before a colon is none.
 CODE = re.compile(r"[A-Z][A-Z0-9]{0,19}(?:-[A-Z0-9]{1,20}){1,3}")
 
+T = TypeVar("T")
 SubjectType = Literal["user", "task", "dag_processor", "triggerer", "watcher"]
 Layer = Literal["guardrail", "team", "baseline", "default"]
 
@@ -95,27 +96,33 @@ class Resources(tuple[Resource, ...]):
     Thread-safe without a lock, which a forked child might find held for ever: two threads may both find it out.
     """
 
-    _digest: bytes | None = None
-    _owners: frozenset[str | None] | None = None
-    _parts: tuple[int, tuple[Resources, ...]] | None = None
+    _known: dict[str, tuple[object, Any]] | None = None
 
     def digest(self) -> bytes:
         """A hash of every field of each of them, in their order; ``UnicodeEncodeError`` for what no JSON can hold."""
-        if self._digest is None:
-            self._digest = hashlib.blake2b(msgspec.json.encode(self), digest_size=32).digest()
-        return self._digest
+        return self.once("digest", None, lambda: hashlib.blake2b(msgspec.json.encode(self), digest_size=32).digest())
 
     def owners(self) -> frozenset[str | None]:
         """The teams that own them."""
-        if self._owners is None:
-            self._owners = frozenset(resource.team_id for resource in self)
-        return self._owners
+        return self.once("owners", None, lambda: frozenset(resource.team_id for resource in self))
 
     def parts(self, size: int) -> tuple[Resources, ...]:
         """The same in parts of this size."""
-        if self._parts is None or self._parts[0] != size:
-            self._parts = size, tuple(Resources(self[start : start + size]) for start in range(0, len(self), size))
-        return self._parts[1]
+
+        def parted() -> tuple[Resources, ...]:
+            return tuple(Resources(self[start : start + size]) for start in range(0, len(self), size))
+
+        return self.once("parts", size, parted)
+
+    def once(self, what: str, by: object, found_out: Callable[[], T]) -> T:
+        """What is found out, the last time for the same ``by``, or now."""
+        if self._known is None:
+            self._known = {}
+        known = self._known.get(what)
+        if known is None or (known[0] is not by and known[0] != by):
+            known = self._known[what] = by, found_out()
+        found: T = known[1]
+        return found
 
 
 class Context(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

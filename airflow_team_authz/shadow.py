@@ -98,7 +98,7 @@ class _Room:
 class Candidate:
     """Asks a policy what others have been asked, and has the differences recorded. The sink of a ``Writer``."""
 
-    name = "the shadow policy"
+    name, setting = "the shadow policy", "shadow"
 
     def __init__(
         self,

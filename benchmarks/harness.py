@@ -88,9 +88,9 @@ def manager_with(**settings: Any) -> Any:
     return manager
 
 
-def write_policies(directory: Path, teams: int) -> Path:
-    """A platform policy with that many team packages, each with a rule to lend and one to deny."""
-    from airflow_team_authz.opa.compile import say_which_look_at_ids, shipped_policies
+def write_policies(directory: Path, teams: int, rules: str = "") -> Path:
+    """A platform policy with so many team packages. ``rules``: those of each; else it lends ids and denies people."""
+    from airflow_team_authz.opa.compile import shipped_policies, write_derived
 
     for part in ("airflow/authz", "airflow/roles"):
         for source in (shipped_policies() / part).rglob("*"):
@@ -101,10 +101,10 @@ def write_policies(directory: Path, teams: int) -> Path:
     for number in range(teams):
         team = directory / "teams" / f"team{number}"
         team.mkdir(parents=True)
-        (team / "team.rego").write_text(TEAM.format(team=f"team{number}"))
+        (team / "team.rego").write_text((rules or TEAM).format(team=f"team{number}"))
         (team / "data.json").write_text(json.dumps({"lent": [f"connection_{number}"], "interns": [f"intern_{number}"]}))
     # As in a bundle.
-    say_which_look_at_ids(directory)
+    write_derived(directory)
     return directory
 
 
@@ -117,6 +117,10 @@ allow contains "lent to everyone" if {{
 
 deny contains "not for interns" if input.subject.id in data.teams.{team}.interns
 """
+
+
+# The same without a look at ids.
+BY_KIND = TEAM.replace("input.resource.id in", "input.resource.type in")
 
 
 def compiled(policies: Path) -> Path:

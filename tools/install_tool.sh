@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # install_tool.sh opa|regal: puts the program into .venv/bin, at the version that tools/<name>/go.mod names.
 # The machine's own is used if it fits; else it is built from its Go module, whose content go.sum pins.
+# install_tool.sh monitoring: builds the programs of tools/monitoring, for exhaustive tests, into .venv/monitoring.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -39,6 +40,13 @@ find_go() {
     fi
     echo "$go"
 }
+
+if [ "$tool" = monitoring ]; then
+    go=$(find_go)
+    (cd tools/monitoring && CGO_ENABLED=0 "$go" build -mod=readonly -trimpath -buildvcs=false -ldflags "-s -w" \
+        -o "$(dirname "$bin")/monitoring/" ./collector ./dashboard github.com/prometheus/statsd_exporter)
+    exit
+fi
 
 while read -r candidate; do
     if [ ! "$(dirname "$candidate")" -ef "$bin" ] && fits "$candidate"; then

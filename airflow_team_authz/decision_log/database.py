@@ -34,7 +34,7 @@ class NoTableError(Exception):
 class Database:
     """A table of Airflow's database, as long as it has one; until then records go to another sink."""
 
-    name = "Airflow's database"
+    name, setting = "Airflow's database", "database"
 
     def __init__(
         self, engine: Callable[[], Engine], schema: str | None, days: int, instead: Sink | None = None

@@ -175,9 +175,10 @@ class Metrics:
 
     def _tell_of_log(self) -> None:
         for writer in self._log.writers:
-            tags = {"sink": writer.sink.name}
+            sink = writer.sink.setting
+            tags = {"sink": sink}
             for name, total in (("written", writer.written), ("lost", writer.lost)):
-                if more := total - self._told[name, writer.sink.name]:
+                if more := total - self._told[name, sink]:
                     self._meter.incr(f"team_authz.log.{name}", more, tags=tags)
-                    self._told[name, writer.sink.name] = total
+                    self._told[name, sink] = total
             self._meter.gauge("team_authz.log.waiting", writer.waiting(), tags=tags)

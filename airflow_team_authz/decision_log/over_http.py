@@ -61,7 +61,7 @@ class _Post:
 class BundleServer:
     """``POST /logs`` of a bundle server in the protocol of OPA's ``decision_logs`` plugin, with a reader's token."""
 
-    name = "the bundle server"
+    name, setting = "the bundle server", "server"
 
     def __init__(self, url: str, token_file: Path | None) -> None:
         """``url`` is the server's address, such as ``https://bundles.example``."""
@@ -86,7 +86,7 @@ class OpenTelemetry:
     stable. OpenTelemetry's own variables say where the collector is, and which headers it wants.
     """
 
-    name = "OpenTelemetry"
+    name, setting = "OpenTelemetry", "otel"
 
     def __init__(self) -> None:
         url = os.environ.get("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT") or (

@@ -25,7 +25,7 @@ KEPT = 8
 class StandardLog:
     """Airflow's log, by structlog: fields for programs where Airflow writes JSON, a line for people elsewhere."""
 
-    name = "the standard log"
+    name, setting = "the standard log", "log"
 
     def write(self, records: Sequence[dict[str, Any]]) -> int:
         """See ``writer.Sink``."""
@@ -59,7 +59,7 @@ class LineForm:
 class Lines:
     """Airflow's log, for lines of people."""
 
-    name = "the lines of Airflow's log"
+    name, setting = "the lines of Airflow's log", "lines"
 
     def write(self, records: Sequence[dict[str, Any]]) -> int:
         """See ``writer.Sink``."""
@@ -85,6 +85,8 @@ def _shown(part: Any) -> Any:
 
 class File:
     """A file of one record a line (NDJSON), for this user alone; several processes may write it."""
+
+    setting = "file"
 
     def __init__(self, path: Path, most_bytes: int = MOST_BYTES) -> None:
         self.name = str(path)

@@ -34,9 +34,14 @@ _TELL_SECONDS = 60.0
 
 
 class Sink(Protocol):
-    """Where records go. Used by one thread."""
+    """Where records go. Used by one thread.
+
+    ``name`` is for people. ``setting`` is its word in the setting ``decision_log``, for metrics: Airflow's StatsD takes
+    no tags with spaces.
+    """
 
     name: str
+    setting: str
 
     def write(self, records: Sequence[dict[str, Any]]) -> int:
         """Write them, or raise: then all are written again later. How many can never be written, and were left out."""

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from airflow_team_authz.engines.by_kind import ByKind, by_kind
 from airflow_team_authz.engines.kept import Kept, Key, key
 from airflow_team_authz.engines.left_out import LeftOut
 from airflow_team_authz.engines.outages import Outages
@@ -47,6 +48,8 @@ _DECISION_BYTES = 6
 
 T = TypeVar("T")
 Value = bytes | msgspec.Raw
+# Makes of an engine's answer to a question what nobody can change. The answer may be about the kinds of its resources.
+_Read = Callable[[Value, Evaluations, ByKind | None], T]
 
 
 class Reply(NamedTuple):
@@ -334,14 +337,11 @@ class DecisionPoint:
     def _ask(
         self,
         entrypoint: str,
-        read: Callable[[Value, Evaluations], T],
+        read: _Read[T],
         question: Evaluations,
         pace: float | None = None,
     ) -> tuple[T, str, bool]:
-        """The result of ``read`` for the engine's answer, the revision, and whether the cache had the answer.
-
-        ``read`` makes what nobody can change, since it is kept.
-        """
+        """The result of ``read`` for the engine's answer, the revision, and whether the cache had the answer."""
         try:
             self._check()
         except EngineError as not_asked:
@@ -356,13 +356,13 @@ class DecisionPoint:
                     if self._outages:
                         self._answered(question)
                     return known, kept.revision, True
-            encoded = encoded or self._encode(question)
+            if kept is None:
+                encoded = self._encode(question)
         except UnicodeEncodeError:
             # Half a surrogate pair: no JSON can hold it. Not the engine's fault, so no outage.
             raise MalformedError("the question holds text that is not Unicode") from None
         try:
-            reply = self._engine.query(entrypoint, encoded, len(question.resources), len(_owners(question)), pace)
-            answer = read(reply.value, question)
+            reply, answer = self._evaluate(entrypoint, read, question, encoded, pace, kept)
             if reply.record_id:
                 self._heard.ids.append(reply.record_id)
         except EngineError as engine_error:
@@ -385,6 +385,31 @@ class DecisionPoint:
             reply.kept.keep(place, answer, _size(answer, reply.value), who)
         return answer, reply.revision, False
 
+    def _evaluate(
+        self,
+        entrypoint: str,
+        read: _Read[T],
+        question: Evaluations,
+        encoded: bytes,
+        pace: float | None,
+        kept: Kept | None,
+    ) -> tuple[Reply, T]:
+        """The engine's reply, and what ``read`` makes of it. ``kept``: that of the policy that is to be asked."""
+
+        def query(encoded: bytes) -> Reply:
+            # What it may take does not depend on whether it is asked about kinds.
+            return self._engine.query(entrypoint, encoded, len(question.resources), len(_owners(question)), pace)
+
+        kinds = by_kind(question.resources, kept.is_alike) if kept is not None and entrypoint == "allowed" else None
+        if kinds is not None:
+            shortened = msgspec.structs.replace(question, resources=kinds.firsts)
+            reply = query(self._encode(shortened))
+            # Only that policy decides by these kinds. Another may have replaced it a moment ago.
+            if reply.kept is kept:
+                return reply, read(reply.value, question, kinds)
+        reply = query(encoded or self._encode(question))
+        return reply, read(reply.value, question, None)
+
     def _key(self, entrypoint: str, question: Evaluations) -> tuple[Key, bytes]:
         """The cache key of a question, and the question as JSON if the key took that."""
         resources = question.resources
@@ -399,26 +424,26 @@ class DecisionPoint:
         if owners and owners != {_NOBODY}:
             self._outages.answered(owners)
 
-    def _read_standing(self, value: Value, _: Evaluations) -> bytes:
+    def _read_standing(self, value: Value, *_: object) -> bytes:
         self._decode_standing(value)
         return bytes(value)
 
-    def _read_decisions(self, value: Value, question: Evaluations) -> tuple[Decision, ...]:
+    def _read_decisions(self, value: Value, question: Evaluations, _: object) -> tuple[Decision, ...]:
         decisions = self._decode_decisions(value)
         if len(decisions) != len(question.resources):
             raise MalformedError(f"the engine answered {len(decisions)} of {len(question.resources)} questions")
         return decisions
 
-    def _read_allowed(self, value: Value, question: Evaluations) -> bytes:
+    def _read_allowed(self, value: Value, question: Evaluations, kinds: ByKind | None) -> bytes:
         """A byte for each resource, 1 if it is allowed."""
-        asked = len(question.resources)
+        asked = len(question.resources if kinds is None else kinds.firsts)
         indices = self._decode_indices(value)
         if any(not 0 <= index < asked for index in indices) or len(set(indices)) != len(indices):
             raise MalformedError("the engine allows resources that it was not asked about")
         chosen = bytearray(asked)
         for index in indices:
             chosen[index] = 1
-        return bytes(chosen)
+        return bytes(chosen) if kinds is None else kinds.of_all(chosen)
 
     def close(self) -> None:
         """Close the engine."""

@@ -45,7 +45,7 @@ class _InForce(NamedTuple):
     @classmethod
     def anew(cls, policy: Policy) -> _InForce:
         """A policy that nobody has asked yet."""
-        return cls(policy, Instances(policy), Kept(policy.revision))
+        return cls(policy, Instances(policy), Kept(policy.revision, is_alike=policy.alike))
 
 
 class InProcess:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 MOST_BYTES = 16 << 20
@@ -70,12 +71,16 @@ class Kept:
     """Answers of a policy, up to a size. Thread-safe; looking something up takes no lock.
 
     Belongs to one policy and ends with it: then it is exact, since the policy in this process has no clock, no chance
-    and no network, so that each question has one answer. ``revision`` is the policy's.
+    and no network, so that each question has one answer. ``revision`` is the policy's. ``is_alike`` tells whether that
+    policy decides an owner's resources regardless of their ids.
     An answer is kept as it is given, so it must be one that nobody can change.
     """
 
-    def __init__(self, revision: str, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(
+        self, revision: str, most_bytes: int = MOST_BYTES, is_alike: Callable[[str | None], bool] = lambda _: False
+    ) -> None:
         self.revision = revision
+        self.is_alike = is_alike
         self._most = most_bytes
         self._all = _Shelf()
         self._of: dict[Who, _Shelf] = {}

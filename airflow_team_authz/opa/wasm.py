@@ -55,6 +55,7 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 _OUT_OF_TIME = {signal.SIGXCPU, signal.SIGKILL}
 _CODE_SECTION = 10
 _MOST_DIRECTORY_BYTES = 8 << 20
+_NOT_AS_AGREED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 # One call without arguments instead of one with seven: converting an argument costs as much as a rule.
 # The slot holds entrypoint, length of the input, and afterwards the address of the result.
@@ -82,6 +83,18 @@ class _Result(msgspec.Struct):
 _decode_results = msgspec.json.Decoder(list[_Result]).decode
 
 
+class Alike(msgspec.Struct, frozen=True):
+    """The owners about whose resources no rule looks at ids, as ``kinds.py`` has found them in a policy's rules."""
+
+    site: bool = False
+    teams: dict[str, bool] = {}
+    others: bool = False
+
+    def __call__(self, team_id: str | None) -> bool:
+        """Whether the resources of this owner are decided by kind. As ``_alike_in`` of ``data.airflow.authz``."""
+        return self.site and (team_id is None or self.teams.get(team_id, self.others))
+
+
 class Policy(NamedTuple):
     """A compiled policy: what all threads share. ``rego`` is the source that was beside it, for who loads it."""
 
@@ -93,6 +106,7 @@ class Policy(NamedTuple):
     key_id: str = ""
     issued_at: int | None = None
     directory_bytes: int = 0
+    alike: Alike = Alike()
     rego: Mapping[str, bytes] | None = None
 
     def fuel(self, question: bytes, size: int, teams: int, pace: float | None = None) -> int:
@@ -113,6 +127,7 @@ class Policy(NamedTuple):
 
 class _Airflow(msgspec.Struct, frozen=True):
     directory: msgspec.Raw = msgspec.Raw(b"")
+    regardless_of_id: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 class _Data(msgspec.Struct):
@@ -219,8 +234,7 @@ def compiled(
     engine = wasmtime.Engine(config)
     try:
         machine_code = module(engine, wasm, f"fuel {level}", kept)
-        policy = Policy(engine, machine_code, data, revision, serial, key_id)
-        policy = policy._replace(directory_bytes=_directory_bytes(data))
+        policy = Policy(engine, machine_code, data, revision, serial, key_id, None, *_of_data(data))
     except wasmtime.WasmtimeError as error:
         raise PolicyBrokenError(str(error)) from None
     machine = start(policy)
@@ -240,12 +254,19 @@ def _config() -> wasmtime.Config:
     return config
 
 
-def _directory_bytes(data: bytes) -> int:
+def _of_data(data: bytes) -> tuple[int, Alike]:
+    """How long the directory is, and the owners whose resources are decided by kind."""
     try:
-        return min(len(memoryview(msgspec.json.decode(data, type=_Data).airflow.directory)), _MOST_DIRECTORY_BYTES)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        airflow = msgspec.json.decode(data, type=_Data).airflow
+        directory_bytes = min(len(memoryview(airflow.directory)), _MOST_DIRECTORY_BYTES)
+    except _NOT_AS_AGREED:
         # Whether it is data at all is seen when it is started.
-        return 0
+        return 0, Alike()
+    try:
+        return directory_bytes, msgspec.json.decode(airflow.regardless_of_id, type=Alike, strict=True)
+    except _NOT_AS_AGREED:
+        # Then the policy, too, looks at each resource.
+        return directory_bytes, Alike()
 
 
 def mebibytes(pages: int) -> int:

@@ -39,7 +39,7 @@ def valid(record: dict[str, Any]) -> dict[str, Any]:
 class Kept:
     """A sink that keeps what it is given, each of which must be valid."""
 
-    name = "memory"
+    name = setting = "memory"
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []

@@ -13,8 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from airflow_team_authz.decision_log import SINKS
+from airflow_team_authz.decision_log.database import Database
 from airflow_team_authz.decision_log.metrics import Metrics
 from airflow_team_authz.decision_log.origin import come_in
+from airflow_team_authz.decision_log.over_http import BundleServer, OpenTelemetry
+from airflow_team_authz.decision_log.sinks import File, StandardLog
 from airflow_team_authz.model import Evaluations, Provenance, Resource, UnreachableError
 from tests.conftest import errors
 from tests.decision_log.conftest import BOB, NO, YES, Made
@@ -211,11 +215,17 @@ def test_airflows_statsd_gets_them() -> None:
             "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
             "AIRFLOW__METRICS__STATSD_PORT": str(statsd.getsockname()[1]),
             "AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED": "True",
-            "AIRFLOW__TEAM_AUTHZ__DECISION_LOG": "none",
+            "AIRFLOW__TEAM_AUTHZ__DECISION_LOG": "log",
         }
         subprocess.run([sys.executable, "-c", code], env=os.environ | settings, check=True)
         told = [statsd.recv(2_000).decode()]
-        while not told[-1].startswith("airflow.team_authz.policy.age"):
+        while not told[-1].startswith("airflow.team_authz.log.waiting"):
             told.append(statsd.recv(2_000).decode())
     assert "airflow.team_authz.decisions,door=other,layer=default,outcome=deny,type=connection:1|c" in told
     assert any(line.startswith("airflow.team_authz.duration,door=other,kind=decision:") for line in told)
+    assert "airflow.team_authz.log.waiting,sink=log:0|g" in told
+
+
+def test_each_sink_has_its_word_in_the_metrics() -> None:
+    sinks = (Database, File, StandardLog, OpenTelemetry, BundleServer)
+    assert tuple(sink.setting for sink in sinks) == SINKS

@@ -102,7 +102,8 @@ class Stopped:
     """A sink that takes nothing between two moments after its first use, in seconds."""
 
     def __init__(self, sink: Sink, start: float, end: float) -> None:
-        self.name, self._sink, self._from, self._to = sink.name, sink, start, end
+        self.name, self.setting = sink.name, sink.setting
+        self._sink, self._from, self._to = sink, start, end
         self._began = 0.0
 
     def write(self, records: Sequence[dict[str, Any]]) -> int:
