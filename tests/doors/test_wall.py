@@ -531,6 +531,32 @@ def test_every_row_of_a_part_is_narrowed_by_that_part(
                     assert "daily" in found
 
 
+def test_dags_of_one_file_are_seen_together(by: As) -> None:
+    """Files are read only where somebody may not read all Dags of a bundle: a file is in one bundle."""
+    opened_dag = ("read", Resource("dag", "alpha", "alpha_daily"))
+    for subject, allowed, sees, reads_files in (
+        (BOB, (), set(), False),
+        (ANN, (), {"daily", "second", "third"}, False),
+        (BOB, (opened_dag,), {"daily", "second"}, True),
+        (TASK, (opened_dag,), {"daily", "second"}, True),
+    ):
+        with by(subject, *allowed) as session, sending() as sent:
+            with requests.unfiltered():
+                _add_dags_beside_alpha_daily(session, alpha_second="one.py", alpha_third="other.py")
+            found = session.scalars(select(DagModel.dag_id).where(DagModel.dag_id.startswith("alpha_")))
+            assert {dag_id.removeprefix("alpha_") for dag_id in found} == sees
+        assert any("json" in sql and "relative_fileloc" in sql for sql in sent) is reads_files
+
+
+def _add_dags_beside_alpha_daily(session: Session, **files: str) -> None:
+    dag: Any = DagModel.__table__
+    session.execute(update(dag).where(dag.c.dag_id == "alpha_daily").values(relative_fileloc="one.py"))
+    for dag_id, file in files.items():
+        changed = {"dag_id": literal(dag_id), "relative_fileloc": literal(file)}
+        columns = select(*(changed.get(column.name, column) for column in dag.c)).where(dag.c.dag_id == "alpha_daily")
+        session.execute(insert(dag).from_select(list(dag.c), columns))
+
+
 # Writing
 
 
