@@ -23,6 +23,7 @@ INSTEAD = {
     "growth": "people of one team and of thousands",
     "rows": "lists of many rows and the UI's pages",
     "host": "what threads and processes of a host take",
+    "review": "commands of an access review",
     "decision_log": "the cost of the decision log",
 }
 

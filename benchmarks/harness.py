@@ -90,7 +90,7 @@ def manager_with(**settings: Any) -> Any:
 
 def write_policies(directory: Path, teams: int, rules: str = "") -> Path:
     """A platform policy with so many team packages. ``rules``: those of each; else it lends ids and denies people."""
-    from airflow_team_authz.opa.compile import say_which_look_at_ids, shipped_policies
+    from airflow_team_authz.opa.compile import shipped_policies, write_derived
 
     for part in ("airflow/authz", "airflow/roles"):
         for source in (shipped_policies() / part).rglob("*"):
@@ -104,7 +104,7 @@ def write_policies(directory: Path, teams: int, rules: str = "") -> Path:
         (team / "team.rego").write_text((rules or TEAM).format(team=f"team{number}"))
         (team / "data.json").write_text(json.dumps({"lent": [f"connection_{number}"], "interns": [f"intern_{number}"]}))
     # As in a bundle.
-    say_which_look_at_ids(directory)
+    write_derived(directory)
     return directory
 
 

@@ -77,8 +77,8 @@ from airflow_team_authz.opa.compile import (  # noqa: E402
     ENTRYPOINTS,
     compile_directory,
     find_opa,
-    say_which_look_at_ids,
     shipped_policies,
+    write_derived,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -178,7 +178,7 @@ def merge(source: Path, staged: Path) -> Path:
     for part in ("airflow/authz", "airflow/roles"):
         if not (staged / part).exists():
             shutil.copytree(shipped_policies() / part, staged / part, ignore=shutil.ignore_patterns("*_test.rego"))
-    say_which_look_at_ids(staged)
+    write_derived(staged)
     return staged
 
 

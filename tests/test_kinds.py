@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_team_authz.opa.compile import policy_files, say_which_look_at_ids, shipped_policies
+from airflow_team_authz.opa.compile import policy_files, shipped_policies, write_derived
 from airflow_team_authz.opa.kinds import REGARDLESS_OF_ID, looks_at_ids, regardless_of_id
 from tests.conftest import write
 
@@ -91,5 +91,5 @@ def test_a_look_of_the_platforms_is_one_for_all_and_a_teams_for_its_own() -> Non
 def test_what_a_directory_says_of_itself_does_not_count(tmp_path: Path) -> None:
     lie = '{"others":true,"site":true,"teams":{"alpha":true}}'
     write(tmp_path, {REGARDLESS_OF_ID: lie, "teams/alpha/a.rego": 'deny contains "x" if input.resource.id'})
-    say_which_look_at_ids(tmp_path)
+    write_derived(tmp_path)
     assert json.loads((tmp_path / REGARDLESS_OF_ID).read_bytes())["teams"] == {"alpha": False}

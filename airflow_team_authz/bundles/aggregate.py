@@ -19,13 +19,13 @@ from airflow_team_authz.opa.compile import (
     StartError,
     check_ownership,
     compile_bundle,
+    derived,
     find_opa,
     merged,
     opa_version,
     scratch_directory,
     shipped_policies,
 )
-from airflow_team_authz.opa.kinds import REGARDLESS_OF_ID, regardless_of_id
 from airflow_team_authz.opa.wasm import START_SECONDS, trouble_at_start
 
 REVISIONS = "airflow/revisions/data.json"
@@ -117,7 +117,7 @@ class _Part:
             files |= {name: content for name, content in artifact.files.items() if _decides(name)}
         versions = {artifact.owner: artifact.version for artifact in teams}
         known = {REVISIONS: canonical({"serial": self._serial, "teams": versions})}
-        return files | known | {REGARDLESS_OF_ID: regardless_of_id(files)}
+        return files | known | derived(files)
 
     def bundle(self, name: str, files: Mapping[str, bytes], teams: Collection[Artifact]) -> bytes:
         """The signed bundle. Data is in the form that OPA hashes, so that its bytes are what is signed."""

@@ -19,10 +19,11 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from airflow_team_authz.files import replacing
-from airflow_team_authz.opa import kinds
+from airflow_team_authz.opa import kinds, shapes
 from airflow_team_authz.opa.errors import OpaError, Problem, in_one_text, problems
 from airflow_team_authz.opa.host_files import Recipe, found_or_made
 from airflow_team_authz.opa.kinds import REGARDLESS_OF_ID, regardless_of_id
+from airflow_team_authz.opa.shapes import PATTERN_SHAPES, pattern_shapes
 
 MINIMUM_OPA = (1, 22, 2)
 ENTRYPOINTS = ("airflow/authz/decision", "airflow/authz/decisions", "airflow/authz/allowed", "airflow/authz/whoami")
@@ -34,7 +35,7 @@ _DEFAULT_DATA = "airflow/roles"
 _TIMEOUT_SECONDS = 60
 _SUFFIX = ".tar.gz"
 # What decides how a bundle is built, beside `opa`.
-_SOURCES = (Path(__file__), Path(str(kinds.__file__)))
+_SOURCES = (Path(__file__), Path(str(kinds.__file__)), Path(str(shapes.__file__)))
 
 
 class CompileError(OpaError):
@@ -163,12 +164,18 @@ def _name(files: Mapping[str, bytes], opa: str) -> str:
     return digest.hexdigest()[:32]
 
 
-def say_which_look_at_ids(staged: Path) -> None:
-    """Write what lists have to know of the policy in a directory, over whatever is said of that there."""
+def write_derived(staged: Path) -> None:
+    """Write the files of ``derived`` for the policy in a directory, over any of that name there."""
     files = {path.relative_to(staged).as_posix(): path.read_bytes() for path in policy_files(staged)}
-    target = staged / REGARDLESS_OF_ID
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(regardless_of_id(files))
+    for name, content in derived(files).items():
+        target = staged / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+
+
+def derived(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What the shipped policy has to know of the files of a policy, as files beside them."""
+    return {REGARDLESS_OF_ID: regardless_of_id(files), PATTERN_SHAPES: pattern_shapes(files)}
 
 
 def compile_bundle(bundle: Path, out: Path, opa: str | None = None) -> None:
@@ -246,7 +253,7 @@ def _copy_policy(source: Path, target: Path) -> None:
 def _build(staged: Path, out: Path, opa: str) -> None:
     """Compile what lies in ``staged``; the revision is a digest of its content, so equal policy is equal revision."""
     check_ownership(staged, opa)
-    say_which_look_at_ids(staged)
+    write_derived(staged)
     digest = hashlib.sha256()
     for path in policy_files(staged):
         digest.update(os.fsencode(path.relative_to(staged)) + b"\0")

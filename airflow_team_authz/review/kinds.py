@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET
 
 from airflow_team_authz.model import AssetNames, Context, Delivery, Resource, Subject, SubjectType
-from airflow_team_authz.review import ACTIONS, Asked, Who, fits
+from airflow_team_authz.review import ACTIONS, FREE_VERBS, Asked, Who, fits
 from airflow_team_authz.review.names import PLATFORM, Names, Package, Sources, joined
 from airflow_team_authz.team_ids import is_team_id
 
@@ -226,7 +226,9 @@ class Kinds:
             about = list(
                 self._of_kind(block, type_, entity, [id_ for id_, of in named.items() if not of or type_ in of])
             )
-            for action in dict.fromkeys([*actions, *self._verbs(kind), *sorted(block.names.values["action"])]):
+            # Of the actions that rules name, no door asks any other about this type.
+            free = sorted(block.names.values["action"]) if type_ in FREE_VERBS else []
+            for action in dict.fromkeys([*actions, *self._verbs(kind), *free]):
                 if action != "*":
                     found.setdefault(action, {}).update((one, None) for one in about if fits(action, one))
         found.setdefault("trigger", {}).update((one, None) for one in self._deliveries(block))

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from airflow_team_authz.opa.compile import compile_directory, find_opa, merged
+from airflow_team_authz.review import kind_of
+from airflow_team_authz.review.kinds import Kinds
+from airflow_team_authz.review.names import read_sources
 from tests.conftest import REPOSITORY, write
 
 PAGE = (REPOSITORY / "docs/review.md").read_text()
@@ -109,3 +112,11 @@ def test_what_is_not_there_is_told(run, policies):
     result = run("impact", policies[0], "nowhere")
     assert result.exit_code == 2
     assert "there is no nowhere" in result.stderr
+
+
+def test_an_action_that_a_rule_names_is_asked_only_of_types_that_a_door_asks_it_of(tmp_path):
+    rules = 'package teams.alpha\n\nallow contains "open" if input.action in {"use", "steer"}\n'
+    kinds = Kinds(read_sources(write(tmp_path, {"teams/alpha/alpha.rego": rules})))
+    asked = {(one.action, kind_of(resource)) for one in kinds.questions() for resource in one.resources}
+    named = {action: {kind for verb, kind in asked if verb == action} for action in ("use", "steer")}
+    assert named == {"use": {"custom_view", "pool"}, "steer": {"custom_view"}}

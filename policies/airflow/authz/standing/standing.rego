@@ -137,7 +137,9 @@ _own_roles contains concat("", [object.get(_small, letter, letter) | some letter
 	_role_names[lower(role)]
 }
 
-_role_names contains lower(role) if some role, _ in data.airflow.roles.includes
+# A value, because an OPA server would compute a rule of its elements again for each role.
+# regal ignore:prefer-set-or-object-rule
+_role_names := {lower(role) | some role, _ in data.airflow.roles.includes}
 
 _small := {
 	"A": "a", "B": "b", "C": "c", "D": "d", "E": "e", "F": "f", "G": "g", "H": "h", "I": "i",

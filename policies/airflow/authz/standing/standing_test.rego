@@ -165,6 +165,40 @@ test_standing_with_many_names_and_patterns[note] if {
 	standing_with(subject, tables) == found(case.subject)
 }
 
+# As a bundle has it of tables with many patterns.
+index(patterns) := {
+	"count": count(patterns),
+	"fixed": {entry.team_id: true | some entries in patterns; some entry in entries},
+	"lengths": {[count(shape[0]), count(shape[1])] | some shape in shapes(patterns)},
+	"patterns": {start: {end: [pattern | some pattern, [start, end] in shapes(patterns)] |
+		some [start, end] in shapes(patterns)
+	} |
+		some [start, _] in shapes(patterns)
+	},
+}
+
+shapes(patterns) := {pattern: shape |
+	some pattern, _ in patterns
+	words := {place | some word in ["<team>", "<role>"]; place := indexof(pattern, word); place >= 0}
+	shape := [concat("", array.slice(split(pattern, ""), 0, min(words | {count(pattern)}))), ""]
+}
+
+indexed[table] := index(directory[table]) if some table in ["group_patterns", "role_patterns"]
+
+test_an_index_of_patterns_changes_nothing[note] if {
+	some note, case in cases
+	stands := found(case.subject) with data.airflow.pattern_shapes as indexed
+	stands == {"team_roles": case.team_roles, "common": case.common, "platform": case.platform}
+}
+
+# It would find nobody.
+test_an_index_of_other_patterns_does_not_count[note] if {
+	some note, case in cases
+	other := {table: {"count": 1000, "lengths": [], "patterns": {}} | some table, _ in indexed}
+	stands := found(case.subject) with data.airflow.pattern_shapes as other
+	stands == {"team_roles": case.team_roles, "common": case.common, "platform": case.platform}
+}
+
 test_many_patterns_give_what_each_gives if {
 	patterns := {$"{letter}.<team>.{letter}": [{"team_id": "<team>", "role": "op"}] | some letter in letters}
 	groups := array.concat(["g.alpha.g", "z.beta.z", "g.gamma.h", ""], many)
@@ -177,8 +211,12 @@ test_one_team[note] if {
 	some note, case in cases
 	every team_id in {"alpha", "beta", "gamma", "a-b", "<team>", ""} {
 		question := {"subject": case.subject, "action": "read", "resource": {"type": "dag", "team_id": team_id}}
-		held := standing.asked_roles with input as question with data.airflow.directory as directory
-		held == {team: roles | some team, roles in case.team_roles; team == team_id}
+		every shapes in [{}, indexed] {
+			held := standing.asked_roles with input as question
+				with data.airflow.directory as directory
+				with data.airflow.pattern_shapes as shapes
+			held == {team: roles | some team, roles in case.team_roles; team == team_id}
+		}
 	}
 }
 

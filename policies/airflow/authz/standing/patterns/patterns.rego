@@ -14,25 +14,66 @@ package airflow.authz.standing.patterns
 # description: "Each with where: `[\"group_patterns\", \"airflow-<team>\", {\"team_id\": \"alpha\"}]`."
 said := [[table, pattern, entry] |
 	some table, these in _names
-	fixed := _looked_up(object.keys(_tried[table]), these, "")
-	some [pattern, forms, name] in array.concat(fixed, _alike(table, these))
+	some [pattern, forms, name] in _fitting(table, these)
 	some entry in _filled(table, pattern, forms, name)
 ]
 
 # METADATA
 # title: What they say of one team
-# description: Looks up the names that mean it; looks at all only for a pattern that means it whichever team a name has.
 said_of(team_id) := [entry |
 	some table, these in _names
+	some [pattern, forms, name] in _meant(table, these, team_id)
+	some entry in _filled(table, pattern, forms, name)
+	entry.team_id == team_id
+]
+
+_fitting(table, these) := [[pattern, _written(pattern), name] |
+	some [pattern, name] in _of_one_shape(table, these)
+] if {
+	_indexed[table]
+} else := array.concat(_looked_up(object.keys(_tried[table]), these, ""), _alike(table, these))
+
+# Without an index it looks up the names that mean the team, and looks at all only for a pattern that means it whichever
+# team a name has.
+_meant(table, these, team_id) := _fitting(table, _naming(table, these, team_id)) if {
+	_indexed[table]
+} else := array.concat(fixed, other) if {
 	fixed := _looked_up(_meaning(table, {team_id, "<team>", "<role>"}), these, team_id)
 	other := [[pattern, _written(pattern), name] |
 		some pattern in _meaning(table, {team_id, "<role>"})
 		contains(pattern, "<team>")
 		some name in these
 	]
-	some [pattern, forms, name] in array.concat(fixed, other)
-	some entry in _filled(table, pattern, forms, name)
-	entry.team_id == team_id
+}
+
+# Tables of so many patterns that the bundle has an index of their shapes: what comes before and after the words that
+# stand for others. An index of another number of patterns is that of another table.
+_indexed contains table if {
+	some table, index in data.airflow.pattern_shapes
+	index.count == count(data.airflow.directory[table])
+}
+
+# Names with the patterns that begin and end as they do. The work grows with the names and with the lengths of what they
+# begin and end with, and not with the patterns.
+_of_one_shape(table, these) := [[pattern, name] |
+	some name in these
+	letters := split(name, "")
+	length := count(letters)
+	some [before, after] in data.airflow.pattern_shapes[table].lengths
+	before + after <= length
+	begins := concat("", array.slice(letters, 0, before))
+	ends := concat("", array.slice(letters, length - after, length))
+	some pattern in data.airflow.pattern_shapes[table].patterns[begins][ends]
+]
+
+# The names that may mean a team. What stands for a team is in the name, unless a pattern means the team whichever one a
+# name has.
+_naming(table, these, team_id) := these if {
+	data.airflow.pattern_shapes[table].fixed[team_id]
+} else := [name |
+	is_string(team_id)
+	some name in these
+	contains(name, team_id)
 ]
 
 # The patterns, without those that no name begins like. With many names, it would take longer to find that out.
@@ -108,7 +149,7 @@ _filled(table, pattern, forms, name) := [entry |
 		team := _between(parts, name)
 	]
 	count(readings) == 1
-	some template in _tried[table][pattern]
+	some template in data.airflow.directory[table][pattern]
 	template.team_id != null
 	entry := {key: object.get(readings[0], word, word) | some key, word in template}
 ]
