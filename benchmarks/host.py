@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from argparse import Namespace
@@ -22,6 +24,10 @@ LENT = 100
 SECONDS = 3.0
 THINK_SECONDS = 0.002
 TURNS = 3
+LOADED = {
+    "SimpleAuthManager": "airflow.api_fastapi.auth.managers.simple.simple_auth_manager",
+    "TeamAuthManager": "airflow_team_authz.doors.users",
+}
 
 
 def comparisons(home: Path, _: Namespace) -> Iterator[dict[str, Any]]:
@@ -37,6 +43,20 @@ def comparisons(home: Path, _: Namespace) -> Iterator[dict[str, Any]]:
             )
             for what in ("p50", "p99", "memory"):
                 yield from _rows(f"{threads} threads, {teams:,} teams: {what}", told, what)
+    yield from _rows(
+        "loading an auth manager", _in_turn({name: ["load", module] for name, module in LOADED.items()}), "p50"
+    )
+    for teams, bundle in bundles.items():
+        state = home / f"state{teams}"
+        first, later = (
+            [f"policy of {teams:,} teams: {what}", ["first", str(place), str(bundle)]]
+            for what, place in (("nobody has compiled it", ""), ("another process has", state))
+        )
+        _in_turn(dict([later]), turns=1)
+        told = _in_turn(dict([first, later]))
+        yield from _rows(
+            f"from opening the engine to the first answer, {teams:,} teams", told, "p50", "below 50,000 µs"
+        )
 
 
 def _bundle(policies: Path, teams: int) -> Path:
@@ -47,10 +67,10 @@ def _bundle(policies: Path, teams: int) -> Path:
     return compiled(policies)
 
 
-def _in_turn(contestants: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+def _in_turn(contestants: dict[str, list[str]], turns: int = TURNS) -> dict[str, dict[str, float]]:
     """What each of them prints, in a process of its own: the median of several."""
     told: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
-    for _ in range(TURNS):
+    for _ in range(turns):
         for name, arguments in contestants.items():
             command = [sys.executable, "-m", "benchmarks.host", *arguments]
             told[name].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
@@ -60,12 +80,13 @@ def _in_turn(contestants: dict[str, list[str]]) -> dict[str, dict[str, float]]:
     }
 
 
-def _rows(title: str, told: dict[str, dict[str, float]], what: str) -> Iterator[dict[str, Any]]:
+def _rows(title: str, told: dict[str, dict[str, float]], what: str, goal_of_last: str = "") -> Iterator[dict[str, Any]]:
     first = next(iter(told.values()))[what]
     for name, values in told.items():
         shown = f"{name}, {values['MiB']:.0f} MiB" if what == "memory" else name
         value = values["MiB" if what == "memory" else what]
-        yield {"comparison": title, "what": shown, "median_us": value, "ratio": value / (first or 1)}
+        goal = goal_of_last if name == list(told)[-1] else ""
+        yield {"comparison": title, "what": shown, "median_us": value, "ratio": value / (first or 1), "goal": goal}
 
 
 def _instances(ways: str, threads: int, bundle: Path) -> dict[str, float]:
@@ -123,6 +144,39 @@ class _ForEachThread:
     def shrink(self) -> None: ...
 
 
+def _load(module: str) -> dict[str, float]:
+    """Processor time for an auth manager's class, after what every process of Airflow has loaded anyway."""
+    for of_airflow in ("airflow.settings", "airflow.api_fastapi.auth.managers.base_auth_manager"):
+        importlib.import_module(of_airflow)
+    began = time.process_time()
+    importlib.import_module(module)
+    return {"p50": (time.process_time() - began) * 1e6}
+
+
+def _first(state: str, bundle: Path) -> dict[str, float]:
+    """From opening the engine to its first answer, in a process that has loaded the auth manager.
+
+    Without a ``state``, in one that is empty.
+    """
+    importlib.import_module(LOADED["TeamAuthManager"])
+    from airflow_team_authz.engines import DecisionPoint
+    from airflow_team_authz.engines.choice import open_engine
+    from airflow_team_authz.model import Evaluations, Resource, Subject
+    from airflow_team_authz.settings import Settings
+
+    with tempfile.TemporaryDirectory() as empty:
+        place = Path(state or empty)
+        place.mkdir(mode=0o700, exist_ok=True)
+        settings = Settings(policy=bundle, state=place)
+        question = Evaluations(Subject("user", "bob", ("team1",), ("op",)), "read", [Resource("dag", "team1", "d")])
+        began = time.perf_counter()
+        point = DecisionPoint(open_engine(settings))
+        assert point.decide(question).decisions[0].allow is True
+        taken = time.perf_counter() - began
+        point.close()
+    return {"p50": taken * 1e6}
+
+
 def _memory() -> float:
     """What this process alone has, in MiB."""
     rollup = Path("/proc/self/smaps_rollup").read_text()
@@ -133,3 +187,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["instances", ways, threads, bundle]:
             print(json.dumps(_instances(ways, int(threads), Path(bundle))))
+        case ["load", module]:
+            print(json.dumps(_load(module)))
+        case ["first", state, bundle]:
+            print(json.dumps(_first(state, Path(bundle))))
