@@ -40,7 +40,7 @@ class NotAnApproverError(ServerError):
 class Waits(NamedTuple):
     """How many changes wait for an approval; for how long the first of them has, and the time until one expires."""
 
-    count: int
+    number: int
     oldest_seconds: float | None
     expiry_seconds: float | None
 

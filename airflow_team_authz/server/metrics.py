@@ -116,7 +116,7 @@ def render(
         "decisions_dropped_total": {(): decisions.dropped},
         "clients": {(state,): states[state] for state in ("alarm", "ok")},
         "withheld_packages": {(): withheld},
-        "approvals_waiting": _sample(waits and waits.count),
+        "approvals_waiting": _sample(waits and waits.number),
         "approvals_oldest_seconds": _sample(waits and waits.oldest_seconds),
         "approvals_expiry_seconds": _sample(waits and waits.expiry_seconds),
         "bundles": {(): bundles},
