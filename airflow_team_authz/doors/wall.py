@@ -323,7 +323,7 @@ def _ask(action: str, resource: Resource) -> None:
         if decision.allow is not True:
             told = disclosure.visible_reason(policy, question, resource, decision).reason
             decision_id = policy.settle(question, answer, how._replace(told=told)).decision_id
-            raise HTTPException(403, f"Forbidden: {told}{disclosure.told_id(decision_id)}")
+            raise HTTPException(403, f"Forbidden: {told}{disclosure.told_record(decision_id)}")
         policy.settle(question, answer, how)
     except (EngineError, SettingsError) as error:
         raise disclosure.no_decision(error) from None
