@@ -83,7 +83,7 @@ class Site:
         self.told = self.guarding_settings()
         bundles = {"dag_processor": {"dag_bundle_config_list": json.dumps(self.write_dags(home / "bundles"))}}
         settings = merged(self.told, self.login_settings(), bundles, self.more_settings())
-        self.airflow = Airflow(home / "airflow", settings, components=components)
+        self.airflow = Airflow(home / "airflow", settings, components=components, variables=self.variables())
         self._clients: dict[str, httpx.Client] = {}
 
     def guarding_settings(self) -> Settings:
@@ -111,6 +111,10 @@ class Site:
 
     def more_settings(self) -> Settings:
         """What else Airflow is to be told."""
+        return {}
+
+    def variables(self) -> Mapping[str, str]:
+        """What is in the environment of its processes besides."""
         return {}
 
     def create_people(self) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,16 @@ def cause_traffic(server: Server) -> None:
     assert server.publish(good("alpha", 1)).status_code == 200
     assert server.publish(Artifact("alpha", 2, {"teams/alpha/alpha.rego": b"package teams.beta\n"})).status_code == 422
     assert server.ask("POST", "/logs", "reader", json=[{"decision_id": "none"}]).status_code < 300
+    assert server.publish(good("beta", 1)).status_code == 202
+
+
+@contextmanager
+def waiting_server(home: Path) -> Iterator[Server]:
+    """A bundle server that holds each change of beta's."""
+    with running(home) as server:
+        server.stop()
+        server.start("--approval=change:owner=beta")
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +157,7 @@ def watching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     page = (REPOSITORY / "docs/bundle-server.md").read_text()
     (documented,) = re.findall(r"```yaml\nscrape_configs:\n(.*?)```", page, re.DOTALL)
     (job,) = yaml.safe_load(documented)
-    with running(home / "server") as server, statsd_exporter(home) as (datagrams, exporter):
+    with waiting_server(home / "server") as server, statsd_exporter(home) as (datagrams, exporter):
         (home / "token").write_text(server.tokens["reader"])
         job |= {"scheme": "http", "static_configs": [{"targets": [server.url.removeprefix("http://")]}]}
         job["authorization"]["credentials_file"] = str(home / "token")

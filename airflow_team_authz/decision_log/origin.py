@@ -32,11 +32,18 @@ class Origin(NamedTuple):
         """The request's id in Airflow's own log; the client chooses it."""
         return _header(self.headers, b"x-request-id")[:_LONGEST].decode("ascii", "replace")
 
+    def traceparent(self) -> str:
+        """The header that names the client's span; the client chooses it."""
+        return self._traceparent().decode("ascii", "replace")
+
+    def _traceparent(self) -> bytes:
+        return _header(self.headers, b"traceparent")
+
     def trace(self) -> tuple[str, str]:
         """Ids of the trace and of the span: of OpenTelemetry where it traces, else of what the client says."""
         if self.span is not None:
             return f"{self.span.trace_id:032x}", f"{self.span.span_id:016x}"
-        said = _TRACEPARENT.match(_header(self.headers, b"traceparent"))
+        said = _TRACEPARENT.match(self._traceparent())
         return (said[1].decode(), said[2].decode()) if said else ("", "")
 
 

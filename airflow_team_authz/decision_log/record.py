@@ -363,6 +363,9 @@ def _time(nanoseconds: int) -> str:
     return f"{_second(nanoseconds // 1_000_000_000)}.{nanoseconds % 1_000_000_000 // 1000:06}Z"
 
 
+_NEEDED = {("custom",), ("custom", "outcome")}
+
+
 @lru_cache(maxsize=8)
 def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
@@ -374,6 +377,10 @@ def _pointer(mask: str) -> tuple[str, ...]:
     if not mask.startswith("/") or not parts or parts[0] not in {"input", "result", "custom"}:
         hint = "write a JSON pointer such as /input/subject/groups or /result/reasons"
         raise ValueError(f"{mask!r} is not a mask: {hint}")
+    if parts in _NEEDED:
+        raise ValueError(
+            f"{mask!r} would remove the outcome, which readers need: name another part, such as /custom/told"
+        )
     return parts
 
 

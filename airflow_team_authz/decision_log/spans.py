@@ -12,6 +12,7 @@ from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import Decision, EngineError, Evaluations, Provenance, Resource
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.trace import Tracer
 
 log = logger(__name__)
@@ -20,8 +21,9 @@ log = logger(__name__)
 class Spans:
     """An observer of the decision point, in front of another one. It neither waits nor raises.
 
-    A span begins and ends when the decision did, below the span that is under way; if there is none, or if it is not
-    recorded, there is no span. It costs the request some 50 µs.
+    A span begins and ends when the decision did, in the trace that the record names: below the span that is under way,
+    or that the request's header names. Airflow has no spans of its own for requests. Without a trace, or in one that is
+    not sampled, there is no span. It costs the request some 50 µs.
     """
 
     def __init__(self, observer: Metrics | DecisionLog, tracer: Tracer) -> None:
@@ -51,9 +53,9 @@ class Spans:
 
     def _span(self, question: Evaluations, outcome: str, nanoseconds: int, **about: str | int) -> None:
         try:
-            from opentelemetry.trace import Status, StatusCode, get_current_span
+            from opentelemetry.trace import Status, StatusCode
 
-            if not question.resources or not get_current_span().is_recording():
+            if not question.resources or (trace := _sampled()) is None:
                 return
             now = time.time_ns()
             told = {
@@ -61,12 +63,27 @@ class Spans:
                 "type": question.resources[0].type, "asked": len(question.resources), **about,
             }  # fmt: skip
             attributes = {f"team_authz.{name}": value for name, value in told.items() if value != ""}
-            span = self._tracer.start_span("team_authz.decide", start_time=now - nanoseconds, attributes=attributes)
+            begin = now - nanoseconds
+            span = self._tracer.start_span("team_authz.decide", trace, start_time=begin, attributes=attributes)
             if outcome == "error":
                 span.set_status(Status(StatusCode.ERROR, str(about["error"])))
             span.end(now)
         except Exception:
             log.exception("a decision has no span")
+
+
+def _sampled() -> Context | None:
+    """The trace of the present question, if there is one and its spans are wanted."""
+    from opentelemetry.context import get_current
+    from opentelemetry.trace import get_current_span
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    context = get_current()
+    if not get_current_span(context).get_span_context().is_valid:
+        named = {"traceparent": origin.current().traceparent()}
+        context = TraceContextTextMapPropagator().extract(named, context)
+    span = get_current_span(context)
+    return context if span.is_recording() or span.get_span_context().trace_flags.sampled else None
 
 
 def _cache(how: Provenance) -> str:

@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any
 
 from airflow_team_authz import airflow_compat, forks
-from airflow_team_authz.decision_log import DecisionLog, open_log
+from airflow_team_authz.decision_log import DecisionLog, open_log, sink_names
 from airflow_team_authz.decision_log.metrics import Metrics
 from airflow_team_authz.decision_log.spans import Spans
 from airflow_team_authz.engines import DecisionPoint, Observer
@@ -90,6 +90,11 @@ def _with_shadow(observer: Observer) -> Observer:
     """The same, with a candidate that is asked afterwards if there is one."""
     queue = shadow()
     return observer if queue is None else Shadow(observer, queue)
+
+
+def records_are_kept() -> bool:
+    """Whether Airflow's database has the records, for ``GET /auth/decisions``. Raises ``SettingsError``."""
+    return "database" in sink_names(settings().decision_log)
 
 
 @cache

@@ -20,12 +20,11 @@ from fastapi.routing import APIRoute, APIRouter
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
-from airflow_team_authz.decision_log import sink_names
 from airflow_team_authz.decision_log.database import NoTableError
 from airflow_team_authz.decision_log.parts import AUDITED, audited, in_order, part, told_part
 from airflow_team_authz.decision_log.reading import Concerned, InDatabase, Record, Wanted
 from airflow_team_authz.doors import decisions_page
-from airflow_team_authz.doors.decision_point import airflows_engine, settings
+from airflow_team_authz.doors.decision_point import airflows_engine, records_are_kept
 from airflow_team_authz.doors.disclosure import no_decision
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import requests
@@ -67,11 +66,6 @@ class Asker(NamedTuple):
 
     find_subject: Callable[[Any], Subject]
     policy: Callable[[], DecisionPoint]
-
-
-def are_kept() -> bool:
-    """Whether Airflow's database has the records. Raises ``SettingsError``."""
-    return "database" in sink_names(settings().decision_log)
 
 
 def search(subject: Subject, wanted: Search, policy: DecisionPoint) -> Page:
@@ -203,7 +197,7 @@ def _router(asker: Asker) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=_MOST)] = _MOST,
     ) -> Response:
         """A page of decisions that concern the person or the person's teams, newest first."""
-        if not are_kept():
+        if not records_are_kept():
             raise HTTPException(
                 404, "Airflow's database has no records of decisions, since [team_authz] decision_log does not name it"
             )

@@ -13,9 +13,12 @@ from fastapi import HTTPException
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from airflow_team_authz.doors.decision_point import settings
+from airflow_team_authz.doors.decision_point import records_are_kept, settings
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Decision, Evaluations, Resource
+
+# Airflow mounts the auth manager's application there.
+_PAGE = "/auth/decisions"
 
 
 class VisibleReason(NamedTuple):
@@ -62,9 +65,28 @@ def told_id(decision_id: str) -> str:
     return f" (decision {decision_id})" if decision_id else ""
 
 
+def told_record(decision_id: str) -> str:
+    """The same for an answer to a person, with the address of the record."""
+    return told_id(decision_id) + where_to_look(decision_id)
+
+
+def where_to_look(*decision_ids: str) -> str:
+    """The end of an answer to a person: the address of the record, if there is one and a page shows it.
+
+    ``[api] base_url`` is where Airflow is. Raises ``SettingsError``, but not without a record.
+    """
+    recorded = sorted(filter(None, decision_ids))
+    if not recorded or not records_are_kept():
+        return ""
+    from airflow.configuration import conf
+
+    selected = f"id={recorded[0]}" if len(set(recorded)) == 1 else "denied=true"
+    return f". See {conf.get('api', 'base_url', fallback='').rstrip('/')}{_PAGE}?{selected}"
+
+
 def no_decision(error: Exception) -> HTTPException:
     """The answer to a person's request about which nothing can be decided."""
-    told = told_id(getattr(error, "decision_id", ""))
+    told = told_record(getattr(error, "decision_id", ""))
     return HTTPException(503, f"No decision can be had about this request. {error}{told}")
 
 

@@ -15,10 +15,10 @@ from fastapi.concurrency import run_in_threadpool
 
 from airflow_team_authz.decision_log import origin
 from airflow_team_authz.doors.decision_point import flush_log
-from airflow_team_authz.doors.disclosure import told_id
+from airflow_team_authz.doors.disclosure import told_id, where_to_look
 from airflow_team_authz.identities import requests
 
-_refusals: ContextVar[list[str] | None] = ContextVar("team_authz_refusals", default=None)
+_refusals: ContextVar[dict[str, str] | None] = ContextVar("team_authz_refusals", default=None)
 _OF_AIRFLOW = ("/api/v2/", "/ui/")
 _SAID_BY_AIRFLOW = b'{"detail":"Forbidden"}'
 
@@ -26,9 +26,8 @@ _SAID_BY_AIRFLOW = b'{"detail":"Forbidden"}'
 def remember_refusal(reason: str, decision_id: str = "") -> None:
     """Keep a reason with the request that runs in this context, if any. Airflow's threads see the same list."""
     refusals = _refusals.get()
-    told = reason + told_id(decision_id)
-    if refusals is not None and told not in refusals:
-        refusals.append(told)
+    if refusals is not None:
+        refusals[reason + told_id(decision_id)] = decision_id
 
 
 class RefusalReasons:
@@ -45,7 +44,7 @@ class RefusalReasons:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusals: list[str] = []
+        refusals: dict[str, str] = {}
         token = _refusals.set(refusals)
         held: list[Any] = []
 
@@ -62,7 +61,8 @@ class RefusalReasons:
                 start, *parts = held
                 held.clear()
                 if refusals and body == _SAID_BY_AIRFLOW and not message.get("more_body"):
-                    body = json.dumps({"detail": f"Forbidden: {'; '.join(refusals)}"}).encode()
+                    detail = f"Forbidden: {'; '.join(refusals)}{where_to_look(*refusals.values())}"
+                    body = json.dumps({"detail": detail}).encode()
                     headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
                     start = {**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
                     parts = [{"type": "http.response.body", "body": body}]

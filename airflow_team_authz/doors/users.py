@@ -24,7 +24,7 @@ from airflow_team_authz import airflow_compat, questions
 from airflow_team_authz.decision_log import origin
 from airflow_team_authz.doors import decisions, disclosure, wall
 from airflow_team_authz.doors.bodies import TeamChanges, team_change
-from airflow_team_authz.doors.decision_point import decision_point
+from airflow_team_authz.doors.decision_point import decision_point, records_are_kept
 from airflow_team_authz.doors.disclosure import no_decision
 from airflow_team_authz.doors.refusals import RefusalReasons, remember_refusal
 from airflow_team_authz.engines import DecisionPoint
@@ -238,7 +238,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         items = super().get_extra_menu_items(user=user)
         allowed = set(self._allowed(user, "menu", [Resource("custom_view", id=item.text) for item in items]))
         shown = [item for item in items if Resource("custom_view", id=item.text) in allowed]
-        return [*shown, decisions.menu_item()] if decisions.are_kept() else shown
+        return [*shown, decisions.menu_item()] if records_are_kept() else shown
 
     # What all of them come down to
 

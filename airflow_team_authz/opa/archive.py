@@ -9,7 +9,6 @@ import json
 import tarfile
 import zlib
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from airflow_team_authz.opa.errors import OpaError
@@ -25,6 +24,8 @@ _UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, Attr
 _MAX_MEMBERS = 100_000
 _MAX_NAME_BYTES = 8 * 1024
 _LONG_NAMES = (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+# Parts of a path that a plain name has none of.
+_NO_STEPS = frozenset({"", ".", ".."})
 _KINDS = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, *_LONG_NAMES)
 
 
@@ -68,18 +69,15 @@ def unpack(content: bytes, limit: int = MAX_BYTES) -> dict[str, bytes]:
                 if member.isdir():
                     continue
                 name = member.name.removeprefix("./").lstrip("/")
-                if (
-                    not name
-                    or "\\" in name
-                    or "\0" in name
-                    or name != str(PurePosixPath(name))
-                    or ".." in name.split("/")
-                ):
+                if "\\" in name or "\0" in name or not _NO_STEPS.isdisjoint(name.split("/")):
                     raise BundleRefusedError(f"{member.name!r} in it is not a plain file name")
                 if name in files:
                     raise BundleRefusedError(f"{name} is in it twice")
-                file = archive.extractfile(member)
-                files[name] = file.read() if file else b""
+                # A thousand teams have thousands of files, and the archive's own way of reading takes as long as all
+                # the rest.
+                files[name] = plain[member.offset_data : member.offset_data + member.size]
+                if len(files[name]) != member.size:
+                    raise BundleRefusedError(f"{name} in it is cut off")
         return files
     except _UNREADABLE as error:
         raise BundleRefusedError(f"it cannot be read: {error}") from None

@@ -22,6 +22,8 @@ from airflow_team_authz.server import ServerError
 from airflow_team_authz.server.database import Token
 
 PLATFORM, TEAM, READER = "platform", "team", "reader"
+# Longer names of callers are cut off.
+LONGEST_NAME = 200
 _PREFIX = "taz"
 _TOKEN = "token "  # noqa: S105 - the first word of a caller's name
 # A revoked token counts as long as this at most.
@@ -108,6 +110,16 @@ def issue(
     return Issued(id_, f"{_PREFIX}_{id_}_{secret}", expires)
 
 
+def token_name(id_: str) -> str:
+    """The name of the caller who has the token with this id."""
+    return f"{_TOKEN}{id_}"
+
+
+def issued_name(sub: object, issuer: str) -> str:
+    """The name of the caller whom an issuer's token is about."""
+    return f"{sub} of {issuer}"[:LONGEST_NAME]
+
+
 def is_usable(session: Session, name: str, or_over: bool = False) -> bool:
     """Whether the token of a caller with this name is neither revoked nor over (``or_over``: that does not matter).
 
@@ -181,7 +193,7 @@ class Access:
                     f"the token {id_} is over since {found.expires_at:%Y-%m-%d}: ask for a new one"
                 )
             teams = (found.team_id,) if found.team_id else ()
-            return Caller(f"{_TOKEN}{id_}", found.kind, teams, found.bundle, found.made_by), found.expires_at
+            return Caller(token_name(id_), found.kind, teams, found.bundle, found.made_by), found.expires_at
 
     def _issuers(self, token: str) -> tuple[Caller, datetime]:
         if self._oidc is None or self._issuer is None:
@@ -206,7 +218,7 @@ class Access:
 
     @staticmethod
     def _from_claims(claims: dict[str, Any], oidc: Oidc) -> Caller:
-        name = f"{claims.get('sub') or 'somebody'} of {oidc.issuer}"[:200]
+        name = issued_name(claims.get("sub") or "somebody", oidc.issuer)
         if oidc.platform_claim is not None:
             said = claims.get(oidc.platform_claim[0])
             if oidc.platform_claim[1] in (said if isinstance(said, list) else [said]):

@@ -22,7 +22,7 @@ from airflow_team_authz.opa.archive import BundleRefusedError
 from airflow_team_authz.opa.compile import CompileError
 from airflow_team_authz.server import approval_routes, authzen_routes, routes
 from airflow_team_authz.server.access import Access, IssuerUnreachableError, Oidc, UnknownClientError
-from airflow_team_authz.server.approvals import ApprovalError, FourEyesError
+from airflow_team_authz.server.approvals import ApprovalError, FourEyesError, NotAnApproverError
 from airflow_team_authz.server.authzen import BadRequestError, identification
 from airflow_team_authz.server.bodies import Bodies, is_access
 from airflow_team_authz.server.decisions import Decisions, NoDecisionsError, Readable, TooFastError
@@ -137,6 +137,7 @@ def _tell_errors(app: FastAPI, counting: Counting) -> None:
     """Each error is one sentence in JSON."""
     codes: dict[type[Exception], int] = {
         BadRequestError: 400, UnknownClientError: 401, NotAllowedError: 403, FourEyesError: 403,
+        NotAnApproverError: 403,
         NotFoundError: 404, OutdatedError: 409, ApprovalError: 409, BundleRefusedError: 422, UnfitKeyError: 422,
         NoDecisionsError: 422, FrozenError: 423, TooFastError: 429, IssuerUnreachableError: 503, CompileError: 503,
         NoPolicyError: 503, EngineError: 503, TooMuchError: 503,

@@ -29,10 +29,10 @@ from airflow_team_authz.server.releases import Published
 router = APIRouter()
 
 
-def answer(done: Published | Held, who: Caller) -> PublishedModel | JSONResponse:
+def answer(parts: ServerParts, done: Published | Held, who: Caller) -> PublishedModel | JSONResponse:
     """What became of a change: it is in force, or it is held (202)."""
     if isinstance(done, Held):
-        return JSONResponse(held_model(done, who, whole=True).model_dump(mode="json"), 202)
+        return JSONResponse(held_model(parts, done, who, whole=True).model_dump(mode="json"), 202)
     return published_model(done, who)
 
 
@@ -57,10 +57,10 @@ def impact_model(impact: Impact, who: Caller) -> ImpactModel:
     )  # fmt: skip
 
 
-def held_model(held: Held, who: Caller, whole: bool = False) -> HeldModel:
+def held_model(parts: ServerParts, held: Held, who: Caller, whole: bool = False) -> HeldModel:
     """A held release; ``whole``: with its impact."""
     told = held._asdict() | {"impact": impact_model(held.impact, who) if whole and held.impact else None}
-    return HeldModel(**told, approvers=f"a platform token of another person than {held.actor}")
+    return HeldModel(**told, approvers=parts.publishing.rules.whom_to_ask(held.actor))
 
 
 @router.get("/approvals", responses=answers() | REFUSAL)
@@ -70,7 +70,7 @@ def held_releases(
     decided: Annotated[bool, Query(description="Also those that do not wait any more.")] = False,
 ) -> list[HeldModel]:
     """The changes that wait for an approval, newest first: a team sees its own, the platform sees all."""
-    return [held_model(held, who) for held in approvals.listed(parts.engine, who, decided)]
+    return [held_model(parts, held, who) for held in approvals.listed(parts.engine, who, decided)]
 
 
 def _found(parts: ServerParts, who: Caller, id_: int) -> Held:
@@ -82,7 +82,7 @@ def _found(parts: ServerParts, who: Caller, id_: int) -> Held:
 @router.get("/approvals/{id_}", responses=answers(404) | REFUSAL)
 def held_release(parts: Parts, who: Publishing, id_: HeldId) -> HeldModel:
     """A held release, with its impact."""
-    return held_model(_found(parts, who, id_), who, whole=True)
+    return held_model(parts, _found(parts, who, id_), who, whole=True)
 
 
 @router.post("/approvals/{id_}/approve", responses=answers(404, 409, 413, 423) | REFUSAL)
@@ -99,4 +99,4 @@ async def approve(parts: Parts, who: OfPlatform, token: Sent, id_: HeldId, wante
 def refuse(parts: Parts, who: Publishing, id_: HeldId, wanted: Refusing) -> HeldModel:
     """Refuse a held release: the platform, or its own team, which takes it back."""
     _found(parts, who, id_)
-    return held_model(approvals.refuse(parts.engine, id_, who.name, wanted.reason), who, whole=True)
+    return held_model(parts, approvals.refuse(parts.engine, id_, who.name, wanted.reason), who, whole=True)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session, defer
 
 from airflow_team_authz.bundles.artifact import PLATFORM
 from airflow_team_authz.review.selectors import FORM, Selector, SelectorError, parse
 from airflow_team_authz.server import ServerError
-from airflow_team_authz.server.access import Caller, is_usable
+from airflow_team_authz.server.access import LONGEST_NAME, Caller, is_usable, issued_name, token_name
 from airflow_team_authz.server.database import HeldRelease, OwnerKeys
 from airflow_team_authz.server.impact import Impact
 
@@ -32,11 +33,24 @@ class FourEyesError(ServerError):
     """Whoever wants to approve is not somebody else."""
 
 
+class NotAnApproverError(ServerError):
+    """Whoever wants to approve is not among those whom the server's setting names."""
+
+
+class Waits(NamedTuple):
+    """How many changes wait for an approval; for how long the first of them has, and the time until one expires."""
+
+    number: int
+    oldest_seconds: float | None
+    expiry_seconds: float | None
+
+
 class Rules(NamedTuple):
     """What waits for an approval: the kinds of differences, and the owners each of whose changes waits.
 
     ``environments``: only there; ``None`` for all. ``days``: until a held release expires. ``seconds``: how long the
-    impact may be computed. ``rollback_at_once``: a rollback by the platform waits for nobody.
+    impact may be computed. ``rollback_at_once``: a rollback by the platform waits for nobody. ``approvers``: the only
+    callers who approve, by their names; ``None`` for every caller of the platform.
     """
 
     kinds: tuple[Selector, ...] = ()
@@ -45,6 +59,19 @@ class Rules(NamedTuple):
     days: int = 7
     seconds: float = 45
     rollback_at_once: bool = False
+    approvers: frozenset[str] | None = None
+
+    def approver(self, actor: str) -> None:
+        """Raise ``NotAnApproverError`` unless this caller may approve, as far as the setting goes."""
+        if self.approvers is not None and actor not in self.approvers:
+            raise NotAnApproverError(f"{actor} may not approve: the server's --approver does not name it")
+
+    def whom_to_ask(self, publisher: str) -> str:
+        """Who may approve what this caller has published, in words."""
+        if self.approvers is None:
+            return f"a platform token of another person than {publisher}"
+        named = " or ".join(sorted(self.approvers - {publisher})) or "nobody: --approver names no other caller"
+        return f"{named}, if that is another person than {publisher}" if self.approvers - {publisher} else named
 
     def of(self, environment: str, owner: str, is_alone: bool) -> Rules:
         """Those that may hold a change of this owner's package there. ``is_alone``: it decides about its own alone."""
@@ -69,6 +96,24 @@ def read_rules(texts: Sequence[str]) -> Rules:
             raise SelectorError(f"{text[:200]!r}: only an owner goes with {_CHANGE}, such as {_CHANGE}:owner=alpha")
         owners.append(rule)
     return Rules(tuple(kinds), tuple(owners))
+
+
+def read_approvers(texts: Sequence[str], issuer: str | None) -> frozenset[str]:
+    """Names of callers, of ids of tokens and ``sub:NAME`` for people of the issuer. Raises ``ServerError``."""
+    return frozenset(_approver(text, issuer) for text in texts)
+
+
+def _approver(text: str, issuer: str | None) -> str:
+    if re.fullmatch(r"[0-9a-f]{12}", text):
+        return token_name(text)
+    word, _, name = text.partition(":")
+    if word != "sub" or not name:
+        raise ServerError(f"{text[:200]!r} is neither the id of a token, such as 5f0c2b7a9e11, nor sub: and a name")
+    if issuer is None:
+        raise ServerError(f"{text[:200]!r}: only with --oidc-issuer there are people")
+    if len(found := issued_name(name, issuer)) >= LONGEST_NAME:
+        raise ServerError(f"{text[:200]!r} is too long to tell it from others")
+    return found
 
 
 def _with_hint(text: str) -> Selector:
@@ -217,6 +262,19 @@ def listed(engine: Engine, who: Caller, decided: bool = False) -> list[Held]:
     with Session(engine) as session:
         rows = session.scalars(wanted.limit(_LISTED).options(*_LARGE))
         return [read(row, whole=False) for row in rows if _may_see(who, row.owner)]
+
+
+def waits(engine: Engine) -> Waits:
+    """What waits now."""
+    now = datetime.now(UTC)
+    wanted = select(func.count(), func.min(HeldRelease.at), func.min(HeldRelease.expires_at)).where(
+        HeldRelease.waiting.is_not(None), HeldRelease.expires_at > now
+    )
+    with Session(engine) as session:
+        count, oldest, expiry = session.execute(wanted).one()
+    if not count:
+        return Waits(0, None, None)
+    return Waits(count, max((now - oldest).total_seconds(), 0), (expiry - now).total_seconds())
 
 
 def of_owner(session: Session, owner: str) -> list[Held]:

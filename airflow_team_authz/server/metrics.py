@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from airflow_team_authz.gate.findings import Finding
+from airflow_team_authz.server.approvals import Waits
 from airflow_team_authz.server.clients import ClientState
 from airflow_team_authz.server.decisions import Counts
 
@@ -33,6 +34,9 @@ METRICS = {
     "decisions_dropped_total": ("counter", (), "Those that are no records."),
     "clients": ("gauge", ("state",), "Clients without and with an alarm."),
     "withheld_packages": ("gauge", (), "Packages that no longer compile."),
+    "approvals_waiting": ("gauge", (), "Changes that wait for an approval."),
+    "approvals_oldest_seconds": ("gauge", (), "How long the first of them has waited. None waits: no sample."),
+    "approvals_expiry_seconds": ("gauge", (), "The time until one of them expires. None waits: no sample."),
     "bundles": ("gauge", (), "Bundles that are served."),
     "up": ("gauge", (), "1 while everything works; 0 while nothing can be published."),
 }
@@ -96,9 +100,15 @@ class CountedRequests:
 
 
 def render(
-    counting: Counting, decisions: Counts, clients: Iterable[ClientState], withheld: int, bundles: int, trouble: str
+    counting: Counting,
+    decisions: Counts,
+    clients: Iterable[ClientState],
+    withheld: int,
+    bundles: int,
+    trouble: str,
+    waits: Waits | None = None,
 ) -> str:
-    """Everything, as Prometheus reads it."""
+    """Everything, as Prometheus reads it. ``waits``: ``None`` if that cannot be known now."""
     states = Counter("alarm" if state.alarms else "ok" for state in clients)
     known: dict[str, Samples] = {
         "decisions_received_total": {(): decisions.received},
@@ -106,6 +116,9 @@ def render(
         "decisions_dropped_total": {(): decisions.dropped},
         "clients": {(state,): states[state] for state in ("alarm", "ok")},
         "withheld_packages": {(): withheld},
+        "approvals_waiting": _sample(waits and waits.number),
+        "approvals_oldest_seconds": _sample(waits and waits.oldest_seconds),
+        "approvals_expiry_seconds": _sample(waits and waits.expiry_seconds),
         "bundles": {(): bundles},
         "up": {(): float(not trouble)},
     }
@@ -115,6 +128,10 @@ def render(
         samples = known.get(name) or counting.samples(name)
         lines += [f"{_PREFIX}{name}{_labels(labels, values)} {value:g}" for values, value in sorted(samples.items())]
     return "\n".join(lines) + "\n"
+
+
+def _sample(value: float | None) -> Samples:
+    return {} if value is None else {(): value}
 
 
 def _labels(names: Iterable[str], values: Iterable[str]) -> str:

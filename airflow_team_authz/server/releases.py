@@ -210,8 +210,9 @@ class Releases:
     def approve(self, approval: Approval) -> Published:
         """Put a held release in force, checked again as when it came, if its impact is still the one that was seen.
 
-        Raises ``ApprovalError``, ``FourEyesError``, and whatever publishing it anew would.
+        Raises ``NotAnApproverError``, ``ApprovalError``, ``FourEyesError``, and whatever publishing it anew would.
         """
+        self.rules.approver(approval.actor)
         with Session(self._engine) as session:
             row = approvals.waiting(session, approval.id)
             approvals.four_eyes(session, row, approval.person, approval.actor)

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from airflow_team_authz import decision_log
-from airflow_team_authz.decision_log import DecisionLog, writer
+from airflow_team_authz.decision_log import DecisionLog, origin, writer
 from airflow_team_authz.decision_log.levels import Levels
 from airflow_team_authz.decision_log.record import DEFAULT_MASKS, Form, encode
 from airflow_team_authz.model import Decision, EngineError, Evaluations, Provenance, Resource, Subject
@@ -50,6 +50,19 @@ class Kept:
 
     def begin_anew(self) -> None:
         self.records = []
+
+
+def ask_with(log: DecisionLog, text: str) -> None:
+    """A refusal and an error with this text in each place where one may be."""
+    subject = Subject(
+        "user", text, team_ids=(text,), roles=(text,), groups=(text,), claims={text: (text,)}, unverified=text
+    )
+    question = Evaluations(subject, "read", [Resource("connection", text, text, "event", text, text, text)])
+    header = (b"x-request-id", text.encode("utf-8", "replace"))
+    scope = {"method": text, "path": f"/{text}", "client": (text, 1), "headers": [header]}
+    with origin.at("users", scope):
+        log.decided(question, [Decision(False, (text,), "team")], Provenance(text, 1))
+        log.failed(question, EngineError(text), 1)
 
 
 class Made:

@@ -30,7 +30,7 @@ from airflow_team_authz.model import (
     Subject,
     UnreachableError,
 )
-from tests.decision_log.conftest import BOB, NO, SCHEMA, YES, Kept, Made, valid
+from tests.decision_log.conftest import BOB, NO, SCHEMA, YES, Kept, Made, ask_with, valid
 
 Make = Callable[..., Made]
 DB = Resource("connection", "alpha", "db")
@@ -340,6 +340,12 @@ def test_a_mask_takes_its_part_away_and_says_so(make: Make, mask: str, gone: lis
         assert f'"{word}"' not in text
 
 
+@pytest.mark.parametrize("mask", ["/custom", "/custom/outcome", "/input, /custom"])
+def test_no_mask_takes_away_what_readers_and_sinks_need(mask: str) -> None:
+    with pytest.raises(ValueError, match="would remove the outcome"):
+        Form(mask)
+
+
 SECRETS = {
     "an address with a password": ("postgresql://ann:MARKED@db.example/x", "postgresql://***@db.example/x"),
     "an address with a password alone": ("redis://:MARKED@cache/0", "redis://***@cache/0"),
@@ -354,22 +360,7 @@ SECRETS = {
 def test_what_looks_like_a_secret_is_in_no_record(make: Make, kind: str) -> None:
     secret, left = SECRETS[kind]
     made = make("all", "none")
-    subject = Subject(
-        "user", secret, team_ids=(secret,), roles=(secret,), groups=(secret,), claims={secret: (secret,)},
-        unverified=secret,
-    )  # fmt: skip
-    resource = Resource("connection", secret, secret, "event", secret, secret, secret)
-    scope = {
-        "method": secret,
-        "path": f"/{secret}",
-        "client": (secret, 1),
-        "headers": [(b"x-request-id", secret.encode())],
-    }
-    with origin.at("users", scope):
-        made.log.decided(
-            Evaluations(subject, "read", [resource]), [Decision(False, (secret,), "team")], Provenance(secret, 1)
-        )
-        made.log.failed(Evaluations(subject, "read", [resource]), EngineError(secret), 1)
+    ask_with(made.log, secret)
     for record in made.records():
         assert "MARKED" not in json.dumps(record)
         assert json.dumps(left)[1:-1] in json.dumps(record)

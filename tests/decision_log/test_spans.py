@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from airflow_team_authz.decision_log import origin
 from airflow_team_authz.decision_log.spans import Spans
@@ -47,6 +49,40 @@ def test_outcomes_are_spans_with_their_time_and_no_ids_of_resources() -> None:
     assert not told[3].status.is_ok
     assert not any("secret_name" in str(span.attributes) for span in told)
     made.log.close()
+
+
+SAMPLED, NOT_SAMPLED = ((b"traceparent", f"00-{'a' * 32}-{'b' * 16}-0{flag}".encode()) for flag in (1, 0))
+
+
+@pytest.mark.parametrize(
+    ("header", "attached", "names"),
+    [
+        (SAMPLED, None, "header"),
+        (NOT_SAMPLED, None, "nothing"),
+        ((b"traceparent", b"nonsense"), None, "nothing"),
+        ((b"traceparent", b"\xff" * 55), None, "nothing"),
+        ((b"other", b""), None, "nothing"),
+        (NOT_SAMPLED, TraceFlags.SAMPLED, "attached"),
+        (SAMPLED, TraceFlags.DEFAULT, "nothing"),
+    ],
+)
+def test_a_trace_that_began_elsewhere_has_the_spans_that_it_wants(
+    header: tuple[bytes, bytes], attached: int | None, names: str
+) -> None:
+    """Airflow attaches what a task's request says; of a user's request it looks at no header."""
+    provider, kept, made = TracerProvider(), InMemorySpanExporter(), Made()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    remote = SpanContext(0xC, 0xD, is_remote=True, trace_flags=TraceFlags(attached or 0))
+    context = set_span_in_context(NonRecordingSpan(remote)) if attached is not None else Context()
+    token = attach(context)
+    with origin.at("users", {"method": "GET", "path": "/x", "headers": [header]}):
+        Spans(made.log, provider.get_tracer("test")).decided(QUESTION, [NO], Provenance("r1", 1))
+    detach(token)
+    (record,) = made.records()
+    told = [(f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}") for span in kept.get_finished_spans()]  # type: ignore[union-attr]
+    expected = {"header": [("a" * 32, "b" * 16)], "attached": [(f"{0xC:032x}", f"{0xD:016x}")], "nothing": []}[names]
+    assert told == expected
+    assert names == "nothing" or told == [(record["trace_id"], record["span_id"])]
 
 
 def test_a_fault_in_tracing_changes_no_decision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from airflow import settings
 from airflow.api_fastapi.auth.managers.models.resource_details import DagDetails
+from airflow.configuration import conf
 from airflow.models import DagModel
 from sqlalchemy import update
 
@@ -114,9 +115,16 @@ def task(dag_id: str, team: str | None) -> Subject:
     return Subject("task", f"{dag_id}.work", dag_id=dag_id, task_id="work", run_id="r", **teams)
 
 
+def reason_of(answer: httpx.Response) -> tuple[str, str]:
+    """The reason that a 403 told, with the id, and the address where it says that the record is."""
+    told, _, address = answer.json()["detail"].removeprefix("Forbidden: ").partition(". See ")
+    return told, address.removeprefix(conf.get("api", "base_url", fallback="").rstrip("/"))
+
+
 def test_a_person_sees_of_an_own_refusal_what_the_answer_told_and_no_more(log: Log) -> None:
     answer = log.site.ask("vic", "GET", "/api/v2/connections/alpha_db")
-    told = answer.json()["detail"].removeprefix("Forbidden: ")
+    told, address = reason_of(answer)
+    assert log.site.ask("vic", "GET", address).json()["decisions"] == log.seen("vic")
     (record,) = log.seen("vic")
     assert f"{record['custom']['told']} (decision {record['decision_id']})" == told
     assert record["custom"]["request"] == {"method": "GET", "path": "/api/v2/connections/alpha_db"}
@@ -149,8 +157,7 @@ def test_own_refusals_are_the_same_whether_a_thing_is_anothers_or_not_there(
         answers = [log.site.ask(name, method, f"/api/v2/{path}", json=bodies.get(method)) for method, path in asked]
         told = {f"{one['custom'].get('told', '')} (decision {one['decision_id']})" for one in log.seen(name)}
         # Each answer that told a reason, and nothing else.
-        assert told == {answer.json()["detail"].removeprefix("Forbidden: ") for answer in answers
-                        if answer.status_code == 403}  # fmt: skip
+        assert told == {reason_of(answer)[0] for answer in answers if answer.status_code == 403}
         text = " ".join(sorted(f"{one['custom']['told']} {one['custom']['request']}" for one in log.seen(name)))
         for this, that in ((connection, "C"), (pool, "P"), (dag, "D"), (str(number), "N")):
             text = re.sub(rf"\b{this}\b", that, text)

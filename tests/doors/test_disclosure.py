@@ -13,7 +13,7 @@ import pytest
 from airflow.api_fastapi.auth.managers.models import resource_details as details
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 
-from airflow_team_authz.doors import decision_point
+from airflow_team_authz.doors import decision_point, disclosure
 from airflow_team_authz.doors.refusals import RefusalReasons
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.identities import requests
@@ -191,11 +191,39 @@ def test_the_record_that_an_answer_tells_of_has_the_reason_and_does_not_tell_whe
     assert existing[:2] == missing[:2]
     record, again = recorded.records()
     told = f"{record['custom']['told']} (decision {record['decision_id']})"
-    assert json.loads(existing.body)["detail"] == f"Forbidden: {told}"
+    page = f"/auth/decisions?id={record['decision_id']}"
+    before, see, address = json.loads(existing.body)["detail"].partition(". See ")
+    assert (before, see, address.endswith(page)) == (f"Forbidden: {told}", ". See ", True)
     assert record["custom"]["door"] == "users"
     assert record["custom"]["request"]["path"] == "/api/v2/x"
     assert record["input"]["resource"] == {"type": "connection", "team_id": "alpha", "id": "audit_store"}
     assert again["custom"]["repeated"]["decision_id"] == record["decision_id"]
+
+
+ONE, OTHER = "01a21b3a-0000-7000-8000-000000000001", "01a21b3a-0000-7000-8000-000000000002"
+
+
+@pytest.mark.parametrize(
+    ("sinks", "base_url", "ids", "told"),
+    [
+        ("database", "https://airflow.example/x/", [ONE], f". See https://airflow.example/x/auth/decisions?id={ONE}"),
+        ("file, database", "", [ONE, "", ONE], f". See /auth/decisions?id={ONE}"),
+        ("database", "", [ONE, OTHER], ". See /auth/decisions?denied=true"),
+        ("database", "", [""], ""),
+        ("file, log", "", [ONE], ""),
+        ("none", "", [ONE], ""),
+        ("no sink", "", [], ""),
+    ],
+)
+def test_an_answer_names_the_page_that_has_its_record(
+    sinks: str, base_url: str, ids: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__DECISION_LOG", sinks)
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
+    decision_point.forget()
+    assert disclosure.where_to_look(*ids) == told
+    monkeypatch.undo()
+    decision_point.forget()
 
 
 @pytest.mark.usefixtures("refusals")
@@ -204,7 +232,7 @@ def test_what_is_refused_without_a_question_is_recorded_too(world: World) -> Non
     world.decided_by(DecisionPoint(world.engine, recorded.log))
     answer = ask(world, "is_authorized_backfill", "op", method="GET")
     (record,) = recorded.records()
-    assert json.loads(answer.body)["detail"].endswith(f" (decision {record['decision_id']})")
+    assert json.loads(answer.body)["detail"].partition(". See ")[0].endswith(f" (decision {record['decision_id']})")
     assert (record["input"]["resource"]["type"], record["input"]["subject"]["id"]) == ("route", "sue")
     assert record["result"]["reasons"] == ["user sue: ask about the runs of the backfill's Dag instead"]
 

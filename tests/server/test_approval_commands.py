@@ -32,6 +32,10 @@ LENT = Rule(_REGO, f"count(team.allow) == 1 with input as {json.dumps(POOL)}")
         (["--approval", "gained:ownr=alpha"], "--approval: 'ownr=alpha' is no condition: write one of team, owner"),
         (["--approval", "widened"], "Or write change for every change"),
         (["--approval", "change:id=x"], "--approval: 'change:id=x': only an owner goes with change"),
+        (["--approver", "token 5f0c2b7a9e11"], "--approver: 'token 5f0c2b7a9e11' is neither the id of a token"),
+        (["--approver", "5f0c2b7a9e1"], "--approver: '5f0c2b7a9e1' is neither the id of a token"),
+        (["--approver", ""], "--approver: '' is neither the id of a token"),
+        (["--approver", "sub:ann"], "--approver: 'sub:ann': only with --oidc-issuer there are people"),
         (["--approval-environment", "prodution"], "--approval-environment: there is no environment prodution"),
     ],
 )

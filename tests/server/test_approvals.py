@@ -24,9 +24,17 @@ from airflow_team_authz.review import Asked, NotDecidedError, Who
 from airflow_team_authz.review.changes import Change, Difference, Found
 from airflow_team_authz.review.names import Sources
 from airflow_team_authz.review.selectors import SelectorError, parse, teams_said
-from airflow_team_authz.server import access, approvals, impact
+from airflow_team_authz.server import ServerError, access, approvals, impact
 from airflow_team_authz.server.app import create_app
-from airflow_team_authz.server.approvals import Approval, ApprovalError, FourEyesError, Held, Rules, read_rules
+from airflow_team_authz.server.approvals import (
+    Approval,
+    ApprovalError,
+    FourEyesError,
+    Held,
+    Rules,
+    read_approvers,
+    read_rules,
+)
 from airflow_team_authz.server.comparing import InForce
 from airflow_team_authz.server.database import (
     Freeze,
@@ -315,6 +323,58 @@ def test_promotion_and_rollback_wait_too(tmp_path: Path) -> None:
     assert isinstance(site.releases.rollback("alpha", 1, "production", by_platform), Published)
     assert site.in_force() == [1, 2, 1, 2, 1]
     site.engine.dispose()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_only_those_whom_the_setting_names_approve(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """By the routes, which also tell how many changes wait, and since when."""
+    site = Site(tmp_path, request.getfixturevalue("database") if kind == "postgresql" else "")
+    with Session(site.engine) as session:
+        made = [access.issue(session, access.PLATFORM, 90) for _ in range(3)]
+        session.commit()
+    publisher, named, other = made
+    approvers = read_approvers([named.id, publisher.id, "sub:ann"], "https://issuer.example")
+    site.releases.rules = site.releases.rules._replace(approvers=approvers)
+    held = site.publish(artifact(1, lend("db")), f"token {publisher.id}")
+    assert isinstance(held, Held)
+    site.change(at=datetime.now(UTC) - timedelta(days=2))
+    with TestClient(create_app(site.engine, lambda _: site.releases)) as client:
+
+        def ask(method: str, path: str, who: access.Issued, **more: Any) -> httpx.Response:
+            return client.request(method, path, headers={"Authorization": f"Bearer {who.secret}"}, **more)  # type: ignore[return-value]
+
+        def waits() -> dict[str, float]:
+            lines = [line.split() for line in ask("GET", "/metrics", other).text.splitlines()]
+            prefix = "team_authz_server_approvals_"
+            return {name.removeprefix(prefix): float(value) for name, value, *_ in lines if name.startswith(prefix)}
+
+        told = ask("GET", f"/approvals/{held.id}", other).json()["approvers"]
+        assert told.startswith(f"ann of https://issuer.example or token {named.id}, if that is another person than")
+        about = {"waiting": 1, "oldest_seconds": 2 * 86_400, "expiry_seconds": 7 * 86_400}
+        assert waits() == pytest.approx(about, abs=60)
+        path, seen = f"/approvals/{held.id}/approve", {"seen": held.seen}
+        # The third is made by the one that may.
+        third = ask("POST", "/tokens", named, json={"kind": "platform"}).json()
+        for who in (other, access.Issued(third["id"], third["secret"], datetime.now(UTC))):
+            answer = ask("POST", path, who, json=seen)
+            assert (answer.status_code, "--approver does not name it" in answer.text) == (403, True)
+        assert "is the token that published it" in ask("POST", path, publisher, json=seen).text
+        assert (site.in_force(), site.states()) == ([], ["waiting"])
+        assert ask("POST", path, named, json=seen).status_code == 200
+        assert waits() == {"waiting": 0}
+    assert (site.in_force(), site.states()) == ([1], ["approved"])
+    site.engine.dispose()
+
+
+def test_people_of_the_issuer_are_named_as_the_server_names_them() -> None:
+    assert read_approvers(["sub:ann of x", "sub:token 5f0c2b7a9e11"], "https://i") == {
+        "ann of x of https://i",
+        "token 5f0c2b7a9e11 of https://i",
+    }
+    # Longer ones are cut off, so another person may have the same name.
+    with pytest.raises(ServerError, match="too long"):
+        read_approvers(["sub:" + "a" * 200], "https://i")
+    assert Rules(approvers=frozenset({"token 1"})).whom_to_ask("token 1").startswith("nobody")
 
 
 @pytest.mark.exhaustive

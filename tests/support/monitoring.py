@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ def is_there(url: str) -> bool:
 
 @contextmanager
 def started(name: str, command: list[str], log: Path, ready: str) -> Iterator[Process]:
-    """A program that runs until it is left; ``ready``: what it answers with 200 then."""
+    """A program that runs until it is left; ``ready`` is where it answers with 200 then."""
     process = Process(name, command, log, environment(HOME=str(log.parent)))
     process.start(lambda: is_there(ready), _START_SECONDS)
     try:
@@ -89,6 +90,72 @@ def statsd_exporter(home: Path) -> Iterator[tuple[int, str]]:
     ready = f"http://{address}/-/ready"
     with started("statsd_exporter", [built("statsd_exporter"), *options], home / "exporter.log", ready):
         yield datagrams, address
+
+
+class Collector:
+    """A collector of OpenTelemetry that takes OTLP by HTTP at ``url``, and writes what comes to a file."""
+
+    def __init__(self, home: Path) -> None:
+        address = f"127.0.0.1:{free_port()}"
+        self.url, self._file = f"http://{address}", home / "collected.ndjson"
+        pipelines = {kind: {"receivers": ["otlp"], "exporters": ["file"]} for kind in ("logs", "traces")}
+        configured = {
+            "receivers": {"otlp": {"protocols": {"http": {"endpoint": address}}}},
+            "exporters": {"file": {"path": str(self._file), "append": True}},
+            "service": {"pipelines": pipelines},
+        }
+        (home / "collector.yaml").write_text(yaml.safe_dump(configured))
+        command = [built("collector"), f"--config=file:{home}/collector.yaml"]
+        self._process = Process("The collector", command, home / "collector.log", environment(HOME=str(home)))
+
+    def start(self) -> None:
+        """Start it, for the first time or again."""
+        self._process.start(self._takes, _START_SECONDS)
+
+    def stop(self) -> None:
+        """Stop it; what it has taken is in the file then."""
+        self._process.stop()
+
+    def _takes(self) -> bool:
+        try:
+            return httpx.post(f"{self.url}/v1/logs", json={}).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def text(self) -> str:
+        """All that it has written so far."""
+        return self._file.read_text() if self._file.exists() else ""
+
+    def logs(self) -> list[dict[str, Any]]:
+        """Records of the log, in the order in which they came."""
+        return list(self._each("resourceLogs", "scopeLogs", "logRecords"))
+
+    def spans(self) -> list[dict[str, Any]]:
+        """Spans of the traces, likewise."""
+        return list(self._each("resourceSpans", "scopeSpans", "spans"))
+
+    def _each(self, resources: str, scopes: str, kind: str) -> Iterator[dict[str, Any]]:
+        # Its last line may be half written.
+        for line in self.text().split("\n")[:-1]:
+            for resource in json.loads(line).get(resources, []):
+                for scope in resource[scopes]:
+                    yield from scope[kind]
+
+
+def attributes(collected: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a record or span."""
+    return {each["key"]: next(iter(each["value"].values())) for each in collected["attributes"]}
+
+
+@pytest.fixture
+def collector(tmp_path: Path) -> Iterator[Collector]:
+    """A collector that runs; a test may stop and start it."""
+    made = Collector(tmp_path)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
 
 
 class Prometheus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -107,6 +108,15 @@ def run(
             help="Changes wait in this environment only. You can repeat it. Default: all.",
         ),
     ] = None,
+    approver: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="TEAM_AUTHZ_SERVER_APPROVER",
+            metavar="TOKEN",
+            help="Only this platform token approves: its id, or sub:NAME for a person of the issuer. You can repeat "
+            "it. Default: every platform token.",
+        ),
+    ] = None,
     approval_days: Annotated[
         int,
         typer.Option(
@@ -148,9 +158,10 @@ def run(
     from airflow_team_authz.cli.keys import signing_key as load_key
     from airflow_team_authz.opa.compile import find_opa
     from airflow_team_authz.review.selectors import SelectorError
+    from airflow_team_authz.server import ServerError
     from airflow_team_authz.server.access import Oidc
     from airflow_team_authz.server.app import create_app
-    from airflow_team_authz.server.approvals import read_rules
+    from airflow_team_authz.server.approvals import read_approvers, read_rules
     from airflow_team_authz.server.connections import Connection
     from airflow_team_authz.server.releases import Releases
 
@@ -180,9 +191,15 @@ def run(
         if oidc_platform_claim and not equals:
             raise UserError("--oidc-platform-claim: write NAME=VALUE")
         oidc = Oidc(oidc_issuer, oidc_audience, oidc_team_claim, (name, value) if equals else None)
+    try:
+        approvers = read_approvers(approver, oidc_issuer) if approver else None
+    except ServerError as error:
+        raise UserError(f"--approver: {error}") from None
+    rules = rules._replace(approvers=approvers)
     # Other commands tell what goes wrong themselves.
     logger("airflow_team_authz").addHandler(logging.StreamHandler())
     engine = _opened(database)
+    _tell_of_approvers(engine, approvers or ())
     # Whatever clients hold, there are files left for the database and the gate.
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     places = min(files // 2, _MAX_PLACES) if files > 0 else _MAX_PLACES
@@ -196,6 +213,20 @@ def run(
                 timeout_graceful_shutdown=2, limit_concurrency=places * 3 // 2,
                 # As many connections as wait are accepted at once, before one of them is looked at.
                 http=Connection, ws="none", backlog=max(places // 8, 1))  # fmt: skip
+
+
+def _tell_of_approvers(engine: Engine, names: Iterable[str]) -> None:
+    """A warning for each that cannot approve, such as since it is misspelt."""
+    from sqlalchemy.orm import Session
+
+    from airflow_team_authz.server.access import is_usable
+
+    with Session(engine) as session:
+        unknown = sorted(name for name in names if not is_usable(session, name))
+    if unknown:
+        logger("airflow_team_authz.server").warning(
+            "--approver: nobody can approve by %s: there is no such token, or it is over", ", ".join(unknown)
+        )
 
 
 @app.command()

@@ -29,6 +29,7 @@ func factories() (otelcol.Factories, error) {
 
 func main() {
 	read := otelcol.ConfigProviderSettings{ResolverSettings: confmap.ResolverSettings{
+		DefaultScheme:     "file",
 		ProviderFactories: []confmap.ProviderFactory{fileprovider.NewFactory()},
 	}}
 	info := component.BuildInfo{Command: "collector", Description: "A collector for tests", Version: "0"}

@@ -179,7 +179,7 @@ index(patterns) := {
 
 shapes(patterns) := {pattern: shape |
 	some pattern, _ in patterns
-	words := {place | some word in ["<team>", "<role>"]; place := indexof(pattern, word); place >= 0}
+	words := {place | some word in ["<team>", "<role>"]; contains(pattern, word); place := count(split(pattern, word)[0])}
 	shape := [concat("", array.slice(split(pattern, ""), 0, min(words | {count(pattern)}))), ""]
 }
 
