@@ -114,7 +114,7 @@ def test_the_memory_of_a_long_question_is_given_back_when_there_is_no_work(tmp_p
     instances.give(machine)
     assert own_kilobytes(machine) > 1024
     machine.rests_since = time.monotonic() - FORGET_SECONDS - 1
-    instances.shrink()
+    assert instances.shrink()
     assert instances.idle == (machine,)
     assert own_kilobytes(machine) < 256
     assert instances.take() is machine
@@ -128,6 +128,7 @@ def test_the_memory_of_a_very_long_question_is_given_back_at_once(tmp_path: Path
     assert own_kilobytes(machine) > 4096
     instances.give(machine)
     assert own_kilobytes(machine) < 256
+    assert [instances.shrink(), instances.shrink()] == [True, False]
     assert answer(instances.take(), MANY) == [7, 100_000]
 
 

@@ -35,6 +35,8 @@ POLL_SECONDS = 0.2
 # A new bundle is compiled in a hurry, and after this time again, for speed: all processes of a host do so at once, and
 # that one has it in force must not keep the others from it.
 _AGAIN_SECONDS = 2.0
+# The C library gives its free memory to the system at most so often: it takes some milliseconds.
+_GIVE_BACK_SECONDS = 5.0
 # How often a process that begins looks whether somebody is still writing, before it loads what there is.
 _MOST_LOOKS = 20
 # More than these nobody reads in a log.
@@ -285,6 +287,7 @@ class InProcess:
 
     def _look_again_and_again(self) -> None:
         pause = POLL_SECONDS
+        has_much, given_back = False, -math.inf
         while not self._closed.wait(pause):
             began = time.thread_time()
             self._look_at_keys()
@@ -296,10 +299,12 @@ class InProcess:
                     self._replace_by(now, quick=True)
             elif time.monotonic() >= self._again:
                 self._replace_by(now, quick=False)
-            has_warned = self._warn()
-            if self._in_force.instances.shrink() or has_warned:
+            has_much = self._warn() or has_much
+            has_much = self._in_force.instances.shrink() or has_much
+            if has_much and time.monotonic() > given_back + _GIVE_BACK_SECONDS:
                 # What was loaded, or has answered long lists, has taken large blocks of memory for a moment.
                 give_back()
+                has_much, given_back = False, time.monotonic()
 
     def _is_at_rest(self, fingerprint_: str) -> bool:
         """Whether nobody is writing: two looks in a row have to agree."""

@@ -41,6 +41,7 @@ class Instances:
         # Of what happens rarely: an instance begins or ends.
         self._counting = threading.Lock()
         self._count = 0
+        self._has_forgotten = False
         # Until it is known.
         self._start_seconds = 1.0
 
@@ -58,6 +59,7 @@ class Instances:
         """It is as good as new."""
         if machine.taken > FORGET_AT_ONCE_BYTES:
             machine.forget()
+            self._has_forgotten = True
         machine.rests_since = time.monotonic()
         self._idle.append(machine)
         if self._waiting:
@@ -72,9 +74,9 @@ class Instances:
     def shrink(self) -> bool:
         """End what has had no work for a while and is not kept for the next questions, or its memory of long lists.
 
-        Whether there was any.
+        Whether there was any since the last time.
         """
-        has_shrunk = self._end_some()
+        has_shrunk, self._has_forgotten = self._end_some() or self._has_forgotten, False
         for machine in tuple(self._idle):
             if machine.taken > FORGET_BYTES and machine.rests_since < time.monotonic() - FORGET_SECONDS:
                 try:
