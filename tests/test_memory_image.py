@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from airflow_team_authz.engines.instances import FORGET_SECONDS, Instances
+from airflow_team_authz.model import PolicyBrokenError
 from airflow_team_authz.opa import wasm
 from airflow_team_authz.opa.archive import unpack
 from airflow_team_authz.opa.memory_image import IS_AVAILABLE, MemoryImage
@@ -174,3 +175,24 @@ def test_a_file_of_another_form_is_refused(content: bytes) -> None:
     os.write(file, content)
     with pytest.raises(Exception, match=r"memory|unpack"):
         MemoryImage(file, is_shared=True)
+
+
+def test_where_there_is_no_such_file_each_instance_parses_the_data(tmp_path: Path, monkeypatch: Patch) -> None:
+    def refuse(_: str) -> int:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    alone = policy(tmp_path)
+    assert alone.image is None
+    assert [answer(wasm.start(alone)) for _ in range(2)] == [[7, 0]] * 2
+
+
+def test_an_instance_that_cannot_map_it_is_not_started(tmp_path: Path, monkeypatch: Patch) -> None:
+    shared = policy(tmp_path)
+    assert shared.image is not None
+    # No page begins there.
+    with pytest.raises(OSError, match="cannot be mapped") as refused:
+        shared.image.map_over(1)
+    monkeypatch.setattr(MemoryImage, "map_over", lambda *_: (_ for _ in ()).throw(refused.value))
+    with pytest.raises(PolicyBrokenError, match="cannot be mapped"):
+        wasm.start(shared)

@@ -21,10 +21,13 @@ from typing import NamedTuple
 import msgspec
 import wasmtime
 
+from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import PolicyBrokenError, TooLongError, UndefinedError
 from airflow_team_authz.opa.compile import ENTRYPOINTS
 from airflow_team_authz.opa.machine_code import module
 from airflow_team_authz.opa.memory_image import IS_AVAILABLE, MemoryImage, forget, memory_image
+
+log = logger(__name__)
 
 # A unit of fuel is about 0.2 ns here; an ordinary decision takes 150,000, one more of a list 45,000.
 FUEL_BASE = 50_000_000
@@ -247,7 +250,12 @@ def compiled(
     if not IS_AVAILABLE:
         _start_within_bounds(policy)
         return policy
-    image = memory_image(wasm, data, lambda: _start_within_bounds(policy).image(), kept and kept.with_name("started"))
+    try:
+        directory = kept and kept.with_name("started")
+        image = memory_image(wasm, data, lambda: _start_within_bounds(policy).image(), directory)
+    except OSError as error:
+        log.info("instances of the policy do not share their memory: %s", error)
+        return policy
     policy = policy._replace(data=b"", image=image)
     start(policy)
     return policy
@@ -295,7 +303,7 @@ def start(policy: Policy) -> Machine:
     """An instance of it; ``PolicyBrokenError`` if it cannot have one."""
     try:
         return Machine(policy)
-    except (wasmtime.WasmtimeError, wasmtime.Trap, LookupError, ValueError, TypeError) as error:
+    except (wasmtime.WasmtimeError, wasmtime.Trap, LookupError, ValueError, TypeError, OSError) as error:
         # Lookups and values: a module that exports other things than OPA's compiler does, or says other things.
         raise PolicyBrokenError(f"the compiled policy cannot be started: {error!r}") from None
 
