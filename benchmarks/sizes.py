@@ -55,6 +55,12 @@ def _sizes(home: Path) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
+def _in_process_of_its_own(bundle: Path, *numbers: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.sizes", str(bundle), *map(str, numbers)]
+    told: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return told
+
+
 def _asked(bundle: Path, teams: int, resources: int, threads: int) -> dict[str, float]:
     """Lists of so many Dags for ever new people: milliseconds on the clock and of processors, and megabytes."""
     from airflow_team_authz.engines import DecisionPoint
