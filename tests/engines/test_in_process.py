@@ -506,6 +506,19 @@ def test_rules_that_read_what_no_question_has_are_a_warning_once(
     assert len(warned) == (0 if as_bundle else 1)
 
 
+def test_one_process_of_a_host_checks_the_rules_of_a_bundle_for_the_others(
+    policy: Policy, tmp_path: Path, caplog: Log
+) -> None:
+    bundle, kept = tmp_path / "bundle.tar.gz", tmp_path / "state" / "compiled"
+    compile_directory(policy({"teams/alpha/more.rego": TYPO}), bundle)
+    # The second one could not check them itself.
+    for opa in (None, str(tmp_path / "missing")):
+        caplog.clear()
+        engine = InProcess(bundle, opa=opa, kept_code=kept)
+        eventually(lambda: TOLD in caplog.text)
+        engine.close()
+
+
 @pytest.mark.parametrize("as_bundle", [False, True])
 def test_a_strict_engine_refuses_them(policy: Policy, tmp_path: Path, caplog: Log, as_bundle: bool) -> None:
     source, bundle = policy({"teams/alpha/more.rego": "package teams.alpha\n"}), tmp_path / "bundle.tar.gz"
