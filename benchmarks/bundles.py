@@ -93,7 +93,7 @@ def platform() -> Artifact:
 
 
 def row(comparison: str, what: str, seconds: float, first: float, goal: str = "") -> Row:
-    return {"comparison": comparison, "what": what, "median_us": seconds * 1e6, "ratio": seconds / first, "goal": goal}
+    return {"comparison": comparison, "what": what, "value": seconds * 1e6, "ratio": seconds / first, "goal": goal}
 
 
 def sizes(home: Path) -> Iterator[Row]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 
 from benchmarks.harness import (
@@ -25,18 +27,29 @@ from benchmarks.harness import (
     write_policies,
 )
 
+_ABOUT_A_DAG = {
+    "subject": {"type": "user", "id": "bob", "team_ids": ["team1"], "roles": ["op"]},
+    "action": "read",
+    "resource": {"type": "dag", "team_id": "team2", "id": "dag_2"},
+}
 _LIST_GOALS = {1_000: 2_000, 10_000: 20_000, 100_000: 200_000}
 
 
 def comparisons(home: Path, options: Namespace) -> Iterator[dict[str, Any]]:
-    """All three."""
+    """One decision, lists, and many teams."""
     rounds: int = options.rounds
     yield from one_decision(home, rounds)
     yield from lists(home)
     yield from team_counts(home, rounds // 4)
 
 
-def one_decision(home: Path, rounds: int) -> Iterator[dict[str, Any]]:
+def peers(home: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    """One decision, and a list of 1,000 Dags, beside everybody who can be asked the same."""
+    yield from one_decision(home, rounds, with_others=True)
+    yield from _lists(home / "list", (1_000,), BY_KIND, "", with_others=True)
+
+
+def one_decision(home: Path, rounds: int, with_others: bool = False) -> Iterator[dict[str, Any]]:
     """May an op read a connection of the own team? Asked of the auth managers, and of OPA by a bare socket."""
     from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails
 
@@ -48,8 +61,8 @@ def one_decision(home: Path, rounds: int) -> Iterator[dict[str, Any]]:
             "resource": {"type": "connection", "team_id": "team1", "id": "pg"},
         }
 
-        def through(manager: Any, again: bool = False) -> Callable[[], None]:
-            user, number = op_of_team1(), count()
+        def through(manager: Any, again: bool = False, user: Any = None) -> Callable[[], None]:
+            user, number = user or op_of_team1(), count()
 
             def ask() -> None:
                 details = ConnectionDetails(conn_id="pg" if again else f"pg{next(number)}", team_name="team1")
@@ -58,16 +71,22 @@ def one_decision(home: Path, rounds: int) -> Iterator[dict[str, Any]]:
 
             return ask
 
-        in_process = manager_with(policy=compiled(policies))
+        bundle = compiled(policies)
+        in_process = manager_with(policy=bundle)
+        contestants = {
+            "OPA by a bare unix socket": bare_socket(address, question),
+            "in process, through the auth manager": through(in_process),
+            "the same asked again": through(in_process, again=True),
+            "OPA server, through the auth manager": through(manager_with(opa_url=f"unix://{address}")),
+            "SimpleAuthManager alone": through(simple_manager()),
+        }
+        if with_others:
+            contestants["FabAuthManager alone, without teams"] = through(*_fab())
+            contestants[PER_ITEM] = _by_http(address, question)
+            contestants |= _other_wasm(bundle, question)
         yield from compare(
             "one decision",
-            {
-                "OPA by a bare unix socket": bare_socket(address, question),
-                "in process, through the auth manager": through(in_process),
-                "the same asked again": through(in_process, again=True),
-                "OPA server, through the auth manager": through(manager_with(opa_url=f"unix://{address}")),
-                "SimpleAuthManager alone": through(simple_manager()),
-            },
+            contestants,
             rounds,
             {
                 "in process, through the auth manager": "0.5 or less",
@@ -76,13 +95,63 @@ def one_decision(home: Path, rounds: int) -> Iterator[dict[str, Any]]:
         )
 
 
+PER_ITEM = "an HTTP question per item, by httpx"
+
+
+def _fab() -> tuple[Any, bool, Any]:
+    """FAB's manager, and an op among its people."""
+    from airflow.providers.fab.auth_manager import models
+    from airflow.providers.fab.auth_manager.fab_auth_manager import FabAuthManager
+
+    allowed = [
+        models.Permission(action=models.Action(name=action), resource=models.Resource(name=resource))
+        for action in ("can_create", "can_read", "can_edit", "can_delete")
+        for resource in ("Connections", "DAGs", "Pools", "Variables")
+    ]
+    return FabAuthManager(), False, models.User(username="bob", roles=[models.Role(name="Op", permissions=allowed)])
+
+
+def _by_http(address: str, question: dict[str, Any], items: int = 1) -> Callable[[], None]:
+    """As auth managers for OPA ask that have no lists: one request for each item, over a kept connection."""
+    client = httpx.Client(transport=httpx.HTTPTransport(uds=address), base_url="http://opa")
+
+    def ask() -> None:
+        for _ in range(items):
+            answer = client.post("/v1/data/airflow/authz/decision", json={"input": question})
+            if "allow" not in answer.json()["result"]:
+                raise AssertionError("OPA does not decide")
+
+    return ask
+
+
+def _other_wasm(bundle: Path, question: dict[str, Any]) -> dict[str, Callable[[], None]]:
+    """Another package that runs OPA's Wasm, if somebody has installed it: `pip install opa-py-wasm`."""
+    if find_spec("opapywasm") is None:
+        return {}
+    from opapywasm import OpaWasmPolicy, PolicyConfig
+
+    from airflow_team_authz.opa.archive import unpack
+
+    files = unpack(bundle.read_bytes())
+    policy = OpaWasmPolicy.from_wasm_bytes(files["policy.wasm"], PolicyConfig())
+    policy.set_data(files["data.json"].decode())
+
+    def ask() -> None:
+        if policy.evaluate(question, "airflow/authz/decision")["allow"] is not True:
+            raise AssertionError("an op may read a connection of the own team")
+
+    return {"opa-py-wasm alone": ask}
+
+
 def lists(home: Path) -> Iterator[dict[str, Any]]:
     """Which of many Dags over 50 teams may an op of one team read? With rules that look at ids, and without."""
     yield from _lists(home / "lists", (1_000, 10_000, 100_000), BY_KIND, "")
     yield from _lists(home / "looking", (10_000,), TEAM, ", where all rules look at ids")
 
 
-def _lists(policies: Path, sizes: tuple[int, ...], rules: str, which: str) -> Iterator[dict[str, Any]]:
+def _lists(
+    policies: Path, sizes: tuple[int, ...], rules: str, which: str, with_others: bool = False
+) -> Iterator[dict[str, Any]]:
     bundle = compiled(write_policies(policies, 50, rules))
     ops = (op_of_team1(f"bob{number}") for number in count())
     with opa_server(policies) as address:
@@ -101,6 +170,8 @@ def _lists(policies: Path, sizes: tuple[int, ...], rules: str, which: str) -> It
 
             contestants = {name: (lambda manager=manager, ask=ask: ask(manager)) for name, manager in managers.items()}
             contestants["in process, asked again"] = lambda ask=ask: ask(in_process, op_of_team1())
+            if with_others:
+                contestants[PER_ITEM] = _by_http(address, _ABOUT_A_DAG, size)
             goal = {} if which else {"in process": f"below {_LIST_GOALS[size]:,} µs"}
             yield from compare(
                 f"a list of {size:,} Dags over 50 teams{which}", contestants, 20 if size < 100_000 else 5, goal

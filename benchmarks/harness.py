@@ -38,12 +38,18 @@ def compare(
         {
             "comparison": comparison,
             "what": name,
-            "median_us": round(median, 1),
+            "value": round(median, 1),
             "ratio": round(median / first, 3),
             "goal": goals.get(name, ""),
         }
         for name, median in medians.items()
     ]
+
+
+def private_megabytes() -> float:
+    """Memory that this process alone has."""
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_")) * 1024 / 1e6
 
 
 class Rows:
@@ -106,6 +112,18 @@ def write_policies(directory: Path, teams: int, rules: str = "") -> Path:
     # As in a bundle.
     write_derived(directory)
     return directory
+
+
+def policy_with_data(directory: Path, teams: int, lent: int) -> Path:
+    """A compiled policy of that many teams: each lends so many connections and has a group in the directory."""
+    write_policies(directory, teams)
+    for number in range(teams):
+        data = {"lent": [f"connection_{number}_{one}" for one in range(lent)], "interns": [f"intern_{number}"]}
+        (directory / "teams" / f"team{number}" / "data.json").write_text(json.dumps(data))
+    groups = {f"airflow-team{number}": [{"team_id": f"team{number}", "role": "op"}] for number in range(teams)}
+    (directory / "airflow" / "directory").mkdir()
+    (directory / "airflow" / "directory" / "data.json").write_text(json.dumps({"groups": groups}))
+    return compiled(directory)
 
 
 TEAM = """package teams.{team}

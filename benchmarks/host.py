@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import compiled, write_policies
+from benchmarks.harness import policy_with_data
 
 THREADS = (1, 8, 32)
 TEAMS = (10, 100, 1_000)
@@ -32,7 +32,7 @@ LOADED = {
 
 def comparisons(home: Path, _: Namespace) -> Iterator[dict[str, Any]]:
     """Instances for each thread or shared; in processes of their own, taking turns."""
-    bundles = {teams: _bundle(home / f"policy{teams}", teams) for teams in TEAMS}
+    bundles = {teams: policy_with_data(home / f"policy{teams}", teams, LENT) for teams in TEAMS}
     for teams in (10, 1_000):
         for threads in THREADS:
             told = _in_turn(
@@ -59,14 +59,6 @@ def comparisons(home: Path, _: Namespace) -> Iterator[dict[str, Any]]:
         )
 
 
-def _bundle(policies: Path, teams: int) -> Path:
-    write_policies(policies, teams)
-    for number in range(teams):
-        data = {"lent": [f"connection_{number}_{lent}" for lent in range(LENT)], "interns": [f"intern_{number}"]}
-        (policies / "teams" / f"team{number}" / "data.json").write_text(json.dumps(data))
-    return compiled(policies)
-
-
 def _in_turn(contestants: dict[str, list[str]], turns: int = TURNS) -> dict[str, dict[str, float]]:
     """What each of them prints, in a process of its own: the median of several."""
     told: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
@@ -86,7 +78,7 @@ def _rows(title: str, told: dict[str, dict[str, float]], what: str, goal_of_last
         shown = f"{name}, {values['MiB']:.0f} MiB" if what == "memory" else name
         value = values["MiB" if what == "memory" else what]
         goal = goal_of_last if name == list(told)[-1] else ""
-        yield {"comparison": title, "what": shown, "median_us": value, "ratio": value / (first or 1), "goal": goal}
+        yield {"comparison": title, "what": shown, "value": value, "ratio": value / (first or 1), "goal": goal}
 
 
 def _instances(ways: str, threads: int, bundle: Path) -> dict[str, float]:

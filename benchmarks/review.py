@@ -112,4 +112,4 @@ def _timed(title: str, command: list[str], place: Path, variables: Mapping[str, 
         raise SystemExit(f"{' '.join(command)} failed: {printed.read_text()[-2000:]}")
     questions = next((line for line in printed.read_text().splitlines() if "questions have" in line), "")
     what = f"{' '.join(command)}: {used.ru_maxrss >> 10} MiB {questions}".strip()
-    return {"comparison": title, "what": what, "median_us": round(taken * 1e6), "ratio": 1, "goal": goal}
+    return {"comparison": title, "what": what, "value": round(taken * 1e6), "ratio": 1, "goal": goal}

@@ -10,47 +10,61 @@ import secrets
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
-from uuid import UUID, uuid4
+from urllib.parse import quote, urlencode
 
 from rich.console import Console
 from rich.progress import track
 
 from benchmarks.doors import ALONE, OURS, SIMPLE
 from benchmarks.harness import compiled, write_policies
+from benchmarks.recording import FILE as RECORDED
+from benchmarks.site import NOW, Size, fill
 from demo.process import environment
 
-TEAMS = 100
-DAGS_OF_A_TEAM = 10
-RUNS_OF_A_DAG = 100
-# Only the newest runs still have their task instances, four each, so that there are as many of them as runs.
-RUNS_WITH_TASKS = 25
-TASKS = ("extract", "transform", "check", "load")
-AUDIT_ROWS_OF_A_DAG = 90
-AUDIT_ROWS_OF_NO_DAG = 10_000
-IMPORT_ERRORS = 5_000
-ASSETS = 500
-EVENTS_OF_AN_ASSET = 10
+SIZE = Size()
+# For the recorded pages.
+PAGES_SIZE = Size(
+    dags_of_a_team=100,
+    runs_of_a_dag=10,
+    runs_with_tasks=1,
+    audit_rows_of_a_dag=1,
+    audit_rows_of_no_dag=1_000,
+    import_errors=500,
+)
 
 # Of each measurement, the first of which is for the caches: quick requests are asked this often, slow ones at least
 # three times and as long as this.
 ROUNDS = 12
 SECONDS = 1.5
 GOAL = "1.1 or less"
+PAGE_GOAL, PART_GOAL = "1.02 or less", "0.01 or less"
 PEOPLE: dict[str, tuple[str, list[str]]] = {
     "viewer of a team": ("viewer", ["team0"]),
     "op of two teams": ("op", ["team0", "team1"]),
     "platform admin": ("admin", []),
 }
-NOW = datetime.now(UTC).replace(microsecond=0)
 DAG, RUN = "team0_dag0", "run99"
+# What makes up the part of authorization.
+ASKED = (
+    "is_authorized",
+    "get_authorized",
+    "filter_authorized",
+    "batch_is_authorized",
+    "get_extra_menu_items",
+    "require",
+)
+WALL = ("_narrow", "_check_statement", "_check_writes", "_end_of_checked_writes", "_known_teams")
 TEAM_AUTHZ = "airflow_team_authz.TeamAuthManager"
+# What the UI offers only to others.
+NOT_FOR = {("viewer of a team", "connections")}
 LISTS: dict[str, str | None] = {
     "/api/v2/eventLogs": "-when",
     "/api/v2/importErrors": None,
@@ -108,15 +122,27 @@ def _pages() -> Iterator[tuple[str, list[str]]]:
     yield "dependencies", ["/ui/dependencies"]
 
 
+def _recorded() -> Iterator[tuple[str, list[str]]]:
+    """What the UI really asks for when somebody opens a page: see ``benchmarks.recording``."""
+    times = {"now": NOW.isoformat(), "day_ago": (NOW - timedelta(days=1)).isoformat()}
+    times = {name: quote(time) for name, time in times.items()}
+    for page, requests in json.loads(RECORDED.read_text()).items():
+        yield page, [request.removeprefix("GET ").format_map(times) for request in requests]
+
+
 def _path(path: str, **query: Any) -> str:
     return f"{path}?{urlencode(query)}" if query else path
 
 
 class Cost(NamedTuple):
-    """What requests have taken: seconds on the clock, and seconds of processors, those of PostgreSQL included."""
+    """What requests have taken: seconds on the clock, and seconds of processors, those of PostgreSQL included.
+
+    ``part``: seconds of the server's processor that its auth manager has taken, with all that this package adds.
+    """
 
     clock: float
     processors: float
+    part: float = 0
 
 
 class Server:
@@ -161,22 +187,53 @@ class Server:
 
 
 def comparisons(home: Path, options: Namespace) -> Iterator[dict[str, Any]]:
-    """Every list and page for each of the people, asked of both servers in turn, or only those that hold a text."""
+    """Every list and page for each of the people, asked of both servers in turn, or only those that hold a text.
+
+    With ``options.pages`` the recorded pages of a site of 10,000 Dags instead, and the auth manager's part of each.
+    """
     if options.postgres:
         from tests.support.postgres import Postgres
 
         database = Postgres(home / "postgres")
         try:
             database.start()
-            yield from _compared(home, database.url, options.only, database.processor_seconds)
+            yield from _compared(home, database.url, options, database.processor_seconds)
         finally:
             database.stop()
     else:
-        yield from _compared(home, f"sqlite:///{home}/airflow.db", options.only, lambda: 0)
+        yield from _compared(home, f"sqlite:///{home}/airflow.db", options, lambda: 0)
 
 
-def _compared(home: Path, url: str, only: str, database: Callable[[], float]) -> Iterator[dict[str, Any]]:
-    policy = compiled(write_policies(home / "policies", teams=TEAMS))
+def _compared(home: Path, url: str, options: Namespace, database: Callable[[], float]) -> Iterator[dict[str, Any]]:
+    size = PAGES_SIZE if options.pages else SIZE
+    kinds = {"pages": dict(_recorded())} if options.pages else {
+        "lists": {what: [path] for what, path in _lists()}, "pages": dict(_pages())
+    }  # fmt: skip
+    asked = [
+        (who, f"{kind}, {who}, {OURS} on {url.partition('+')[0].partition(':')[0]}, beside {ALONE}", what, paths)
+        for kind, requests in kinds.items()
+        for who in PEOPLE
+        for what, paths in requests.items()
+        if options.only in f"{kind}, {who}, {what}" and (who, what) not in NOT_FOR
+    ]
+    alone, ours = _servers(home, url, size, database)
+    parts = []
+    try:
+        for who, title, what, paths in track(asked, "rows", console=Console(stderr=True)):
+            found = _ratio(who, paths, alone, ours)
+            yield {"comparison": title, "what": what, "goal": PAGE_GOAL if options.pages else GOAL, **found}
+            part = {"value": found["part_us"], "ratio": found["part"], "beside": found["part_alone"]}
+            parts.append({"comparison": f"part of {title}", "what": what, "goal": PART_GOAL, **part})
+    finally:
+        for server in (ours, alone):
+            server.close()
+    if options.pages:
+        yield from parts
+
+
+def _servers(home: Path, url: str, size: Size, database: Callable[[], float]) -> tuple[Server, Server]:
+    """Airflow alone, and with this package, on one database."""
+    policy = compiled(write_policies(home / "policies", teams=size.teams))
     settings = {
         "AIRFLOW__CORE__MULTI_TEAM": "True",
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -191,24 +248,9 @@ def _compared(home: Path, url: str, only: str, database: Callable[[], float]) ->
         "AIRFLOW__TEAM_AUTHZ__POLICY": str(policy),
         "AIRFLOW__TEAM_AUTHZ__DEADLINE_MS": "10000",
     }
-    filled = environment(AIRFLOW_HOME=str(home / "filling"), PYTHONPATH=os.pathsep.join(sys.path), **settings)
-    subprocess.run([sys.executable, "-c", "from benchmarks.rows import fill\nfill()"], env=filled, check=True)
+    fill(size, environment(AIRFLOW_HOME=str(home / "filling"), **settings))
     alone = Server(home / "alone", settings | {"AIRFLOW__CORE__AUTH_MANAGER": SIMPLE}, database)
-    ours = Server(home / "ours", settings | guarding, database)
-    kinds = {"lists": {what: [path] for what, path in _lists()}, "pages": dict(_pages())}
-    asked = [
-        (who, f"{kind}, {who}, {OURS} on {url.partition('+')[0].partition(':')[0]}, beside {ALONE}", what, paths)
-        for kind, requests in kinds.items()
-        for who in PEOPLE
-        for what, paths in requests.items()
-        if only in f"{kind}, {who}, {what}"
-    ]
-    try:
-        for who, title, what, paths in track(asked, "rows", console=Console(stderr=True)):
-            yield {"comparison": title, "what": what, "goal": GOAL, **_ratio(who, paths, alone, ours)}
-    finally:
-        for server in (ours, alone):
-            server.close()
+    return alone, Server(home / "ours", settings | guarding, database)
 
 
 def _ratio(who: str, paths: list[str], alone: Server, ours: Server) -> dict[str, float]:
@@ -222,12 +264,15 @@ def _ratio(who: str, paths: list[str], alone: Server, ours: Server) -> dict[str,
                 taken[name].append(cost)
         if time.monotonic() > end and round_ >= 3:
             break
-    clock, processors = (
+    clock, processors, parts = (
         {name: statistics.median(cost[part] for cost in costs) * 1e6 for name, costs in taken.items()}
-        for part in range(2)
+        for part in range(3)
     )
     return {
-        "median_us": round(processors[OURS]),
+        "part_us": round(parts[OURS]),
+        "part": round(parts[OURS] / processors[OURS], 4),
+        "part_alone": round(parts[ALONE] / processors[ALONE], 4),
+        "value": round(processors[OURS]),
         "ratio": round(processors[OURS] / processors[ALONE], 3),
         "clock_us": round(clock[OURS]),
         "clock_ratio": round(clock[OURS] / clock[ALONE], 3),
@@ -246,7 +291,10 @@ async def _serve() -> None:
     from airflow.api_fastapi.app import cached_app, get_auth_manager
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 
+    part = Part()
+    part.put_around_wall()
     app = cached_app()
+    part.put_around(type(get_auth_manager()))
     tokens = {
         who: get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=who, role=role, teams=teams))
         for who, (role, teams) in PEOPLE.items()
@@ -254,15 +302,53 @@ async def _serve() -> None:
     async with app.router.lifespan_context(app):
         for line in sys.stdin:
             who, paths = json.loads(line)
+            part.seconds = 0.0
             clock, processors = time.perf_counter(), time.process_time()
             answers = [await _answer(app, path, tokens[who]) for path in paths]
-            cost = Cost(time.perf_counter() - clock, time.process_time() - processors)
+            cost = Cost(time.perf_counter() - clock, time.process_time() - processors, part.seconds)
             wrong = [
                 f"{path}: {status} {body[:300]!r}"
                 for path, (status, body) in zip(paths, answers, strict=True)
                 if status != 200
             ]
             print(f"told {json.dumps('; '.join(wrong) if wrong else cost)}", flush=True)
+
+
+class Part:
+    """How long threads are within the auth manager's decisions, and within what this package adds to the session."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._thread = threading.local()
+
+    def put_around(self, manager: type) -> None:
+        """Measure each decision of the auth manager."""
+        for name in dir(manager):
+            if name.startswith(ASKED):
+                setattr(manager, name, self._around(getattr(manager, name)))
+
+    def put_around_wall(self) -> None:
+        """Measure the second wall and the further questions about routes. To be called before Airflow makes its app."""
+        from airflow_team_authz.doors import user_requests, wall
+
+        for module, names in ((wall, WALL), (user_requests, ("_ask",))):
+            for name in names:
+                setattr(module, name, self._around(getattr(module, name)))
+
+    def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def around(*arguments: Any, **named: Any) -> Any:
+            if getattr(self._thread, "is_within", False):
+                return function(*arguments, **named)
+            self._thread.is_within = True
+            began = time.thread_time()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.seconds += time.thread_time() - began
+                self._thread.is_within = False
+
+        return around
 
 
 async def _answer(app: Any, target: str, token: str) -> tuple[int, bytes]:
@@ -293,149 +379,3 @@ async def _answer(app: Any, target: str, token: str) -> tuple[int, bytes]:
 
     await app(scope, receive, send)
     return status, b"".join(parts)
-
-
-# In the process that fills the database
-
-
-def fill() -> None:
-    """Teams with their Dags, and what has piled up about them."""
-    import airflow.settings
-    from airflow.models import import_all_models
-    from airflow.models.base import Base
-    from sqlalchemy import insert, text
-
-    import_all_models()
-    engine = airflow.settings.engine
-    assert engine is not None
-    Base.metadata.create_all(engine)
-    with engine.begin() as connection:
-        for name, rows in _tables():
-            connection.execute(insert(Base.metadata.tables[name]), rows)
-        if engine.dialect.name == "postgresql":
-            # Its servers do this on their own after a while.
-            connection.execute(text("ANALYZE"))
-
-
-def _tables() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Names of tables with their rows, what is referred to first."""
-    teams = [f"team{number}" for number in range(TEAMS)]
-    dags = [(f"{team}_dag{number}", team) for team in teams for number in range(DAGS_OF_A_TEAM)]
-    versions = {dag_id: uuid4() for dag_id, _ in dags}
-    yield "team", [{"name": team} for team in teams]
-    yield "dag_bundle", [{"name": team, "active": True} for team in teams]
-    yield "dag_bundle_team", [{"dag_bundle_name": team, "team_name": team} for team in teams]
-    yield (
-        "slot_pool",
-        [
-            {"pool": name, "slots": 1, "include_deferred": False, "team_name": team}
-            for name, team in [("default_pool", None), *((f"{team}_pool", team) for team in teams)]
-        ],
-    )
-    yield "log_template", [{"filename": "x", "elasticsearch_id": "x"}]
-    yield "dag", [
-        {
-            "dag_id": dag_id, "dag_display_name": dag_id, "bundle_name": team, "is_paused": False, "is_stale": False,
-            "fileloc": f"/dags/{dag_id}.py", "relative_fileloc": f"{dag_id}.py", "owners": team,
-            "last_parsed_time": NOW, "timetable_type": "x", "timetable_summary": "None", "timetable_description": "x",
-            "timetable_partitioned": False, "timetable_periodic": False, "max_active_tasks": 16, "max_active_runs": 16,
-            "max_consecutive_failed_dag_runs": 0, "has_task_concurrency_limits": False, "has_import_errors": False,
-        }
-        for dag_id, team in dags
-    ]  # fmt: skip
-    yield "dag_tag", [{"name": f"tag {number % 20}", "dag_id": dag_id} for number, (dag_id, _) in enumerate(dags)]
-    yield (
-        "dag_version",
-        [{"id": versions[dag_id], "version_number": 1, "dag_id": dag_id, "bundle_name": team} for dag_id, team in dags],
-    )
-    yield "serialized_dag", list(_serialized(versions))
-    yield "dag_run", list(_runs(versions))
-    yield "task_instance", list(_task_instances(versions))
-    yield "log", list(_audit_rows(dags))
-    yield "import_error", [
-        {"timestamp": NOW, "filename": f"{dag_id}.py" if number < len(dags) else f"file{number}.py",
-         "bundle_name": team, "stacktrace": "Traceback\n" * 20}
-        for number in range(IMPORT_ERRORS) for dag_id, team in [dags[number % len(dags)]]
-    ]  # fmt: skip
-    names = [f"asset{number}" for number in range(ASSETS)]
-    yield (
-        "asset",
-        [{"id": id_, "name": name, "uri": f"s3://{name}", "group": "asset"} for id_, name in enumerate(names, 1)],
-    )
-    yield "asset_active", [{"name": name, "uri": f"s3://{name}"} for name in names]
-    waiting = [(1 + number % ASSETS, dag_id) for number, (dag_id, _) in enumerate(dags)]
-    yield (
-        "dag_schedule_asset_reference",
-        [{"asset_id": id_, "dag_id": dag_id, "allow_global_producers": True} for id_, dag_id in waiting],
-    )
-    making = [(1 + (number + 7) % ASSETS, dag_id) for number, (dag_id, _) in enumerate(dags)]
-    yield (
-        "task_outlet_asset_reference",
-        [
-            {"asset_id": id_, "dag_id": dag_id, "task_id": "load", "allow_global_consumers": True}
-            for id_, dag_id in making
-        ],
-    )
-    yield "asset_event", [
-        {"asset_id": id_, "source_dag_id": dag_id, "source_task_id": "load", "source_map_index": -1,
-         "source_run_id": f"run{RUNS_OF_A_DAG - 1 - number}", "timestamp": NOW - timedelta(minutes=number)}
-        for id_, dag_id in making[:ASSETS] for number in range(EVENTS_OF_AN_ASSET)
-    ]  # fmt: skip
-
-
-def _serialized(versions: Mapping[str, UUID]) -> Iterator[dict[str, Any]]:
-    """One Dag, which goes by as many names as there are Dags."""
-    from airflow.providers.standard.operators.empty import EmptyOperator
-    from airflow.sdk import DAG
-    from airflow.serialization.serialized_objects import DagSerialization
-
-    with DAG("THE_DAG", schedule=None) as dag:
-        first, *others = (EmptyOperator(task_id=task_id) for task_id in TASKS)
-        for other in others:
-            first >> other
-            first = other
-    text = json.dumps(DagSerialization.to_dict(dag))
-    for dag_id, version in versions.items():
-        data = json.loads(text.replace("THE_DAG", dag_id))
-        yield {"dag_id": dag_id, "data": data, "dag_hash": version.hex, "dag_version_id": version}
-
-
-def _runs(versions: Mapping[str, UUID]) -> Iterator[dict[str, Any]]:
-    for dag_id, version in versions.items():
-        for number in range(RUNS_OF_A_DAG):
-            start = NOW - timedelta(hours=RUNS_OF_A_DAG - number)
-            yield {
-                "dag_id": dag_id, "run_id": f"run{number}", "run_type": "scheduled", "logical_date": start,
-                "state": "failed" if number % 10 == 0 else "success", "start_date": start, "clear_number": 0,
-                "end_date": start + timedelta(minutes=5), "queued_at": start, "run_after": start, "conf": {},
-                "data_interval_start": start, "data_interval_end": start, "log_template_id": 1,
-                "created_dag_version_id": version,
-            }  # fmt: skip
-
-
-def _task_instances(versions: Mapping[str, UUID]) -> Iterator[dict[str, Any]]:
-    for dag_id, version in versions.items():
-        for number in range(RUNS_OF_A_DAG - RUNS_WITH_TASKS, RUNS_OF_A_DAG):
-            start = NOW - timedelta(hours=RUNS_OF_A_DAG - number)
-            for task_id in TASKS:
-                yield {
-                    "id": uuid4(), "dag_id": dag_id, "run_id": f"run{number}", "task_id": task_id, "map_index": -1,
-                    "task_display_name": task_id, "state": "success", "start_date": start, "duration": 60,
-                    "end_date": start + timedelta(minutes=1), "try_number": 1, "max_tries": 0, "hostname": "h",
-                    "unixname": "u", "pool": "default_pool", "queue": "default", "priority_weight": 1,
-                    "operator": "EmptyOperator", "executor_config": {}, "dag_version_id": version,
-                }  # fmt: skip
-
-
-def _audit_rows(dags: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    for number in range(AUDIT_ROWS_OF_A_DAG):
-        for dag_id, team in dags:
-            yield {
-                "dttm": NOW - timedelta(minutes=number), "dag_id": dag_id, "task_id": TASKS[number % 4],
-                "map_index": -1, "run_id": f"run{number}", "event": "success", "owner": team,
-                "owner_display_name": team, "extra": '{"host_name": "h"}', "try_number": 1,
-            }  # fmt: skip
-    nothing = dict.fromkeys(("dag_id", "task_id", "map_index", "run_id", "try_number"))
-    for number in range(AUDIT_ROWS_OF_NO_DAG):
-        told = {"event": "post_connection", "owner": "pat", "owner_display_name": "pat", "extra": "{}"}
-        yield {"dttm": NOW - timedelta(seconds=number), **told, **nothing}

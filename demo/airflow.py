@@ -29,7 +29,7 @@ class Airflow:
 
     ``python`` is the interpreter of the virtual environment that Airflow is taken from; ``components`` are what runs
     besides the API server, by what its health is called, with the arguments of `airflow`; ``variables`` are added to
-    their environment.
+    their environment. ``workers``: processes of the API server.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Airflow:
         python: Path = Path(sys.executable),
         components: Mapping[str, Sequence[str]] = MappingProxyType({}),
         variables: Mapping[str, str] = MappingProxyType({}),
+        workers: int = 1,
     ) -> None:
         self.home = home
         self.port = free_port()
@@ -49,7 +50,7 @@ class Airflow:
         write_configuration(home / "airflow.cfg", _with_basics(home, self.url, settings))
         command = [self._python, "-m", "airflow", "api-server", "--host", "127.0.0.1", "--port", str(self.port)]
         log = home / "api-server.log"
-        self._server = Process("The Airflow API server", [*command, "--workers", "1"], log, self._env)
+        self._server = Process("The Airflow API server", [*command, "--workers", str(workers)], log, self._env)
         self._components = {
             name: Process(
                 f"The Airflow {name}", [self._python, "-m", "airflow", *arguments], home / f"{name}.log", self._env

@@ -19,10 +19,10 @@ from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.team import dag_bundle_team_association_table
 from airflow.models.trigger import Trigger
 from msgspec import UNSET, Struct
-from sqlalchemy import Select, String, cast, func, literal, select, union, union_all
+from sqlalchemy import Select, func, literal, select, union, union_all
 
 from airflow_team_authz import airflow_compat
-from airflow_team_authz.doors.many_rows import Rows, many_rows
+from airflow_team_authz.doors.many_rows import Rows, Table, many_rows
 from airflow_team_authz.model import Subject
 
 if TYPE_CHECKING:
@@ -127,11 +127,6 @@ def _refers_to(asset: NamedAsset, subject: Subject, session: Session) -> bool:
     return False
 
 
-def references(session: Session) -> Rows[Reference]:
-    """Everything, beside the teams of Dags, that says whose assets are."""
-    return many_rows(session, _references(), Reference)
-
-
 def uses(found: Rows[Reference]) -> dict[str, set[int]]:
     """The assets that each Dag waits for, reads or writes."""
     used: dict[str, set[int]] = {}
@@ -145,7 +140,8 @@ _WATCHER = "watcher"
 
 
 @cache
-def _references() -> Select[Any]:
+def references() -> Table[Reference]:
+    """Everything, beside the teams of Dags, that says whose assets are."""
     of_dags: dict[str, Any] = {
         "writes": TaskOutletAssetReference,
         "waits": DagScheduleAssetReference,
@@ -156,11 +152,11 @@ def _references() -> Select[Any]:
         watching = _reference(_WATCHER, AssetWatcherModel.asset_id, team_of_trigger, Trigger.created_date)
         parts.append(watching.join(Trigger, AssetWatcherModel.trigger_id == Trigger.id))
     together = union_all(*parts).subquery()
-    return select(*together.c)
+    return Table(select(*together.c), Reference)
 
 
 def _reference(kind: str, asset_id: Any, by: Any, since: Any) -> Select[Any]:
-    return select(literal(kind).label("kind"), asset_id, by.label("made_by"), cast(since, String(40)).label("since"))
+    return select(literal(kind).label("kind"), asset_id, by.label("made_by"), since.label("since"))
 
 
 @cache
@@ -199,7 +195,7 @@ def _oldest(claims: Collection[Select[Any]]) -> Select[Any]:
 
 def _owners(session: Session, statement: Select[Any], asset_ids: Collection[int] | None) -> dict[int, str | None]:
     if asset_ids is None:
-        return {owner.asset_id: owner.team_id for owner in many_rows(session, statement, _Owner)}
+        return {owner.asset_id: owner.team_id for owner in many_rows(session, Table(statement, _Owner))}
     asset_id = statement.selected_columns.asset_id
     rows: Any = session.connection().execute(statement.where(asset_id.in_(asset_ids)))
     return dict(rows.all())

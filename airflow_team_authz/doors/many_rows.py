@@ -6,9 +6,10 @@ one text. As long as the text is the same, the rows are the same object, and so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import Text, cast, func, select
@@ -43,40 +44,75 @@ class Rows(tuple[Row, ...]):
         return known[1]
 
 
+class Table(NamedTuple, Generic[Row]):
+    """What is read: a statement whose columns are texts, times and whole numbers, and what each of its rows becomes.
+
+    ``row`` is a ``msgspec.Struct`` with ``array_like``. Each database writes times as texts in its own way.
+    """
+
+    statement: Any
+    row: type[Row]
+
+
 class _Newest(NamedTuple):
     text: str
+    found: Counter[tuple[Any, ...]]
     rows: Rows[Any]
 
 
-# By dialect, statement and kind of row: what was read last. A text that is another one takes its place.
-_newest: dict[tuple[str, Any, type], _Newest] = {}
+# By dialect and table: what was read last. A text that is another one takes its place.
+_newest: dict[tuple[str, Table[Any]], _Newest] = {}
 
 
-def many_rows(session: Session, statement: Any, row: type[Row]) -> Rows[Row]:
-    """Rows of ``statement``, in any order, as instances of ``row``: a ``msgspec.Struct`` with ``array_like``.
+def many_rows(session: Session, table: Table[Row]) -> Rows[Row]:
+    """The rows of a table, in any order. Make the table once, since what is made of it is kept."""
+    (rows,) = rows_of_each(session, (table,))
+    return rows
 
-    Columns are texts and whole numbers. Make the statement once, since what is made of it is kept.
-    """
+
+def rows_of_each(session: Session, tables: tuple[Table[Any], ...]) -> list[Rows[Any]]:
+    """The rows of each table at one moment, which the database sends together."""
     # By the connection: no objects are wanted.
     with requests.unfiltered():
         connection = session.connection()
         dialect = connection.dialect.name
         if dialect not in _JSON:
-            found = [tuple(columns) for columns in connection.execute(statement)]
-            return Rows(msgspec.convert(found, list[row]))  # type: ignore[valid-type]
-        text: str = connection.execute(_as_text(statement, dialect)).scalar_one()
-    newest = _newest.get((dialect, statement, row))
-    if newest is None or newest.text != text:
-        newest = _Newest(text, Rows(map(row, *_columns(row, text))))
-        if len(text) <= _MOST_KEPT:
-            _newest[dialect, statement, row] = newest
-    return newest.rows
+            return [_converted(connection.execute(table.statement), table.row) for table in tables]
+        texts = connection.execute(_as_texts(tables, dialect)).one()
+    return [_known_or_decoded(dialect, table, text) for table, text in zip(tables, texts, strict=True)]
+
+
+def _converted(found: Iterable[Any], row: type[Row]) -> Rows[Row]:
+    values = [
+        [value if isinstance(value, (str, int)) or value is None else str(value) for value in one] for one in found
+    ]
+    return Rows(msgspec.convert(values, list[row]))  # type: ignore[valid-type]
+
+
+def _known_or_decoded(dialect: str, table: Table[Row], text: str) -> Rows[Row]:
+    newest = _newest.get((dialect, table))
+    if newest is not None and newest.text == text:
+        return newest.rows
+    columns = _columns(table.row, text)
+    # A table's rows change their places whenever Airflow writes something else into one.
+    found = Counter(zip(*columns, strict=True))
+    rows = newest.rows if newest is not None and newest.found == found else Rows(map(table.row, *columns))
+    if len(text) <= _MOST_KEPT:
+        _newest[dialect, table] = _Newest(text, found, rows)
+    return rows
 
 
 @lru_cache(32)
-def _as_text(statement: Any, dialect: str) -> Any:
+def _as_texts(tables: tuple[Table[Any], ...], dialect: str) -> Any:
     list_of_values, list_of_columns = (getattr(func, name) for name in _JSON[dialect])
-    return select(cast(list_of_columns(*(list_of_values(column) for column in statement.subquery().c)), Text))
+    return select(
+        *(
+            select(
+                cast(list_of_columns(*(list_of_values(column) for column in table.statement.subquery().c)), Text)
+            ).scalar_subquery()
+            for table in tables
+        )
+    )
 
 
 def _columns(row: type[Row], text: str) -> list[list[Any]]:

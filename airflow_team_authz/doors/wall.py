@@ -31,7 +31,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Mapper, Session, with_loader_criteria
-from sqlalchemy.sql import visitors
 from sqlalchemy.sql.operators import eq, in_op, or_
 
 from airflow_team_authz.doors import disclosure
@@ -48,6 +47,7 @@ _NAME = r'\s+["`]?(?:\w+["`]?\.["`]?)?(\w+)'
 _READ_TABLES = re.compile(r"(?:\bFROM|\bJOIN|,)" + _NAME, re.IGNORECASE)
 _WRITTEN_TABLE = re.compile(r"\b(?:INTO|UPDATE|DELETE\s+FROM)" + _NAME, re.IGNORECASE)
 _ZERO, _ONE = (literal_column(digit, Integer) for digit in "01")
+_WITHOUT_PARTS = {"bindparam", "column", "table"}
 _LOADED_AT_ONCE = {"joined", "selectin", "subquery", "immediate", False}
 
 
@@ -158,13 +158,12 @@ def _owned_classes(statement: Any) -> dict[Any, bool]:
     """The owned classes that a statement reads, in subqueries too; true for what it finds by a key of its own."""
     itself, along, chosen = set[str](), set[str](), set[str]()
     alternatives = set[int]()
-    elements: Iterator[Any] = visitors.iterate(statement)
-    for element in elements:
+    for element in _elements(statement):
         kind = element.__visit_name__
         if kind == "table":
             itself.add(element.name)
         elif isinstance(element, BooleanClauseList) and element.operator is or_:
-            alternatives.update(map(id, visitors.iterate(element)))
+            alternatives.update(map(id, _elements(element)))
         elif kind == "binary" and id(element) not in alternatives:
             chosen.update(_chosen(element))
         # Of anything else SQLAlchemy looks long for what is not there.
@@ -174,6 +173,16 @@ def _owned_classes(statement: Any) -> dict[Any, bool]:
     tables = owned_tables()
     # A table that the statement reads itself, too, does not only come along.
     return {tables[name]: name not in itself or name in chosen for name in itself | along if name in tables}
+
+
+def _elements(statement: Any) -> Iterator[Any]:
+    """The parts of a statement, itself among them: each before its own parts."""
+    waiting = [statement]
+    for element in waiting:
+        yield element
+        # Half of all, and SQLAlchemy looks long for parts that these do not have.
+        if element.__visit_name__ not in _WITHOUT_PARTS:
+            waiting.extend(element.get_children())
 
 
 def _chosen(comparison: Any) -> Iterator[str]:

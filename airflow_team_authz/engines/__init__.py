@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import compress
@@ -269,7 +270,7 @@ class DecisionPoint:
 
     def _ask_allowed(self, question: Evaluations, pace: float | None = None) -> _Listed:
         chosen, revision, kept = self._ask("allowed", self._read_allowed, question, pace)
-        return _Listed(list(compress(question.resources, chosen)), revision, kept)
+        return _Listed(list(compress(question.resources, zlib.decompress(chosen))), revision, kept)
 
     def _allowed_alone(self, question: Evaluations, whole: EngineError) -> _Listed:
         """Asks about each team on its own, and raises the error about the whole if that is of no use."""
@@ -435,7 +436,7 @@ class DecisionPoint:
         return decisions
 
     def _read_allowed(self, value: Value, question: Evaluations, kinds: ByKind | None) -> bytes:
-        """A byte for each resource, 1 if it is allowed."""
+        """A byte for each resource, 1 if it is allowed. Compressed, since it is kept, and most of them are alike."""
         asked = len(question.resources if kinds is None else kinds.firsts)
         indices = self._decode_indices(value)
         if any(not 0 <= index < asked for index in indices) or len(set(indices)) != len(indices):
@@ -443,7 +444,7 @@ class DecisionPoint:
         chosen = bytearray(asked)
         for index in indices:
             chosen[index] = 1
-        return bytes(chosen) if kinds is None else kinds.of_all(chosen)
+        return zlib.compress(chosen if kinds is None else kinds.of_all(chosen), level=1)
 
     def close(self) -> None:
         """Close the engine."""

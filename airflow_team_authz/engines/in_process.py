@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import threading
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from airflow_team_authz import forks
 from airflow_team_authz.engines import Reply
@@ -18,6 +22,8 @@ from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import PolicyBrokenError
 from airflow_team_authz.opa.archive import MAX_BYTES, BundleRefusedError, unpack
 from airflow_team_authz.opa.compile import CompileError, compile_directory, fingerprint, scratch_directory
+from airflow_team_authz.opa.host_files import Recipe, found_or_made
+from airflow_team_authz.opa.memory_image import give_back
 from airflow_team_authz.opa.wasm import KEEP_PAGES, Policy, compiled, mebibytes
 
 if TYPE_CHECKING:
@@ -203,25 +209,43 @@ class InProcess:
                 f"the policy {self._source} is not what [team_authz] strict_policy asks for: {told}"
             )
 
-    def _warn(self) -> None:
-        """Tell what is wrong with the policy in force, once."""
+    def _warn(self) -> bool:
+        """Tell what is wrong with the policy in force, once; whether there was something to look at."""
         policy, self._unexamined = self._unexamined, None
         if policy is None:
-            return
+            return False
         try:
             # A child that is forked meanwhile would keep a pipe to the program open.
             with forks.whole():
-                found = _findings(policy, self._opa)
+                found = self._found(policy)
         except (CompileError, OSError) as error:
             log.info("the rules of %s are not checked: %s", self._source, error)
-            return
+            return True
         except Exception:
             log.exception("checking the rules of %s failed", self._source)
-            return
+            return True
         for told in found[:_MOST_TOLD]:
             log.warning("policy %s is %s, but %s", self._source, self._standing, told)
         if len(found) > _MOST_TOLD:
             log.warning("`team-authz doctor` tells %d more of policy %s", len(found) - _MOST_TOLD, self._source)
+        return True
+
+    def _found(self, policy: Path | Mapping[str, bytes]) -> list[str]:
+        """What is wrong with a policy; of a bundle, one process of the host finds it out for the others."""
+        if isinstance(policy, Path):
+            return _findings(policy, self._opa)
+        digest = hashlib.sha256(version("airflow-team-authz").encode())
+        for name, text in sorted(policy.items()):
+            digest.update(b"%d %d\n" % (len(name), len(text)) + name.encode() + text)
+        recipe = Recipe(
+            digest.hexdigest()[:32],
+            ".findings",
+            make=lambda: _findings(policy, self._opa),
+            content=msgspec.json.encode,
+            use=_read_findings,
+            unfit=(msgspec.DecodeError,),
+        )
+        return found_or_made(recipe, self._kept_code and self._kept_code.with_name("examined"))
 
     def _replace(self, policy: Policy) -> None:
         # Who has stolen a key may have signed any serial.
@@ -272,8 +296,10 @@ class InProcess:
                     self._replace_by(now, quick=True)
             elif time.monotonic() >= self._again:
                 self._replace_by(now, quick=False)
-            self._warn()
-            self._in_force.instances.shrink()
+            has_warned = self._warn()
+            if self._in_force.instances.shrink() or has_warned:
+                # What was loaded, or has answered long lists, has taken large blocks of memory for a moment.
+                give_back()
 
     def _is_at_rest(self, fingerprint_: str) -> bool:
         """Whether nobody is writing: two looks in a row have to agree."""
@@ -315,6 +341,12 @@ class InProcess:
         if self._missing:
             return "this process has no policy"
         return f"policy revision {self._policy.revision} stays {self._standing}"
+
+
+def _read_findings(file: int) -> list[str]:
+    with open(file, "rb", closefd=False) as content:
+        content.seek(0)
+        return msgspec.json.decode(content.read(), type=list[str])
 
 
 def _findings(policy: Path | Mapping[str, bytes], opa: str | None, certain: bool = False) -> list[str]:

@@ -24,6 +24,7 @@ import wasmtime
 from airflow_team_authz.model import PolicyBrokenError, TooLongError, UndefinedError
 from airflow_team_authz.opa.compile import ENTRYPOINTS
 from airflow_team_authz.opa.machine_code import module
+from airflow_team_authz.opa.memory_image import IS_AVAILABLE, MemoryImage, forget, memory_image
 
 # A unit of fuel is about 0.2 ns here; an ordinary decision takes 150,000, one more of a list 45,000.
 FUEL_BASE = 50_000_000
@@ -58,11 +59,12 @@ _MOST_DIRECTORY_BYTES = 8 << 20
 _NOT_AS_AGREED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 # One call without arguments instead of one with seven: converting an argument costs as much as a rule.
-# The slot holds entrypoint, length of the input, and afterwards the address of the result.
+# The slot holds entrypoint, length of the input, and afterwards the address of the result and the end of what it took.
 _TRAMPOLINE = """
 (module
   (import "opa" "memory" (memory 1))
   (import "opa" "opa_eval" (func $eval (param i32 i32 i32 i32 i32 i32 i32) (result i32)))
+  (import "opa" "opa_heap_ptr_get" (func $end (result i32)))
   (func (export "evaluate")
     (i32.store (i32.const {result})
       (call $eval
@@ -72,7 +74,8 @@ _TRAMPOLINE = """
         (i32.const {heap})
         (i32.load (i32.const {length}))
         (i32.add (i32.const {heap}) (i32.load (i32.const {length})))
-        (i32.const 0)))))
+        (i32.const 0)))
+    (i32.store (i32.const {end}) (call $end))))
 """
 
 
@@ -96,7 +99,10 @@ class Alike(msgspec.Struct, frozen=True):
 
 
 class Policy(NamedTuple):
-    """A compiled policy: what all threads share. ``rego`` is the source that was beside it, for who loads it."""
+    """A compiled policy: what all threads share. ``rego`` is the source that was beside it, for who loads it.
+
+    ``data`` is JSON. Without it, a started policy's memory is in ``image``.
+    """
 
     engine: wasmtime.Engine
     module: wasmtime.Module
@@ -108,6 +114,7 @@ class Policy(NamedTuple):
     directory_bytes: int = 0
     alike: Alike = Alike()
     rego: Mapping[str, bytes] | None = None
+    image: MemoryImage | None = None
 
     def fuel(self, question: bytes, size: int, teams: int, pace: float | None = None) -> int:
         """The allowance of a question about so many resources of so many teams; ``pace``: a multiple of the usual cost.
@@ -237,13 +244,23 @@ def compiled(
         policy = Policy(engine, machine_code, data, revision, serial, key_id, None, *_of_data(data))
     except wasmtime.WasmtimeError as error:
         raise PolicyBrokenError(str(error)) from None
+    if not IS_AVAILABLE:
+        _start_within_bounds(policy)
+        return policy
+    image = memory_image(wasm, data, lambda: _start_within_bounds(policy).image(), kept and kept.with_name("started"))
+    policy = policy._replace(data=b"", image=image)
+    start(policy)
+    return policy
+
+
+def _start_within_bounds(policy: Policy) -> Machine:
     machine = start(policy)
     if machine.pages > MAX_START_PAGES:
         raise PolicyBrokenError(
             f"the policy and its data take {mebibytes(machine.pages)} MiB before the first question, "
             f"and {mebibytes(MAX_START_PAGES)} may be"
         )
-    return policy
+    return machine
 
 
 def _config() -> wasmtime.Config:
@@ -283,15 +300,31 @@ def start(policy: Policy) -> Machine:
         raise PolicyBrokenError(f"the compiled policy cannot be started: {error!r}") from None
 
 
+class _Start(msgspec.Struct, frozen=True):
+    """What an instance has to know of its memory: addresses, and the numbers of entrypoints.
+
+    ``data_bytes`` is what the data takes, with its text.
+    """
+
+    slot: int
+    data: int
+    heap: int
+    data_bytes: int
+    entrypoints: dict[str, int]
+
+
 class Machine:
     """An instance of a policy, with its memory; for one thread at a time."""
 
     def __init__(self, policy: Policy) -> None:
         # For whoever hands it out: on the clock of ``time.monotonic``.
         self.rests_since = 0.0
+        image = None if policy.data else policy.image
+        self._has_image = image is not None
         self._store = store = wasmtime.Store(policy.engine)
         store.set_fuel(100 * FUEL_BASE)
-        self._memory = memory = wasmtime.Memory(store, wasmtime.MemoryType(wasmtime.Limits(_MIN_PAGES, _MAX_PAGES)))
+        pages = image.size // _PAGE if image else _MIN_PAGES
+        self._memory = memory = wasmtime.Memory(store, wasmtime.MemoryType(wasmtime.Limits(pages, _MAX_PAGES)))
         linker = wasmtime.Linker(policy.engine)
         linker.define(store, "env", "memory", memory)
         # wasmtime keeps what it calls until the store ends: by a strong reference to this object neither ever would.
@@ -303,9 +336,19 @@ class Machine:
         for arguments in range(5):
             unknown = self._function(2 + arguments, _unknown_builtin)
             linker.define(store, "env", f"opa_builtin{arguments}", unknown)
-        self._exports = exports = linker.instantiate(store, policy.module).exports(store)
-        self._entrypoints = self._json("entrypoints")
-        if missing := [name for name in ENTRYPOINTS if name not in self._entrypoints]:
+        self._exports = linker.instantiate(store, policy.module).exports(store)
+        if image:
+            image.map_over(self._base())
+            self._start = msgspec.json.decode(image.told, type=_Start)
+        else:
+            self._start = self._parse(policy.data)
+        self._pages_at_start, self._end = self.pages, self._start.heap
+        self._evaluate = self._trampoline(policy.engine)
+
+    def _parse(self, data: bytes) -> _Start:
+        """Put data into the memory. ``PolicyBrokenError`` if it is none, or the policy needs what there is not."""
+        entrypoints = self._json("entrypoints")
+        if missing := [name for name in ENTRYPOINTS if name not in entrypoints]:
             raise PolicyBrokenError(
                 f"the compiled policy lacks the entrypoint {missing[0]}: build it with this package"
             )
@@ -313,27 +356,51 @@ class Machine:
             raise PolicyBrokenError(
                 f"the policy calls {', '.join(builtins)}, which the in-process engine does not have"
             )
-        slot = self._call("opa_malloc", 12)
+        slot = self._call("opa_malloc", 16)
         before = self._call("opa_heap_ptr_get")
-        address = self._call("opa_malloc", len(policy.data))
-        self._reserve(address + len(policy.data))
-        memory.write(store, policy.data, address)
-        data = self._call("opa_json_parse", address, len(policy.data))
-        if data == 0:
+        address = self._call("opa_malloc", len(data))
+        self._reserve(address + len(data))
+        self._memory.write(self._store, data, address)
+        parsed = self._call("opa_json_parse", address, len(data))
+        if parsed == 0:
             raise PolicyBrokenError("the bundle's data.json does not parse")
-        self._slot = slot
-        self._heap = self._call("opa_heap_ptr_get")
-        # What the data takes, with its text.
-        self.data_bytes = self._heap - before
-        self._pages_at_start = self.pages
-        trampoline = _TRAMPOLINE.format(entrypoint=slot, length=slot + 4, result=slot + 8, data=data, heap=self._heap)
-        linker = wasmtime.Linker(policy.engine)
-        linker.define(store, "opa", "memory", memory)
-        linker.define(store, "opa", "opa_eval", exports["opa_eval"])
-        module = wasmtime.Module(policy.engine, trampoline)
-        evaluate = linker.instantiate(store, module).exports(store)["evaluate"]
+        heap = self._call("opa_heap_ptr_get")
+        return _Start(slot, parsed, heap, heap - before, entrypoints)
+
+    def _trampoline(self, engine: wasmtime.Engine) -> wasmtime.Func:
+        start = self._start
+        text = _TRAMPOLINE.format(
+            entrypoint=start.slot, length=start.slot + 4, result=start.slot + 8, end=start.slot + 12,
+            data=start.data, heap=start.heap,
+        )  # fmt: skip
+        linker = wasmtime.Linker(engine)
+        linker.define(self._store, "opa", "memory", self._memory)
+        for name in ("opa_eval", "opa_heap_ptr_get"):
+            linker.define(self._store, "opa", name, self._exports[name])
+        module = wasmtime.Module(engine, text)
+        evaluate = linker.instantiate(self._store, module).exports(self._store)["evaluate"]
         assert isinstance(evaluate, wasmtime.Func)  # noqa: S101 - our own module, for the type checker
-        self._evaluate = evaluate
+        return evaluate
+
+    def image(self) -> MemoryImage:
+        """A copy of its memory for further instances. To be taken before the first question."""
+        return MemoryImage.of(self._base(), self.pages * _PAGE, msgspec.json.encode(self._start))
+
+    def forget(self) -> None:
+        """Give back the memory that questions have taken. It answers as before."""
+        if self._has_image:
+            forget(self._base(), self.pages * _PAGE)
+            self._end = self._start.heap
+
+    @property
+    def data_bytes(self) -> int:
+        """What its data takes, with its text."""
+        return self._start.data_bytes
+
+    @property
+    def taken(self) -> int:
+        """How many bytes of its memory its questions have taken since it has given them back last."""
+        return self._end - self._start.heap
 
     @property
     def pages(self) -> int:
@@ -355,15 +422,17 @@ class Machine:
         store, self._fuel = self._store, fuel
         store.set_fuel(fuel)
         try:
-            self._reserve(self._heap + len(question))
-            base = ctypes.addressof(self._memory.data_ptr(store).contents)
-            number = self._entrypoints[f"airflow/authz/{entrypoint}"]
-            ctypes.memmove(base + self._slot, struct.pack("<ii", number, len(question)), 8)
-            ctypes.memmove(base + self._heap, question, len(question))
+            slot, heap = self._start.slot, self._start.heap
+            self._reserve(heap + len(question))
+            base = self._base()
+            number = self._start.entrypoints[f"airflow/authz/{entrypoint}"]
+            ctypes.memmove(base + slot, struct.pack("<ii", number, len(question)), 8)
+            ctypes.memmove(base + heap, question, len(question))
             self._evaluate(store)
             # The memory may have grown, and with it moved.
-            base = ctypes.addressof(self._memory.data_ptr(store).contents)
-            (result,) = struct.unpack("<I", ctypes.string_at(base + self._slot + 8, 4))
+            base = self._base()
+            result, end = struct.unpack("<II", ctypes.string_at(base + slot + 8, 8))
+            self._end = max(self._end, end)
             if not 0 < result < self._memory.data_len(store):
                 raise PolicyBrokenError("the compiled policy answered outside of its memory")
             results = _decode_results(ctypes.string_at(base + result))
@@ -378,6 +447,9 @@ class Machine:
         if not results:
             raise UndefinedError(f"the compiled policy defines no data.airflow.authz.{entrypoint}")
         return results[0].result
+
+    def _base(self) -> int:
+        return ctypes.addressof(self._memory.data_ptr(self._store).contents)
 
     def _function(self, arguments: int, call: object, result: bool = True) -> wasmtime.Func:
         i32 = wasmtime.ValType.i32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased, immediateload, joinedload, lazyload, selectinload, subqueryload
+from sqlalchemy.sql import visitors
 
 from airflow_team_authz.doors import owned_rows, readable, wall
 from airflow_team_authz.doors.owned_rows import OWNED, OfDag, mapped_classes
@@ -179,6 +181,25 @@ def test_a_query_finds_what_may_be_read_however_it_is_written(by: As, form: str)
             assert set(FORMS[form](session)) == expected, subject
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_every_part_of_a_statement_is_looked_at(by: As, form: str) -> None:
+    """A table in a part that is passed over would not be narrowed."""
+    statements: list[Any] = []
+
+    def keep(state: Any) -> None:
+        statements.append(state.statement)
+
+    event.listen(Session, "do_orm_execute", keep)
+    try:
+        with by(BOB) as session:
+            list(FORMS[form](session))
+    finally:
+        event.remove(Session, "do_orm_execute", keep)
+    assert statements
+    for statement in statements:
+        assert set(map(id, wall._elements(statement))) == set(map(id, visitors.iterate(statement)))
+
+
 @pytest.mark.parametrize("load", [joinedload, selectinload, subqueryload, immediateload, lazyload])
 def test_what_hangs_on_a_common_row_is_narrowed_however_it_is_loaded(by: As, load: Any) -> None:
     statement = select(AssetModel).where(AssetModel.id == 1).options(load(AssetModel.scheduled_dags))
@@ -229,6 +250,15 @@ def test_what_has_a_key_is_narrowed_without_a_choice_of_another_plan(
     assert narrowed in sql
     assert f"WHEN ({narrowed}" not in sql
     assert checked in sql if checked else "CASE" not in sql
+
+
+def test_what_an_audit_row_is_about_is_looked_for_where_it_is_said(by: As) -> None:
+    """PostgreSQL knows how many texts have a beginning, and nothing of how often a part of a text is among others."""
+    assert owned_rows.about("connection", "beta").startswith(owned_rows._ABOUT_SOMETHING.removesuffix("%"))
+    with sending() as sent, by(BOB) as session:
+        session.scalars(select(Log)).all()
+    (statement,) = (sql for sql in sent if "FROM log" in sql)
+    assert re.search(r"log\.extra LIKE \S+ AND substr\(log\.extra, ", statement)
 
 
 def test_a_row_that_hangs_on_another_is_narrowed_by_that_once(by: As) -> None:
@@ -499,6 +529,32 @@ def test_every_row_of_a_part_is_narrowed_by_that_part(
                     (found,) = criteria.compile().params.values()
                     assert ("alpha_daily" in found) is sees, (name, part)
                     assert "daily" in found
+
+
+def test_dags_of_one_file_are_seen_together(by: As) -> None:
+    """Files are read only where somebody may not read all Dags of a bundle: a file is in one bundle."""
+    opened_dag = ("read", Resource("dag", "alpha", "alpha_daily"))
+    for subject, allowed, sees, reads_files in (
+        (BOB, (), set(), False),
+        (ANN, (), {"daily", "second", "third"}, False),
+        (BOB, (opened_dag,), {"daily", "second"}, True),
+        (TASK, (opened_dag,), {"daily", "second"}, True),
+    ):
+        with by(subject, *allowed) as session, sending() as sent:
+            with requests.unfiltered():
+                _add_dags_beside_alpha_daily(session, alpha_second="one.py", alpha_third="other.py")
+            found = session.scalars(select(DagModel.dag_id).where(DagModel.dag_id.startswith("alpha_")))
+            assert {dag_id.removeprefix("alpha_") for dag_id in found} == sees
+        assert any("json" in sql and "relative_fileloc" in sql for sql in sent) is reads_files
+
+
+def _add_dags_beside_alpha_daily(session: Session, **files: str) -> None:
+    dag: Any = DagModel.__table__
+    session.execute(update(dag).where(dag.c.dag_id == "alpha_daily").values(relative_fileloc="one.py"))
+    for dag_id, file in files.items():
+        changed = {"dag_id": literal(dag_id), "relative_fileloc": literal(file)}
+        columns = select(*(changed.get(column.name, column) for column in dag.c)).where(dag.c.dag_id == "alpha_daily")
+        session.execute(insert(dag).from_select(list(dag.c), columns))
 
 
 # Writing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from tests.support.postgres import programs
 from tests.worlds.databases import PostgresDatabases
 from tests.worlds.exceptions import Table
 from tests.worlds.site import Worlds
+
+# Where the exhaustive form runs: every combination.
+CELLS = (("sqlite", "postgres"), ("in_process", "opa"), ("simple", "fab"))
 
 
 @pytest.fixture(scope="package")
@@ -33,23 +37,21 @@ def concealing(worlds: Worlds) -> Iterator[Worlds]:
     yield from _running(Worlds(worlds.home, refusals="conceal"))
 
 
-@pytest.fixture(scope="package", params=["sqlite-simple", "sqlite-fab", "postgres-simple", "postgres-fab"])
+@pytest.fixture(scope="package", params=["-".join(cell) for cell in product(*CELLS)])
 def each_worlds(request: pytest.FixtureRequest, home: Callable[[str], Path]) -> Iterator[Worlds]:
-    """On SQLite with the policy in process, on PostgreSQL with an OPA server; each with each login manager's people."""
-    database, login = request.param.split("-")
-    if request.param == "sqlite-simple":
+    """On each database with each engine, logged in by each login manager."""
+    database, engine, login = request.param.split("-")
+    if request.param == "sqlite-in_process-simple":
         yield request.getfixturevalue("worlds")
         return
-    if database == "sqlite":
-        yield from _running(Worlds(home(request.param), login))
-        return
-    if programs() is None:
+    if database == "postgres" and programs() is None:
         missing = "PostgreSQL is not on this machine: apt-get install postgresql"
         if os.environ.get("REQUIRE_ALL"):
             pytest.fail(missing, pytrace=False)
         pytest.skip(missing)
     where = home(request.param)
-    yield from _running(Worlds(where, login, opa_server=True, databases=PostgresDatabases(where)))
+    databases = PostgresDatabases(where) if database == "postgres" else None
+    yield from _running(Worlds(where, login, engine == "opa", databases))
 
 
 @pytest.fixture(scope="module")

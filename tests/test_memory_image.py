@@ -1,0 +1,175 @@
+"""The memory of a started policy, which instances and processes of a host share: each changes only its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from airflow_team_authz.engines.instances import FORGET_SECONDS, Instances
+from airflow_team_authz.opa import wasm
+from airflow_team_authz.opa.archive import unpack
+from airflow_team_authz.opa.memory_image import IS_AVAILABLE, MemoryImage
+from tests.conftest import build
+
+pytestmark = pytest.mark.skipif(not IS_AVAILABLE, reason="this system cannot replace a part of a mapping")
+
+Patch = pytest.MonkeyPatch
+REGO = """package airflow.authz
+decision := {}
+allowed := []
+whoami := {}
+decisions := [data.names[input.name], count(split(input.many, ""))]
+"""
+WASM = unpack(build(REGO))["policy.wasm"]
+LONG, MANY = "x" * 20_000, "x" * 100_000
+
+
+def data(value: int = 7) -> bytes:
+    """Four megabytes, most of which nobody asks for."""
+    return json.dumps({"names": {f"name{number}": value for number in range(100_000)}}).encode()
+
+
+DATA, OTHER = data(), data(8)
+
+
+def policy(state: Path | None, content: bytes = DATA) -> wasm.Policy:
+    return wasm.compiled(WASM, content, quick=True, kept=state and state / "compiled")
+
+
+def answer(machine: wasm.Machine, many: str = "") -> object:
+    question = json.dumps({"name": "name99999", "many": many}).encode()
+    return json.loads(bytes(machine.evaluate("decisions", question, 10**10)))
+
+
+def files(state: Path) -> list[Path]:
+    return sorted((state / "started").glob("*.memory"))
+
+
+def own_kilobytes(machine: wasm.Machine) -> int:
+    """What this instance alone has of its memory."""
+    own, inside = 0, False
+    base = machine._base()
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            begin, end = (int(part, 16) for part in first.split("-"))
+            inside = base < end and begin < base + (machine.pages << 16)
+        elif inside and first == "Anonymous:":
+            own += int(line.split()[1])
+    return own
+
+
+@pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "not kept"])
+def test_instances_share_the_data(is_kept: bool, tmp_path: Path) -> None:
+    shared = policy(tmp_path if is_kept else None)
+    machines = [wasm.start(shared) for _ in range(3)]
+    assert [answer(machine) for machine in machines] == [[7, 0]] * 3
+    assert machines[0].data_bytes > 4 << 20
+    assert max(map(own_kilobytes, machines)) < 256
+
+
+def test_another_process_of_the_host_neither_parses_the_data_nor_has_it_alone(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    mine = policy(tmp_path)
+    assert mine.image is not None
+    assert mine.image.is_shared
+    monkeypatch.delattr(wasm.Machine, "_parse")
+    machines = [wasm.start(mine), wasm.start(policy(tmp_path))]
+    assert [answer(machine) for machine in machines] == [[7, 0]] * 2
+    (file,) = files(tmp_path)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert Path("/proc/self/maps").read_text().count(str(file)) == 2
+
+
+def test_what_an_instance_writes_nobody_else_sees(tmp_path: Path) -> None:
+    shared = policy(tmp_path)
+    first, second = wasm.start(shared), wasm.start(shared)
+    before = hashlib.sha256(files(tmp_path)[0].read_bytes()).digest()
+    assert answer(first, MANY) == [7, 100_000]
+    assert answer(second) == [7, 0]
+    assert second.taken < first.taken
+    assert hashlib.sha256(files(tmp_path)[0].read_bytes()).digest() == before
+    assert answer(wasm.start(shared), MANY) == [7, 100_000]
+
+
+def test_other_data_of_the_same_rules_is_another_memory(tmp_path: Path) -> None:
+    policies = [policy(tmp_path), policy(tmp_path, OTHER)]
+    assert [answer(wasm.start(one)) for one in policies] == [[7, 0], [8, 0]]
+    assert len(files(tmp_path)) == 2
+    # Data that is put in afterwards counts, and not that of the image.
+    assert answer(wasm.start(policies[0]._replace(data=OTHER))) == [8, 0]
+
+
+def test_the_memory_of_a_long_question_is_given_back_when_there_is_no_work(tmp_path: Path) -> None:
+    instances = Instances(policy(tmp_path), at_rest=1)
+    machine = instances.take()
+    answer(machine, LONG)
+    instances.give(machine)
+    assert own_kilobytes(machine) > 1024
+    machine.rests_since = time.monotonic() - FORGET_SECONDS - 1
+    instances.shrink()
+    assert instances.idle == (machine,)
+    assert own_kilobytes(machine) < 256
+    assert instances.take() is machine
+    assert [answer(machine), answer(machine, LONG)] == [[7, 0], [7, 20_000]]
+
+
+def test_the_memory_of_a_very_long_question_is_given_back_at_once(tmp_path: Path) -> None:
+    instances = Instances(policy(tmp_path), at_rest=1)
+    machine = instances.take()
+    answer(machine, MANY)
+    assert own_kilobytes(machine) > 4096
+    instances.give(machine)
+    assert own_kilobytes(machine) < 256
+    assert answer(instances.take(), MANY) == [7, 100_000]
+
+
+def test_an_instance_at_work_keeps_its_memory(tmp_path: Path) -> None:
+    instances = Instances(policy(tmp_path), at_rest=2)
+    at_work, just_now = instances.take(), instances.take()
+    for machine in (at_work, just_now):
+        answer(machine, LONG)
+    instances.give(just_now)
+    instances.shrink()
+    assert min(at_work.taken, just_now.taken) > 1 << 20
+
+
+def poisoned(file: Path) -> None:
+    policy(file.parent.parent, OTHER)
+    (other,) = (path for path in files(file.parent.parent) if path != file)
+    os.replace(other, file)
+
+
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "empty": lambda file: file.write_bytes(b""),
+    "truncated": lambda file: os.truncate(file, file.stat().st_size - 65_536),
+    "a changed byte": lambda file: file.write_bytes(b"?" + file.read_bytes()[1:]),
+    "more": lambda file: file.write_bytes(file.read_bytes() + b"\0"),
+    "of other data": poisoned,
+    "writable for all": lambda file: file.chmod(0o602),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_spoilt_file_is_not_used_and_is_replaced(case: str, tmp_path: Path) -> None:
+    policy(tmp_path)
+    (file,) = files(tmp_path)
+    good = file.read_bytes()
+    SPOILT[case](file)
+    assert answer(wasm.start(policy(tmp_path))) == [7, 0]
+    assert (file.read_bytes(), file.stat().st_mode & 0o777) == (good, 0o600)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"x" * 65_536 + b"\1" * 8, b"\0" * 8], ids=len)
+def test_a_file_of_another_form_is_refused(content: bytes) -> None:
+    file = os.memfd_create("bad")
+    os.write(file, content)
+    with pytest.raises(Exception, match=r"memory|unpack"):
+        MemoryImage(file, is_shared=True)
