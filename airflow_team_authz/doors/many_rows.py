@@ -94,11 +94,12 @@ def _known_or_decoded(dialect: str, table: Table[Row], text: str) -> Rows[Row]:
     if newest is not None and newest.text == text:
         return newest.rows
     columns = _columns(table.row, text)
+    if len(text) > _MOST_KEPT:
+        return Rows(map(table.row, *columns))
     # A table's rows change their places whenever Airflow writes something else into one.
     found = Counter(zip(*columns, strict=True))
     rows = newest.rows if newest is not None and newest.found == found else Rows(map(table.row, *columns))
-    if len(text) <= _MOST_KEPT:
-        _newest[dialect, table] = _Newest(text, found, rows)
+    _newest[dialect, table] = _Newest(text, found, rows)
     return rows
 
 

@@ -140,7 +140,7 @@ class Readable:
 
     def teams(self) -> dict[str, str | None]:
         """The team of each Dag, for whoever asks; none at all if one of them has several."""
-        if _DAGS not in self._memo:
+        if _TEAMS not in self._memo:
             with create_session(scoped=False) as session:
                 self.using(session)._owned_dags()
         dags, bundles = self._read(_DAGS, _TEAMS)
