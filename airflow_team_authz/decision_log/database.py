@@ -7,10 +7,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Engine, Table, delete, insert, inspect, select, text
+from sqlalchemy import Connection, Dialect, Engine, Table, delete, insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from airflow_team_authz.decision_log.record import encode, without_secrets
@@ -119,17 +121,29 @@ class Database:
 
 def insert_rows(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
     """Insert rows that all have the same columns; raises what SQLAlchemy does, and then none is there."""
-    if connection.dialect.name != "postgresql":
+    dialect = connection.dialect
+    if dialect.name not in {"postgresql", "sqlite"}:
         connection.execute(insert(table), rows)
         return
-    # One parameter, whose JSON is made in C: drivers in Python take several times as long with one for each value.
-    dialect = connection.dialect
     quoted = dialect.identifier_preparer.quote
     names = ", ".join(map(quoted, rows[0]))
-    typed = ", ".join(f"{quoted(name)} {table.c[name].type.compile(dialect)}" for name in rows[0])
     into = dialect.identifier_preparer.format_table(table)
+    if dialect.name == "sqlite":
+        statement = f"INSERT INTO {into} ({names}) VALUES ({', '.join('?' * len(rows[0]))})"  # noqa: S608 - likewise
+        connection.exec_driver_sql(statement, _values(table, dialect, rows))
+        return
+    # One parameter, whose JSON is made in C: drivers in Python take several times as long with one for each value.
+    typed = ", ".join(f"{quoted(name)} {table.c[name].type.compile(dialect)}" for name in rows[0])
     statement = f"INSERT INTO {into} ({names}) SELECT {names} FROM json_to_recordset(CAST(:rows AS json)) AS r({typed})"  # noqa: S608 - names of ours
     connection.execute(text(statement), {"rows": msgspec.json.encode(rows).decode()})
+
+
+def _values(table: Table, dialect: Dialect, rows: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Rows as a driver takes them. SQLAlchemy itself takes as long for a row as SQLite does."""
+    processors = {name: table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in rows[0]}
+    changed = [(name, process) for name, process in processors.items() if process is not None]
+    in_order = itemgetter(*rows[0])
+    return [in_order(row | {name: process(row[name]) for name, process in changed}) for row in rows]
 
 
 class Transaction:
@@ -172,7 +186,7 @@ def row_of(record: dict[str, Any], encoded: str = "") -> dict[str, Any]:
     names = dict.fromkeys(team for one in resources if (team := one.get("team_id")))
     return {
         "decision_id": record["decision_id"],
-        "decided_at": datetime.fromisoformat(record["timestamp"]).replace(tzinfo=None),
+        "decided_at": _naive(record["timestamp"]),
         "outcome": record["custom"]["outcome"],
         "subject": column(input_.get("subject", {}).get("id", "")),
         "action": column(input_.get("action", "")),
@@ -181,6 +195,12 @@ def row_of(record: dict[str, Any], encoded: str = "") -> dict[str, Any]:
         "teams": _teams([*_acting(input_.get("subject", {})), *names]),
         "record": encoded or encode(record),
     }
+
+
+def _naive(timestamp: str) -> datetime:
+    if timestamp.endswith("Z"):
+        return datetime.fromisoformat(timestamp[:-1])
+    return datetime.fromisoformat(timestamp).replace(tzinfo=None)
 
 
 def acting_for(team_id: str) -> str:
@@ -206,7 +226,15 @@ def _teams(names: Iterable[str]) -> str:
 
 def column(value: str) -> str:
     """A value that each of Airflow's databases takes: as in JSON, where every sign is ASCII and none controls."""
+    # Most come again and again. What is long is not kept.
+    return _short_column(value) if len(value) <= LONGEST else _column(value)
+
+
+def _column(value: str) -> str:
     value = without_secrets(value)
     if value.isprintable() and '"' not in value and "\\" not in value:
         return value[:LONGEST]
     return json.dumps(value, ensure_ascii=not value.isprintable())[1:-1][:LONGEST]
+
+
+_short_column = lru_cache(maxsize=4096)(_column)

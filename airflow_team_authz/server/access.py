@@ -133,6 +133,14 @@ def is_usable(session: Session, name: str, or_over: bool = False) -> bool:
     return or_over or found.expires_at > datetime.now(UTC)
 
 
+def can_be_platform(session: Session, name: str) -> bool:
+    """Whether a caller with this name can do what the platform may: by a usable token of this kind, or an issuer's."""
+    if not name.startswith(_TOKEN) or " of " in name:
+        return True
+    found = session.get(Token, name.removeprefix(_TOKEN))
+    return found is not None and found.kind == PLATFORM and is_usable(session, name)
+
+
 class Access:
     """Tells callers by their tokens. Thread-safe."""
 

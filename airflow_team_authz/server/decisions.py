@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+import msgspec
 from sqlalchemy import Engine, Table, delete, false, or_, select
 from sqlalchemy.exc import IntegrityError
 
@@ -106,10 +107,10 @@ class Decisions:
         """Write what somebody has sent; ``NoDecisionsError``, ``TooFastError``, or what SQLAlchemy raises."""
         events = read(content, encoding)
         self._pay(who.name, len(events))
-        rows = {row["decision_id"]: row for event in events if (row := self._row(who, event)) is not None}
-        written = self._write(who.name, rows)
+        made = [self._row(who, event) for event in events]
+        written = self._write(who.name, {row["decision_id"]: row for row in made if row is not None})
         # What is there already has come once more, since its sender did not hear of it: it is written, not dropped.
-        done = Counts(len(events), written, sum(self._is_none(event) for event in events))
+        done = Counts(len(events), written, made.count(None))
         with self._lock:
             self.counts = Counts(*map(sum, zip(self.counts, done, strict=True)))
         return done
@@ -125,11 +126,8 @@ class Decisions:
             if len(self._left) > _MOST_TOKENS:
                 self._left.pop(next(iter(self._left)))
 
-    def _is_none(self, event: Any) -> bool:
-        return _id(event) == "" or _moment(event) is None
-
     def _row(self, who: Caller, event: Any) -> dict[str, Any] | None:
-        if self._is_none(event):
+        if _id(event) == "" or (moment := _moment(event)) is None:
             return None
         record = {name: event[name] for name in _KEPT if name in event}
         record["input"] = input_ = record["input"] if isinstance(record.get("input"), dict) else {}
@@ -152,7 +150,7 @@ class Decisions:
             # The token of one team's own OPA: what it says of other teams is not for those to see.
             row["teams"] = f",{team_id}," if f",{team_id}," in row["teams"] else ","
         related = str(ids[0])[:_MAX_ID] if isinstance(ids, list) and ids else ""
-        return row | {"reporter": who.name, "related": related, "decided_at": _moment(event)}
+        return row | {"reporter": who.name, "related": related, "decided_at": moment}
 
     def _write(self, reporter: str, rows: Mapping[str, dict[str, Any]]) -> int:
         """How many were not there yet."""
@@ -264,7 +262,7 @@ def read(content: bytes, encoding: str) -> list[Any]:
             if unpacking.unconsumed_tail:
                 raise NoDecisionsError(f"unpacked it is larger than {MAX_UNPACKED_BYTES:,} bytes: send less at once")
         # Bytes alone would be read as texts that have no form in UTF-8.
-        events = json.loads(content.decode())
+        events = _decoded(content.decode())
         if _SURROGATE.search(content):
             # Half a pair is in no Unicode text: no answer and no question could hold it.
             events = json.loads(json.dumps(events, ensure_ascii=False).encode(errors="replace"))
@@ -277,6 +275,14 @@ def read(content: bytes, encoding: str) -> list[Any]:
     if len(events) > MAX_EVENTS:
         raise NoDecisionsError(f"it holds {len(events):,} decisions, and {MAX_EVENTS:,} may come at once")
     return events
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        # It takes no half pairs and no infinite numbers. What is no JSON for Python either is an error.
+        return json.loads(text)
 
 
 def _id(event: Any) -> str:

@@ -8,22 +8,23 @@ import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from airflow import settings
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, inspect, select
+from sqlalchemy import Engine, String, Table, create_engine, insert, inspect, select, type_coerce
 from sqlalchemy.orm import Session
 
 from airflow_team_authz.decision_log import database
-from airflow_team_authz.decision_log.database import Database, clean_part
+from airflow_team_authz.decision_log.database import Database, clean_part, insert_rows, row_of
 from airflow_team_authz.decision_log.db_manager import DecisionLogManager
 from airflow_team_authz.decision_log.reading import InDatabase
 from airflow_team_authz.decision_log.record import Form, new_id
 from airflow_team_authz.decision_log.tables import TABLE, decisions
 from airflow_team_authz.decision_log.writer import Writer
+from airflow_team_authz.server.database import Decision
 from tests.conftest import eventually
 from tests.decision_log.conftest import Kept, valid
 from tests.decision_log.test_writer import entry, gaps
@@ -119,6 +120,29 @@ def test_no_text_is_too_much_for_a_column(engine: Engine, text: str) -> None:
     assert row.resource.isprintable()
     assert "MARKED" not in repr(row)
     assert "MARKED" in text or written(engine)[0]["input"]["resource"]["id"] == text
+
+
+@pytest.mark.parametrize("table", [_TABLE, cast(Table, Decision.__table__)], ids=["Airflow's", "the bundle server's"])
+@pytest.mark.parametrize(
+    "moment", ["2026-11-27T04:19:09Z", "2026-11-27T04:19:09.551292123Z", "2026-11-27T04:19:09.5+02:00"]
+)
+def test_rows_that_sqlite_gets_at_once_are_those_of_sqlalchemy(empty: Engine, table: Table, moment: str) -> None:
+    table.metadata.create_all(empty)
+    row = row_of(record() | {"timestamp": moment})
+    if "reporter" in table.c:
+        row |= {"reporter": "r", "related": "", "decided_at": datetime.fromisoformat(moment).astimezone(UTC)}
+    else:
+        assert row["decided_at"] == datetime.fromisoformat(moment).replace(tzinfo=None)
+    with empty.begin() as connection:
+        connection.execute(insert(table), [row])
+        others = [{**dict(reversed(row.items())), "decision_id": new_id()} for _ in range(2)]
+        insert_rows(connection, table, others)
+        # The very texts of the database.
+        query = select(*(type_coerce(column, String).label(column.name) for column in table.c)).order_by(table.c.number)
+        kept = connection.execute(query).mappings().all()
+    by, *ours = [{name: part for name, part in one.items() if name not in {"number", "decision_id"}} for one in kept]
+    assert ours == [by, by]
+    assert [one["decision_id"] for one in kept] == [row["decision_id"], *(one["decision_id"] for one in others)]
 
 
 def test_without_a_table_decisions_go_to_the_standard_log_until_there_is_one(

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import re
 import signal
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
+from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from airflow_team_authz.bundles.artifact import build_artifact
 from airflow_team_authz.bundles.signing import SigningKey
 from airflow_team_authz.cli import app
+from airflow_team_authz.cli.server import _tell_of_approvers
+from airflow_team_authz.server.access import PLATFORM, TEAM, issue
+from airflow_team_authz.server.approvals import read_approvers
+from airflow_team_authz.server.database import Token, connect, migrate
 from tests.conftest import REPOSITORY
 from tests.server.conftest import Server, of_platform
 from tests.server.test_approvals import CLOSED, Rule, artifact
@@ -48,6 +55,24 @@ def test_a_misspelt_rule_is_an_error_at_the_start_that_names_the_option(
     assert result.exit_code == 2
     assert told in " ".join(result.output.split())
     assert not (tmp_path / "never.db").exists()
+
+
+def test_an_approver_that_there_is_not_is_told_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    engine = connect(f"sqlite:///{tmp_path}/server.db")
+    migrate(engine)
+    with Session(engine) as session:
+        known, revoked = (issue(session, PLATFORM, 90) for _ in range(2))
+        of_team = issue(session, TEAM, 90, "alpha")
+        session.commit()
+        session.execute(update(Token).where(Token.id == revoked.id).values(revoked_at=datetime.now(UTC)))
+        session.commit()
+    caplog.clear()
+    _tell_of_approvers(engine, read_approvers([known.id, revoked.id, of_team.id, "0" * 12, "sub:ann"], "https://i"))
+    told = ", ".join(sorted([f"token {revoked.id}", f"token {of_team.id}", "token 000000000000"]))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"--approver: nobody can approve by {told}: there is no such platform token, or it is over"
+    ]
+    engine.dispose()
 
 
 @pytest.mark.exhaustive

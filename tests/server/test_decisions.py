@@ -138,6 +138,21 @@ def test_many_records_take_few_statements(table: Decisions) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ['"\\ud800"', "NaN", "1e400", "12345678901234567890123", '{"a": 1, "a": 2}', "-0", '"\\u0000\u00e9"']
+)
+def test_what_python_reads_is_read(text: str) -> None:
+    (told,) = read(f"[{text}]".encode(), "")
+    # Half a pair is in no text.
+    assert repr(told) == repr(json.loads(text.replace("\\ud800", "?")))
+
+
+@pytest.mark.parametrize("wrong", ["", "[", "[1]x", "\ufeff[]", "[" * 100_000, "{}", "1"])
+def test_what_is_no_list_is_an_error_of_the_sender(wrong: str) -> None:
+    with pytest.raises(NoDecisionsError, match="not a list of decisions"):
+        read(wrong.encode(), "")
+
+
+@pytest.mark.parametrize(
     "wrong",
     [1, "x", None, [], {}, {"decision_id": "x"}, {"decision_id": 1, "timestamp": "2026-11-27T04:19:09Z"},
      {"decision_id": "x" * 65, "timestamp": "2026-11-27T04:19:09Z"}, {"decision_id": "x", "timestamp": "yesterday"},

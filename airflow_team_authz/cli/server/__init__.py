@@ -219,13 +219,13 @@ def _tell_of_approvers(engine: Engine, names: Iterable[str]) -> None:
     """A warning for each that cannot approve, such as since it is misspelt."""
     from sqlalchemy.orm import Session
 
-    from airflow_team_authz.server.access import is_usable
+    from airflow_team_authz.server.access import can_be_platform
 
     with Session(engine) as session:
-        unknown = sorted(name for name in names if not is_usable(session, name))
+        unknown = sorted(name for name in names if not can_be_platform(session, name))
     if unknown:
         logger("airflow_team_authz.server").warning(
-            "--approver: nobody can approve by %s: there is no such token, or it is over", ", ".join(unknown)
+            "--approver: nobody can approve by %s: there is no such platform token, or it is over", ", ".join(unknown)
         )
 
 
