@@ -25,6 +25,7 @@ from airflow_team_authz.cli.support.engine import PolicyOption, UrlOption, confi
 from airflow_team_authz.cli.support.resources import resource_named, unreadable
 
 if TYPE_CHECKING:
+    from airflow_team_authz.decision_log.reading import Record
     from airflow_team_authz.engines import DecisionPoint
     from airflow_team_authz.engines.choice import EngineSettings
     from airflow_team_authz.model import Resource
@@ -136,7 +137,7 @@ def of_inventory(*policies: Sources | None) -> tuple[Iterator[Asked], list[str]]
     there = _things()
     with talking_to_stderr():
         manager = login_manager()
-        found = [population(manager, name_of(manager), policy, there.team_ids) for policy in policies]
+        found = [population(manager, name_of(manager), policy, there.team_ids, _seen) for policy in policies]
     whos = dict.fromkeys(who for one in found for who in one.whos)
     missing = dict.fromkeys(told for one in found for told in one.not_covered)
     return there.questions(whos), [*missing, *NOT_COVERED]
@@ -149,8 +150,19 @@ def _people(policy: Path | None, opa_url: str | None, sources: Path | None) -> t
     named = sources_named(policy, opa_url, sources)
     with talking_to_stderr():
         manager = login_manager()
-        found = population(manager, name_of(manager), named, _things().team_ids)
+        found = population(manager, name_of(manager), named, _things().team_ids, _seen)
     return found.whos, [*found.not_covered]
+
+
+def _seen() -> Iterator[Record]:
+    """The last decision of each subject. ``LookupError`` if the decision log cannot be read here."""
+    from airflow_team_authz.cli.support.decision_log import open_records
+
+    try:
+        with open_records(None) as records:
+            yield from records.last_of_each_subject()
+    except UserError as error:
+        raise LookupError(str(error)) from None
 
 
 def _things() -> Things:

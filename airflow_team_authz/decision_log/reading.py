@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
-from sqlalchemy import Engine, Table, or_, select
+from sqlalchemy import Engine, Table, func, or_, select
 
 from airflow_team_authz.decision_log.database import (
     NO_TABLE,
@@ -98,6 +98,9 @@ class Records(Protocol):
 
     def uses(self) -> Iterator[Record]:
         """All records of allowed decisions, and gaps; one after the other, since there may be millions."""
+
+    def last_of_each_subject(self) -> Iterator[Record]:
+        """The last decision of each subject."""
 
 
 def resources(record: Record) -> list[dict[str, Any]]:
@@ -195,6 +198,16 @@ class InDatabase:
             rows = connection.execution_options(yield_per=_AT_ONCE).execute(query)
             yield from (json.loads(text) for (text,) in rows)
 
+    def last_of_each_subject(self) -> Iterator[Record]:
+        """See ``Records``."""
+        c = self.table.c
+        decided = select(func.max(c.number)).where(c.outcome.not_in((*BESIDE, "gap"))).group_by(c.subject)
+        with self._engine.connect() as connection:
+            rows = connection.execution_options(yield_per=_AT_ONCE).execute(
+                select(c.record).where(c.number.in_(decided))
+            )
+            yield from (json.loads(text) for (text,) in rows)
+
     def _rows(self, wanted: Wanted, narrowed: Callable[[Any], Any]) -> list[tuple[int, Record]]:
         c = self.table.c
         query = self._narrowed(select(c.number, c.record), wanted)
@@ -280,6 +293,15 @@ class InFile:
     def uses(self) -> Iterator[Record]:
         """See ``Records``."""
         return (record for record in self._all() if _outcome(record) in _USES)
+
+    def last_of_each_subject(self) -> Iterator[Record]:
+        """See ``Records``."""
+        found: dict[tuple[str, str], Record] = {}
+        for record in self._all():
+            if _outcome(record) not in {*BESIDE, "gap"}:
+                subject = record.get("input", {}).get("subject", {})
+                found[str(subject.get("type")), str(subject.get("id"))] = record
+        yield from found.values()
 
     def _all(self) -> Iterator[Record]:
         for number in range(KEPT, -1, -1):

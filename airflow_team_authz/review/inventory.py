@@ -5,13 +5,14 @@ What is asked is asked as the doors ask it, so that an answer is the one that Ai
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET
 
+from airflow_team_authz.decision_log.reading import Record
 from airflow_team_authz.model import Resource, Subject
 from airflow_team_authz.review import ACTIONS, Asked, Who, fits
 from airflow_team_authz.review.kinds import holder
@@ -23,6 +24,8 @@ NOT_COVERED = (
     "an asset is asked about as the REST API asks; its lists also show assets that a readable Dag uses",
     "events that start Dags, and tasks that wait for certain people, are decided about each of them",
 )
+# What a mask hides of a subject.
+_OF_SUBJECT = "/input/subject/"
 # Whose a thing of these types is, Airflow's database says.
 OWNED = ("connection", "dag", "pool", "team", "variable")
 # Without an owner: what they are called is in Airflow's code.
@@ -36,14 +39,26 @@ class Population(NamedTuple):
     not_covered: Sequence[str]
 
 
-def population(manager: Any, login: str, sources: Sources | None, team_ids: Iterable[str]) -> Population:
-    """The people of a login manager, whoever holds a name of the directory, and a task of each team."""
+def population(
+    manager: Any,
+    login: str,
+    sources: Sources | None,
+    team_ids: Iterable[str],
+    seen: Callable[[], Iterable[Record]] = tuple,
+) -> Population:
+    """The people of a login manager, whoever holds a name of the directory, and a task of each team.
+
+    ``seen``: records of decisions, the last of each subject. People of a login manager that lists none come from there.
+    It may raise ``LookupError``.
+    """
     missing: list[str] = []
     whos: list[Who] = []
     try:
         whos += [person(manager.subject(user)) for user in manager.everybody()]
     except LookupError as error:
-        missing.append(f"people of {login}: {error}")
+        found, told = _seen(seen)
+        whos += found
+        missing += [f"people of {login}: {error}", *told]
     if sources is None:
         missing.append(
             "groups and claims of the directory: the policy's data cannot be read here, name it by --sources"
@@ -57,6 +72,36 @@ def population(manager: Any, login: str, sources: Sources | None, team_ids: Iter
                 f"groups that patterns of the directory name, such as {patterns[0]}: known once somebody has them"
             )
     return Population([*whos, *tasks(team_ids)], missing)
+
+
+def _seen(records: Callable[[], Iterable[Record]]) -> tuple[list[Who], Iterator[str]]:
+    """The people of recorded decisions, each as the last decision saw them, and what is not known of them."""
+    whos: list[Who] = []
+    masked: Counter[str] = Counter()
+    unread = 0
+    try:
+        for record in records():
+            subject = record.get("input", {}).get("subject", {})
+            if subject.get("type") != "user":
+                continue
+            hidden = [mask for mask in record.get("erased", ()) if str(mask).startswith(_OF_SUBJECT)]
+            try:
+                whos.append(person(msgspec.convert(subject, Subject, strict=True)))
+            except msgspec.ValidationError:
+                # A mask hides the id, or the line is another program's.
+                unread += 1
+                continue
+            masked.update(hidden)
+    except LookupError as error:
+        return [], iter([f"people whom the decision log has seen: {error}"])
+    told = [f"people whom the decision log has not seen, beside the {len(whos):,} whom it has"]
+    told += [
+        f"{mask.removeprefix(_OF_SUBJECT)} of {count:,} of these people, which masks of the decision log hide"
+        for mask, count in masked.items()
+    ]
+    if unread:
+        told.append(f"people of {unread:,} records, which do not say who it was")
+    return sorted(whos, key=lambda who: who.name), iter(told)
 
 
 def person(subject: Subject) -> Who:

@@ -133,6 +133,41 @@ def test_people_who_are_not_known_are_told(run, policy, monkeypatch):
     result = run("who-can", "read", "connection/connection_of_alpha", "--policy", policy)
     assert "not covered: people of KeycloakAuthManager" in result.stderr
     assert "known by their groups only" in result.stderr
+    assert "not covered: people whom the decision log has seen: " in result.stderr
+
+
+def of_log(number: int, subject: dict[str, object], outcome: str = "allow", **more: object) -> str:
+    asked = {"subject": subject, "action": "read", "resource": {"type": "dag", "team_id": "alpha", "id": "d"}}
+    made = {"decision_id": str(number), "timestamp": "2026-11-20T10:00:00Z", "custom": {"outcome": outcome}}
+    return json.dumps(made | {"input": asked} | more)
+
+
+@pytest.mark.usefixtures("database")
+def test_people_whom_no_login_manager_lists_are_those_of_the_decision_log(run, policy, monkeypatch, tmp_path):
+    """Each as the last decision saw them."""
+    in_group, without = {"groups": ["alpha-ops"]}, {"groups": []}
+    lines = [
+        of_log(1, {"type": "user", "id": "kay", **without}),
+        of_log(2, {"type": "user", "id": "kay", **in_group}, "deny", erased=["/input/subject/claims"]),
+        of_log(3, {"type": "user", "id": "kay", **without}, "shadow"),
+        of_log(4, {"type": "user", "id": "joe", **in_group}),
+        of_log(5, {"type": "user", "id": "joe", **without}),
+        of_log(6, {"type": "task", "id": "d.t", "team_ids": ["alpha"]}),
+        of_log(7, {"type": "user", **in_group}, erased=["/input/subject/id"]),
+        of_log(8, {"type": "user", "id": 1, "groups": "alpha-ops"}),
+    ]
+    (tmp_path / "log").write_text("\n".join(lines))
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__DECISION_LOG", "file")
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__DECISION_LOG_FILE", str(tmp_path / "log"))
+    keycloak = "airflow.providers.keycloak.auth_manager.keycloak_auth_manager.KeycloakAuthManager"
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__AUTHN_MANAGER", keycloak)
+    result = run("who-can", "update", "connection/connection_of_alpha", "--policy", policy, "-o", "json")
+    found = {who for who, *_ in permissions(result)}
+    assert {who for who in found if who.startswith("user ")} == {"user kay"}
+    told = json.loads(result.stdout)["not_covered"]
+    assert "people whom the decision log has not seen, beside the 2 whom it has" in told
+    assert "claims of 1 of these people, which masks of the decision log hide" in told
+    assert "people of 2 records, which do not say who it was" in told
 
 
 @pytest.mark.parametrize(

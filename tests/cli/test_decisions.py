@@ -14,6 +14,7 @@ from airflow import settings
 from sqlalchemy import create_engine
 
 from airflow_team_authz.cli import decisions as command
+from airflow_team_authz.cli.support.decision_log import open_records
 from airflow_team_authz.decision_log.database import Database
 from airflow_team_authz.decision_log.origin import Origin
 from airflow_team_authz.decision_log.reading import InDatabase, Wanted
@@ -94,6 +95,16 @@ def test_what_is_wanted_is_found_in_both_places(run: Run, options: list[str], fo
 def test_differences_of_the_shadow_are_shown_alone(run: Run, options: list[str], found: list[dict[str, Any]]) -> None:
     done = run("decisions", "-o", "json", "--shadow", *options)
     assert [json.loads(line) for line in done.stdout.splitlines()] == found
+
+
+@pytest.mark.usefixtures("place")
+def test_the_last_decision_of_each_subject_is_the_same_in_both_places() -> None:
+    decided = [record for record in RECORDS if record["custom"]["outcome"] != "gap"]
+    last = {record["input"]["subject"]["id"]: record for record in decided}
+    with open_records(None) as records:
+        found = {record["input"]["subject"]["id"]: record for record in records.last_of_each_subject()}
+    assert found == last
+    assert len(found) > 1
 
 
 @pytest.mark.usefixtures("place")
