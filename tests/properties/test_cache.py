@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from airflow_team_authz.engines import DecisionPoint, Reply
-from airflow_team_authz.engines.in_process import InProcess, _InForce
+from airflow_team_authz.engines.in_process import InProcess, _InForce, load_bundle
 from airflow_team_authz.engines.kept import Kept
 from airflow_team_authz.model import Context, Evaluations, Resource, Resources, Subject
 from airflow_team_authz.opa.compile import compile_directory
@@ -87,16 +88,14 @@ class Bare:
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Policy, Path]:
     """Two policies, and the bundle of the first."""
-    files = {"airflow/site/site.rego": ECHO, "airflow/site/data.json": '{"longest": 220}'}
-    source = write(tmp_path_factory.mktemp("cache") / "policy", files)
-    bundle = source.with_suffix(".tar.gz")
-    compile_directory(source, bundle)
-    engine = InProcess(bundle)
-    engine.close()
-    first = engine._policy
-    assert b"220" in first.data
-    second = first._replace(data=first.data.replace(b"220", b"240"), revision="second")
-    return first._replace(revision="first"), second, bundle
+    home = tmp_path_factory.mktemp("cache")
+    bundles = []
+    for longest in (220, 240):
+        files = {"airflow/site/site.rego": ECHO, "airflow/site/data.json": json.dumps({"longest": longest})}
+        bundles.append(home / f"{longest}.tar.gz")
+        compile_directory(write(home / str(longest), files), bundles[-1])
+    first, second = map(load_bundle, bundles)
+    return first._replace(revision="first"), second._replace(revision="second"), bundles[0]
 
 
 @pytest.fixture(scope="module")
