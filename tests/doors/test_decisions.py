@@ -124,7 +124,9 @@ def reason_of(answer: httpx.Response) -> tuple[str, str]:
 def test_a_person_sees_of_an_own_refusal_what_the_answer_told_and_no_more(log: Log) -> None:
     answer = log.site.ask("vic", "GET", "/api/v2/connections/alpha_db")
     told, address = reason_of(answer)
-    assert log.site.ask("vic", "GET", address).json()["decisions"] == log.seen("vic")
+    # Once it is written, which takes a moment.
+    seen = log.seen("vic")
+    assert log.site.ask("vic", "GET", address).json()["decisions"] == seen
     (record,) = log.seen("vic")
     assert f"{record['custom']['told']} (decision {record['decision_id']})" == told
     assert record["custom"]["request"] == {"method": "GET", "path": "/api/v2/connections/alpha_db"}

@@ -74,7 +74,7 @@ def names(chance: Random, known: dict[str, list[dict[str, str | None]]]) -> Iter
         yield name
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, 10))])
 def test_patterns_are_read_as_they_are_meant(
     tmp_path: Path, open_engines: Callable[[Path], Engines], seed: int
 ) -> None:
