@@ -18,6 +18,9 @@ PATTERN_SHAPES = "airflow/pattern_shapes/data.json"
 _DIRECTORY = "airflow/directory/data.json"
 _TABLES = ("group_patterns", "role_patterns")
 _WORD = re.compile("<(?:team|role)>")
+# A package clause without quotes or comments in between.
+_PACKAGE = re.compile(rb"package[ \t]+([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)[ \t]*(?:#.*)?")
+_IN_DIRECTORY = b"airflow.directory."
 # Trying as many as this takes no longer than looking for a name's beginnings and ends.
 _FEW = 20
 
@@ -29,18 +32,35 @@ def pattern_shapes(files: Mapping[str, bytes]) -> bytes:
     after the last word that stands for others (``lengths``, in characters), the patterns by these texts (``patterns``),
     and the teams that a pattern means whichever team a name has (``fixed``).
     """
-    tables = {} if any(_is_elsewhere(name) for name in files) else _tables(files.get(_DIRECTORY, b"{}"))
+    tables = (
+        {}
+        if any(_adds_to_directory(name, text) for name, text in files.items())
+        else _tables(files.get(_DIRECTORY, b"{}"))
+    )
     index = {name: _index(patterns) for name, patterns in tables.items() if len(patterns) > _FEW}
     return json.dumps(index, separators=(",", ":"), sort_keys=True).encode()
 
 
-def _is_elsewhere(name: str) -> bool:
-    """Whether a file may add to the directory from another place."""
-    if name == _DIRECTORY:
+def _adds_to_directory(name: str, text: bytes) -> bool:
+    """Whether another file than the directory's own may say something of the directory, as data or by a rule."""
+    if name == _DIRECTORY or name.startswith(("airflow/authz/", "teams/")):
+        # Nobody else's rules may be there, and a team's declare nothing but its package: ``compile.check_ownership``.
         return False
+    if name.endswith(".rego") and _may_declare_directory(text):
+        return True
     return name.startswith("airflow/directory/") or name in {
         f"{folder}data.{form}" for folder in ("", "airflow/") for form in ("json", "yaml", "yml")
     }
+
+
+def _may_declare_directory(rego: bytes) -> bool:
+    """Whether the package of a file may be the directory, or what is not plain enough to tell."""
+    lines = (line.strip() for line in rego.split(b"\n"))
+    first = next((line for line in lines if line and not line.startswith(b"#")), b"")
+    package = _PACKAGE.fullmatch(first)
+    return (
+        package is None or b"airflow.directory.".startswith(package[1] + b".") or package[1].startswith(_IN_DIRECTORY)
+    )
 
 
 def _tables(directory: bytes) -> dict[str, dict[str, Any]]:
