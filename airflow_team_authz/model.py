@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -90,21 +90,31 @@ class Resource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     delivery: Delivery | UnsetType = UNSET
 
 
-class Resources(tuple[Resource, ...]):
-    """The resources of a list that is asked for again and again: what is found out about them is found out once.
+class Remembering:
+    """What never changes itself, so that what is found out about it is found out once.
 
-    Thread-safe without a lock, which a forked child might find held for ever: two threads may both find it out.
+    Thread-safe without a lock, which a forked child might find held for ever: two threads may both find out something.
     """
 
-    _known: dict[str, tuple[object, Any]] | None = None
+    def once(self, key: Hashable, others: tuple[object, ...], make: Callable[[], T]) -> T:
+        """The result of ``make`` for this and these very ``others``; made once, as long as they are the same."""
+        made: dict[Hashable, tuple[tuple[object, ...], T]] = self.__dict__.setdefault("made", {})
+        known = made.get(key)
+        if known is None or any(now is not then for now, then in zip(others, known[0], strict=True)):
+            made[key] = known = others, make()
+        return known[1]
+
+
+class Resources(Remembering, tuple[Resource, ...]):
+    """The resources of a list that is asked for again and again."""
 
     def digest(self) -> bytes:
         """A hash of every field of each of them, in their order; ``UnicodeEncodeError`` for what no JSON can hold."""
-        return self.once("digest", None, lambda: hashlib.blake2b(msgspec.json.encode(self), digest_size=32).digest())
+        return self.once("digest", (), lambda: hashlib.blake2b(msgspec.json.encode(self), digest_size=32).digest())
 
     def owners(self) -> frozenset[str | None]:
         """The teams that own them."""
-        return self.once("owners", None, lambda: frozenset(resource.team_id for resource in self))
+        return self.once("owners", (), lambda: frozenset(resource.team_id for resource in self))
 
     def parts(self, size: int) -> tuple[Resources, ...]:
         """The same in parts of this size."""
@@ -112,17 +122,7 @@ class Resources(tuple[Resource, ...]):
         def parted() -> tuple[Resources, ...]:
             return tuple(Resources(self[start : start + size]) for start in range(0, len(self), size))
 
-        return self.once("parts", size, parted)
-
-    def once(self, what: str, by: object, found_out: Callable[[], T]) -> T:
-        """What is found out, the last time for the same ``by``, or now."""
-        if self._known is None:
-            self._known = {}
-        known = self._known.get(what)
-        if known is None or (known[0] is not by and known[0] != by):
-            known = self._known[what] = by, found_out()
-        found: T = known[1]
-        return found
+        return self.once(("parts", size), (), parted)
 
 
 class Context(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

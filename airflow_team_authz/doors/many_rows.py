@@ -7,7 +7,7 @@ one text. As long as the text is the same, the rows are the same object, and so 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -15,12 +15,12 @@ import msgspec
 from sqlalchemy import Text, cast, func, select
 
 from airflow_team_authz.identities import requests
+from airflow_team_authz.model import Remembering
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 Row = TypeVar("Row", bound=msgspec.Struct)
-T = TypeVar("T")
 
 # The functions of each database that make a list of a column's values, and a list of columns. With any other, rows are
 # rows. A list for each column, since PostgreSQL takes nearly twice as long for a list of each row.
@@ -29,19 +29,8 @@ _JSON = {"postgresql": ("array_agg", "json_build_array"), "sqlite": ("json_group
 _MOST_KEPT = 4 << 20
 
 
-class Rows(tuple[Row, ...]):
-    """All rows that a statement has selected at one moment.
-
-    Thread-safe without a lock, which a forked child might find held for ever: two threads may both find out something.
-    """
-
-    def once(self, key: Hashable, others: tuple[object, ...], make: Callable[[], T]) -> T:
-        """The result of ``make`` for these rows and these very ``others``; made once, as long as they are the same."""
-        made: dict[Hashable, tuple[tuple[object, ...], T]] = self.__dict__.setdefault("made", {})
-        known = made.get(key)
-        if known is None or any(now is not then for now, then in zip(others, known[0], strict=True)):
-            made[key] = known = others, make()
-        return known[1]
+class Rows(Remembering, tuple[Row, ...]):
+    """All rows that a statement has selected at one moment."""
 
 
 class Table(NamedTuple, Generic[Row]):

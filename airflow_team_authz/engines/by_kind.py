@@ -32,7 +32,7 @@ def by_kind(resources: Sequence[Resource], is_alike: Callable[[str | None], bool
     """
     if not isinstance(resources, Resources):
         return _by_kind(resources, is_alike)
-    return resources.once("by_kind", is_alike, lambda: _by_kind(resources, is_alike))
+    return resources.once("by_kind", (is_alike,), lambda: _by_kind(resources, is_alike))
 
 
 def _by_kind(resources: Sequence[Resource], is_alike: Callable[[str | None], bool]) -> ByKind | None:

@@ -32,8 +32,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _mmap, _madvise = _libc.mmap, _libc.madvise
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_trim = getattr(_libc, "malloc_trim", None)
 _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_trim = getattr(_libc, "malloc_trim", None)
 
 
 class MemoryImage:
@@ -59,8 +59,12 @@ class MemoryImage:
     def of(cls, address: int, size: int, told: bytes) -> MemoryImage:
         """A copy of the memory at an address of this process."""
         file = os.memfd_create("policy")
-        for part in ((ctypes.c_ubyte * size).from_address(address), told, _LENGTH.pack(len(told))):
-            _write(file, memoryview(part).cast("B"))
+        try:
+            for part in ((ctypes.c_ubyte * size).from_address(address), told, _LENGTH.pack(len(told))):
+                _write(file, memoryview(part).cast("B"))
+        except OSError:
+            os.close(file)
+            raise
         return cls(file, is_shared=False)
 
     def content(self) -> bytes:
@@ -77,7 +81,7 @@ class MemoryImage:
 
 
 def forget(address: int, size: int) -> None:
-    """Give back what was written into this memory: it is as in the image again, and zero beyond."""
+    """Give back what was written into this memory: it is as in the image again, and zero beyond. ``OSError``."""
     if _madvise(address, size, _DO_NOT_NEED):
         raise OSError(ctypes.get_errno(), "the memory of a policy cannot be given back")
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -244,7 +245,10 @@ def compiled(
     engine = wasmtime.Engine(config)
     try:
         machine_code = module(engine, wasm, f"fuel {level}", kept)
-        policy = Policy(engine, machine_code, data, revision, serial, key_id, None, *_of_data(data))
+        directory_bytes, alike = _of_data(data)
+        policy = Policy(
+            engine, machine_code, data, revision, serial, key_id, directory_bytes=directory_bytes, alike=alike
+        )
     except wasmtime.WasmtimeError as error:
         raise PolicyBrokenError(str(error)) from None
     if not IS_AVAILABLE:
@@ -395,9 +399,11 @@ class Machine:
         return MemoryImage.of(self._base(), self.pages * _PAGE, msgspec.json.encode(self._start))
 
     def forget(self) -> None:
-        """Give back the memory that questions have taken. It answers as before."""
+        """Give back the memory that questions have taken, if the system takes it. It answers as before."""
         if self._has_image:
-            forget(self._base(), self.pages * _PAGE)
+            # Whoever has asked has an answer already, and memory that stays is no error.
+            with suppress(OSError):
+                forget(self._base(), self.pages * _PAGE)
             self._end = self._start.heap
 
     @property

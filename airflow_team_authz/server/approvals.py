@@ -70,8 +70,10 @@ class Rules(NamedTuple):
         """Who may approve what this caller has published, in words."""
         if self.approvers is None:
             return f"a platform token of another person than {publisher}"
-        named = " or ".join(sorted(self.approvers - {publisher})) or "nobody: --approver names no other caller"
-        return f"{named}, if that is another person than {publisher}" if self.approvers - {publisher} else named
+        others = sorted(self.approvers - {publisher})
+        if not others:
+            return "nobody: --approver names no other caller"
+        return f"{' or '.join(others)}, if that is another person than {publisher}"
 
     def of(self, environment: str, owner: str, is_alone: bool) -> Rules:
         """Those that may hold a change of this owner's package there. ``is_alone``: it decides about its own alone."""
