@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 DONE := .venv/.setup
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
+# The tests start hundreds of processes: Python keeps what it has compiled, also where the environment forbids it.
+unexport PYTHONDONTWRITEBYTECODE
 # What goes into the compiled policy that the project's installation makes.
 SHIPPED := $(shell find policies/airflow/authz policies/airflow/roles -type f ! -name '*_test.rego' 2>/dev/null)
 
