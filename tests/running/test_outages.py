@@ -135,7 +135,9 @@ def _replaced(file: Path, change: Callable[[str], str]) -> Iterator[None]:
     file.write_text(text)
 
 
-@pytest.mark.parametrize("fault", [deleted, truncated, broken])
+@pytest.mark.parametrize(
+    "fault", [*(pytest.param(fault, marks=pytest.mark.exhaustive) for fault in (deleted, truncated)), broken]
+)
 def test_a_policy_that_is_spoilt_leaves_the_last_good_one_in_force(site_in_process: RunningSite, fault: Fault) -> None:
     site = site_in_process
     with fault(site):
