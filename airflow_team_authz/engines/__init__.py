@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from airflow_team_authz.engines.by_kind import ByKind, by_kind
+from airflow_team_authz.engines.by_kind import by_kind
 from airflow_team_authz.engines.kept import Kept, Key, key
 from airflow_team_authz.engines.left_out import LeftOut
 from airflow_team_authz.engines.outages import Outages
@@ -32,8 +32,9 @@ from airflow_team_authz.model import (
     TooLongError,
 )
 
-# Above this a list is asked in parts: it bounds the memory of a question in process, and its size on the wire.
-CHUNK = 5_000
+# Above this a list is asked in parts: it bounds the memory of a question in process, and its size on the wire. A
+# thousand take 4 MB where rules look at ids, and as long as in greater parts.
+CHUNK = 1_000
 # What a team's part of a list may take when it is asked alone, as a multiple of what is usual.
 _SHARE = 3.0
 # How many teams may be late, each for as long as a question may take, before a list is given up.
@@ -49,8 +50,8 @@ _DECISION_BYTES = 6
 
 T = TypeVar("T")
 Value = bytes | msgspec.Raw
-# Makes of an engine's answer to a question what nobody can change. The answer may be about the kinds of its resources.
-_Read = Callable[[Value, Evaluations, ByKind | None], T]
+# Makes of an engine's answer to a question what nobody can change.
+_Read = Callable[[Value, Evaluations], T]
 
 
 class Reply(NamedTuple):
@@ -234,21 +235,36 @@ class DecisionPoint:
         nothing else can be decided, the ``EngineError`` is raised. ``aside`` as with ``decide``.
         """
         began = time.perf_counter_ns()
-        allowed: list[Resource] = []
-        kept_all, revision = True, ""
         heard = self._heard.ids = []
         try:
-            for part in _chunks(question):
-                answered, revision, kept = self._allowed(part)
-                allowed += answered
-                kept_all &= kept
+            allowed, revision, kept = self._allowed_by_kind(question) or self._allowed_parts(question)
         except EngineError as error:
             error.decision_id = self._observer.failed(question, error, time.perf_counter_ns() - began)
             raise
         if not aside:
-            how = Provenance(revision, time.perf_counter_ns() - began, heard, kept_all)
-            self._observer.listed(question, allowed, how)
+            self._observer.listed(question, allowed, Provenance(revision, time.perf_counter_ns() - began, heard, kept))
         return allowed
+
+    def _allowed_by_kind(self, question: Evaluations) -> _Listed | None:
+        """The list, asked once for each kind of resource; ``None`` if the policy looks at each."""
+        policy = self._kept()
+        kinds = by_kind(question.resources, policy.is_alike) if policy is not None else None
+        if kinds is None:
+            return None
+        listed = self._allowed_parts(msgspec.structs.replace(question, resources=kinds.firsts))
+        # Only that policy decides by these kinds. Another may have replaced it meanwhile.
+        if self._kept() is not policy:
+            return None
+        return listed._replace(allowed=kinds.of_all(question.resources, listed.allowed))
+
+    def _allowed_parts(self, question: Evaluations) -> _Listed:
+        allowed: list[Resource] = []
+        kept_all, revision = True, ""
+        for part in _chunks(question):
+            answered, revision, kept = self._allowed(part)
+            allowed += answered
+            kept_all &= kept
+        return _Listed(allowed, revision, kept_all)
 
     def _allowed(self, question: Evaluations) -> _Listed:
         held = self._left_out.among(_owners(question)) if self._left_out else set()
@@ -357,13 +373,13 @@ class DecisionPoint:
                     if self._outages:
                         self._answered(question)
                     return known, kept.revision, True
-            if kept is None:
-                encoded = self._encode(question)
+            encoded = encoded or self._encode(question)
         except UnicodeEncodeError:
             # Half a surrogate pair: no JSON can hold it. Not the engine's fault, so no outage.
             raise MalformedError("the question holds text that is not Unicode") from None
         try:
-            reply, answer = self._evaluate(entrypoint, read, question, encoded, pace, kept)
+            reply = self._engine.query(entrypoint, encoded, len(question.resources), len(_owners(question)), pace)
+            answer = read(reply.value, question)
             if reply.record_id:
                 self._heard.ids.append(reply.record_id)
         except EngineError as engine_error:
@@ -386,31 +402,6 @@ class DecisionPoint:
             reply.kept.keep(place, answer, _size(answer, reply.value), who)
         return answer, reply.revision, False
 
-    def _evaluate(
-        self,
-        entrypoint: str,
-        read: _Read[T],
-        question: Evaluations,
-        encoded: bytes,
-        pace: float | None,
-        kept: Kept | None,
-    ) -> tuple[Reply, T]:
-        """The engine's reply, and what ``read`` makes of it. ``kept``: that of the policy that is to be asked."""
-
-        def query(encoded: bytes) -> Reply:
-            # What it may take does not depend on whether it is asked about kinds.
-            return self._engine.query(entrypoint, encoded, len(question.resources), len(_owners(question)), pace)
-
-        kinds = by_kind(question.resources, kept.is_alike) if kept is not None and entrypoint == "allowed" else None
-        if kinds is not None:
-            shortened = msgspec.structs.replace(question, resources=kinds.firsts)
-            reply = query(self._encode(shortened))
-            # Only that policy decides by these kinds. Another may have replaced it a moment ago.
-            if reply.kept is kept:
-                return reply, read(reply.value, question, kinds)
-        reply = query(encoded or self._encode(question))
-        return reply, read(reply.value, question, None)
-
     def _key(self, entrypoint: str, question: Evaluations) -> tuple[Key, bytes]:
         """The cache key of a question, and the question as JSON if the key took that."""
         resources = question.resources
@@ -429,22 +420,22 @@ class DecisionPoint:
         self._decode_standing(value)
         return bytes(value)
 
-    def _read_decisions(self, value: Value, question: Evaluations, _: object) -> tuple[Decision, ...]:
+    def _read_decisions(self, value: Value, question: Evaluations) -> tuple[Decision, ...]:
         decisions = self._decode_decisions(value)
         if len(decisions) != len(question.resources):
             raise MalformedError(f"the engine answered {len(decisions)} of {len(question.resources)} questions")
         return decisions
 
-    def _read_allowed(self, value: Value, question: Evaluations, kinds: ByKind | None) -> bytes:
+    def _read_allowed(self, value: Value, question: Evaluations) -> bytes:
         """A byte for each resource, 1 if it is allowed. Compressed, since it is kept, and most of them are alike."""
-        asked = len(question.resources if kinds is None else kinds.firsts)
+        asked = len(question.resources)
         indices = self._decode_indices(value)
         if any(not 0 <= index < asked for index in indices) or len(set(indices)) != len(indices):
             raise MalformedError("the engine allows resources that it was not asked about")
         chosen = bytearray(asked)
         for index in indices:
             chosen[index] = 1
-        return zlib.compress(chosen if kinds is None else kinds.of_all(chosen), level=1)
+        return zlib.compress(chosen, level=1)
 
     def close(self) -> None:
         """Close the engine."""

@@ -6,7 +6,8 @@ A kind is everything of a resource but its id. A bundle says whose resources no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import compress
 from typing import NamedTuple
 
 from msgspec import UNSET
@@ -17,12 +18,14 @@ from airflow_team_authz.model import Resource, Resources
 class ByKind(NamedTuple):
     """The first resource of each kind, and for each resource of a list the index of its kind."""
 
-    firsts: list[Resource]
+    firsts: Resources
     places: list[int]
 
-    def of_all(self, chosen: bytearray) -> bytes:
-        """From a byte for each kind, a byte for each resource."""
-        return bytes(map(chosen.__getitem__, self.places))
+    def of_all(self, resources: Sequence[Resource], chosen: Collection[Resource]) -> list[Resource]:
+        """Those of a list whose kind is chosen: one of the first resources."""
+        among = set(chosen)
+        is_chosen = [first in among for first in self.firsts]
+        return list(compress(resources, map(is_chosen.__getitem__, self.places)))
 
 
 def by_kind(resources: Sequence[Resource], is_alike: Callable[[str | None], bool]) -> ByKind | None:
@@ -60,4 +63,4 @@ def _by_kind(resources: Sequence[Resource], is_alike: Callable[[str | None], boo
         if place == len(firsts):
             firsts.append(resource)
         places.append(place)
-    return None if len(firsts) == len(resources) else ByKind(firsts, places)
+    return None if len(firsts) == len(resources) else ByKind(Resources(firsts), places)

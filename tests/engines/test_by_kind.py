@@ -76,7 +76,7 @@ def test_a_list_asks_about_each_id_only_where_a_rule_looks_at_ids(
 def test_resources_that_differ_in_any_field_but_the_id_are_of_different_kinds(field: str) -> None:
     one = Resource("dag", "alpha", "a")
     assert by_kind([one, change(one, **{field: OTHER[field]})], lambda _: True) is None
-    assert by_kind([one, change(one, id="b")], lambda _: True) == ([one], [0, 0])
+    assert by_kind([one, change(one, id="b")], lambda _: True) == ((one,), [0, 0])
 
 
 def test_a_policy_that_replaces_the_one_of_the_kinds_is_asked_about_each_resource(

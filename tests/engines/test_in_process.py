@@ -58,7 +58,7 @@ decisions := "yes" if input.action == "answer with a text"
 decisions := [yes, yes] if input.action == "conflict"
 decisions := [] if input.action == "conflict"
 decisions := [yes | {COSTLY}] if input.action == "use up the fuel"
-decisions := [yes | count(split(long, "")) > 0] if input.action == "use up the memory"
+decisions := [yes | count(concat("", [long | some _ in digits])) > 0] if input.action == "use up the memory"
 {DIGITS}
 long := concat("", [input.subject.id | some _ in digits; some _ in digits; some _ in digits])
 """
@@ -174,7 +174,7 @@ def test_a_policy_may_tell_more_of_itself_than_fits_into_a_page(tmp_path: Path) 
     ("do nothing", 1, UndefinedError, "airflow.authz.decisions"),
     ("conflict", 1, PolicyBrokenError, "conflict"),
     ("use up the fuel", 1, TooLongError, "fuel"),
-    ("use up the memory", 5_000, PolicyBrokenError, "malloc"),
+    ("use up the memory", 1, PolicyBrokenError, "malloc"),
 ])  # fmt: skip
 def test_a_failed_evaluation_is_an_error_and_is_not_kept(
     action: str, size: int, error: type[EngineError], told: str, obedient: Path
@@ -182,7 +182,7 @@ def test_a_failed_evaluation_is_an_error_and_is_not_kept(
     with opened(obedient) as decisions:
         for _ in range(2):
             with pytest.raises(EngineError, match=told) as raised:
-                decisions.decide(about(Subject("user", "x" * 3_000), "alpha", *["pg"] * size, action=action))
+                decisions.decide(about(Subject("user", "x" * 30_000), "alpha", *["pg"] * size, action=action))
             assert type(raised.value) is error
             assert verdict(decisions) == TOLD_TO
 
@@ -325,6 +325,8 @@ def test_threads_share_instances_one_at_a_time_and_have_right_answers(
 
     with opened(policy(SITE)) as decisions, ThreadPoolExecutor(8) as pool:
         seen = set.union(*pool.map(ask, range(8)))
+        # By an instance that one of the others has had, however they took turns.
+        assert verdict(decisions) == TWO
     assert sorted(reasons for _, reasons in seen) == [("one",), ("two",)]
     assert len({revision for revision, _ in seen}) == 2
     assert 2 <= len(users) <= 16

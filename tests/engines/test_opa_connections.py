@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.engines import CHUNK, DecisionPoint, opa_server
 from airflow_team_authz.engines.opa_server import parse_url
 from airflow_team_authz.model import DeadlineExceededError, Evaluations, Resource, UnreachableError
 from tests.support.fake_opa import (
@@ -156,14 +156,17 @@ def test_of_several_addresses_the_first_that_answers_is_taken(
         assert fake.connections == 1
 
 
-def test_each_question_of_a_list_adds_to_the_deadline(connect: Connect, fake: FakeOpa) -> None:
+def test_each_question_of_a_list_adds_to_the_deadline(
+    connect: Connect, fake: FakeOpa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opa_server, "_SECONDS_PER_RESOURCE", 0.01)
     decisions = connect(fake.url, 200)
 
     def after_the_deadline_of_one(connection: socket.socket) -> None:
         time.sleep(0.4)
         connection.sendall(result("[]"))
 
-    many = Evaluations(QUESTION.subject, "read", [Resource("dag", None, str(number)) for number in range(5_000)])
+    many = Evaluations(QUESTION.subject, "read", [Resource("dag", None, str(number)) for number in range(CHUNK)])
     fake.answers = [after_the_deadline_of_one, after_the_deadline_of_one]
     assert decisions.allowed(many) == []
     with pytest.raises(DeadlineExceededError):

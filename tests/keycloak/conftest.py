@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jwt
@@ -78,9 +75,11 @@ def configured(realm: Realm) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def example_engine() -> Iterator[InProcess]:
-    """The example's policy, compiled once: that takes half a second."""
-    made = InProcess(compiled_example())
+def example_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
+    """This repository's policies, compiled once: that takes half a second."""
+    compiled = tmp_path_factory.mktemp("example") / "bundle.tar.gz"
+    compile_directory(REPOSITORY / "policies", compiled)
+    made = InProcess(compiled)
     yield made
     made.close()
 
@@ -112,11 +111,3 @@ def subject(manager: Any, somebody: Any) -> Subject:
     found = manager.subject(somebody)
     assert isinstance(found, Subject)
     return found
-
-
-@cache
-def compiled_example() -> Path:
-    """This repository's policies as a bundle."""
-    compiled = Path(tempfile.mkdtemp()) / "bundle.tar.gz"
-    compile_directory(REPOSITORY / "policies", compiled)
-    return compiled

@@ -70,7 +70,7 @@ class FakeOpa:
         name = listener.getsockname()
         plain = f"unix://{name}" if isinstance(name, str) else f"http://127.0.0.1:{name[1]}"
         self.url = plain if tls is None else plain.replace("http:", "https:")
-        listener.listen(16)
+        listener.listen(128)
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:

@@ -25,6 +25,8 @@ REALM = "company"
 CLIENT = "airflow"
 PASSWORD = "only-for-this-test"  # noqa: S105 - of people who live as long as the test
 _START_SECONDS = 180
+# A realm takes half a minute where others keep the processors busy.
+PATIENT_SECONDS = 120
 
 
 def what_is_missing() -> str:
@@ -94,7 +96,7 @@ class Realm:
     def admin(self, method: str, path: str, body: Any = None, of_realm: bool = True) -> Any:
         """Call the admin API; returns what it answers, or the id of what was made."""
         form = {"grant_type": "password", "client_id": "admin-cli", "username": "admin", "password": PASSWORD}
-        with httpx.Client(trust_env=False, timeout=30) as client:
+        with httpx.Client(trust_env=False, timeout=PATIENT_SECONDS) as client:
             token = client.post(f"{self.keycloak.url}/realms/master/protocol/openid-connect/token", data=form).json()
             root = f"{self.keycloak.url}/admin/realms" + (f"/{self.name}" if of_realm else "")
             headers = {"Authorization": f"Bearer {token['access_token']}"}
@@ -161,7 +163,9 @@ class Realm:
         form = {"client_id": client_id, "client_secret": self.secrets[client_id], "scope": "openid"}
         form |= {"grant_type": "client_credentials"} if name is None else {"grant_type": "password"}
         form |= {} if name is None else {"username": name, "password": PASSWORD}
-        answer = httpx.post(f"{self.url}/protocol/openid-connect/token", data=form, trust_env=False, timeout=30)
+        answer = httpx.post(
+            f"{self.url}/protocol/openid-connect/token", data=form, trust_env=False, timeout=PATIENT_SECONDS
+        )
         assert answer.status_code == 200, answer.text
         told: dict[str, Any] = answer.json()
         return told
