@@ -479,6 +479,17 @@ def test_what_was_allowed_by_name_is_there(by: As) -> None:
         assert list(session.scalars(select(Connection.conn_id))) == ["alpha_db"]
 
 
+@pytest.mark.parametrize("subject", [ANN, BOB, TASK], ids=lambda subject: subject.id)
+def test_what_is_left_of_a_dag_that_is_gone_is_the_platforms(by: As, subject: Subject) -> None:
+    """Its question was about a common Dag, as about any Dag that is not there."""
+    asked = (("read", Resource("dag", None, "gone", "audit_log")), ("delete", Resource("dag", None, "gone")))
+    with by(subject, *asked) as session:
+        assert "gone" not in session.scalars(select(Log.dag_id)).all()
+        assert session.execute(delete(Log).where(Log.dag_id == "gone")).rowcount == 0
+    with by(PAT, *asked) as session:
+        assert "gone" in session.scalars(select(Log.dag_id)).all()
+
+
 IVY = Subject("user", "ivy", ("alpha",), ("user",))
 PARTS = {"run": DagRun.dag_id, "task_instance": TaskInstance.dag_id, "audit_log": Log.dag_id}
 OWNERS_RULE = """package teams.alpha
