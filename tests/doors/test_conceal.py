@@ -19,6 +19,7 @@ from airflow.models import Connection, DagModel, DagRun, Pool, TaskInstance, Var
 from airflow.models.backfill import Backfill
 from airflow.models.dagbag import DagPriorityParsingRequest
 from airflow.models.dagwarning import DagWarning
+from airflow.models.errors import ParseImportError
 from airflow.models.log import Log
 from airflow.models.xcom import XComModel
 from itsdangerous import URLSafeSerializer
@@ -205,6 +206,42 @@ def test_the_audit_log_holds_no_row_about_what_was_concealed_as_if_it_had_happen
     with settings.Session() as session:
         rows = session.scalars(select(Log.event).where(Log.dag_id == "alpha_daily", Log.owner == "bob")).all()
     assert rows == []
+
+
+@pytest.fixture
+def import_errors(site: Site) -> Iterator[dict[str | None, int]]:  # noqa: ARG001
+    """The number of an import error in each bundle, of a file without a Dag."""
+    bundles = ("of alpha", "of beta", "of None", "not configured", None)
+    told = {"filename": "new.py", "stacktrace": "secret", "timestamp": NOW}
+    errors = [ParseImportError(bundle_name=name, **told) for name in bundles]
+    with settings.Session() as session:
+        session.add_all(errors)
+        session.flush()
+        numbers = dict(zip(bundles, (error.id for error in errors), strict=True))
+        session.commit()
+    yield numbers
+    with settings.Session() as session:
+        session.execute(delete(ParseImportError).where(ParseImportError.id.in_(numbers.values())))
+        session.commit()
+
+
+@pytest.mark.parametrize("refusals", ["explain", "conceal"])
+def test_an_import_error_of_a_file_without_dags_is_its_bundles_teams(
+    site: Site, import_errors: dict[str | None, int], monkeypatch: pytest.MonkeyPatch, refusals: str
+) -> None:
+    """Airflow alone shows it to everybody who may see any."""
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", refusals)
+    decision_point.forget()
+    path = "/api/v2/importErrors"
+    for who, own in {"ann": {"of alpha"}, "vic": {"of beta"}, "pat": set(import_errors)}.items():
+        seen = own | {"of None"}
+        assert {error["bundle_name"] for error in site.ask(who, "GET", path).json()["import_errors"]} == seen
+        for bundle, number in import_errors.items():
+            answer = site.ask(who, "GET", f"{path}/{number}")
+            assert answer.status_code == (200 if bundle in seen else 404), (who, bundle)
+            assert ("secret" in answer.text) is (bundle in seen)
+    for number in (import_errors["of alpha"], 0):
+        assert site.status("nil", "GET", f"{path}/{number}") == 403
 
 
 @pytest.fixture
