@@ -102,6 +102,7 @@ def test_the_own_package_decides(file: str, package: str, team: str, policy: Pol
 
 @pytest.mark.parametrize("call", [
     'http.send({"method": "get", "url": "http://x"})', "time.now_ns()", "opa.runtime()", 'rand.intn("x", 2)',
+    'units.parse_bytes("1K")', 'io.jwt.decode("x")',
     'trace("x")', 'uuid.rfc4122("x")', 'net.lookup_ip_addr("x")', 'to_number("x")', 'sprintf("%v", [1])',
 ])  # fmt: skip
 @pytest.mark.parametrize("file", ["teams/a/a.rego", "airflow/site/s.rego"])

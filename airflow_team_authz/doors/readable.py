@@ -136,7 +136,15 @@ class Readable:
             and resource.id is not UNSET
             and (action not in READS or (not writes and (resource.entity in {entity, *also} or "*" in also)))
         }
-        return listed if listed.everything or not opened else Scope(False, {*listed.ids, *opened})
+        if listed.everything or opened.issubset(listed.ids):
+            return listed
+        return Scope(False, {*listed.ids, *self._there(opened.difference(listed.ids))})
+
+    def _there(self, dag_ids: Collection[str]) -> Collection[str]:
+        """Those of these Dags that there are: a question takes one that is gone for a common one."""
+        statement = select(DagModel.dag_id).where(DagModel.dag_id.in_(dag_ids))
+        key = ("there", frozenset(dag_ids))
+        return self.kept(key, lambda: {row.dag_id for row in self._rows(statement)})  # type: ignore[no-any-return]
 
     def teams(self) -> dict[str, str | None]:
         """The team of each Dag, for whoever asks; none at all if one of them has several."""

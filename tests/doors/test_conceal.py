@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from airflow import settings
 from airflow.api_fastapi.core_api import security
-from airflow.models import Connection, DagModel, DagRun, Pool, Variable
+from airflow.models import Connection, DagModel, DagRun, Pool, TaskInstance, Variable
+from airflow.models.backfill import Backfill
 from airflow.models.dagbag import DagPriorityParsingRequest
+from airflow.models.dagwarning import DagWarning
+from airflow.models.errors import ParseImportError
 from airflow.models.log import Log
+from airflow.models.xcom import XComModel
 from itsdangerous import URLSafeSerializer
-from sqlalchemy import delete, select
+from sqlalchemy import delete, insert, select
 
 from airflow_team_authz.doors import decision_point, wall
 from tests.doors.test_user_requests import NEWEST, Site, airflows_routes, opened_site
@@ -26,6 +32,7 @@ __all__ = ["opened_site"]
 
 ALPHAS = {"dag_id": "alpha_daily", "connection_id": "alpha_db", "pool_name": "alpha_pool", "variable_key": "alpha_key"}
 MISSING = "not_there"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OTHERS = {
     "asset_id": "1", "backfill_id": "1", "dag_run_id": "first", "dag_version_id": "1", "map_index": "-1",
     "task_id": "work", "try_number": "1", "version_number": "1", "xcom_key": "x", "run_id": "first",
@@ -123,6 +130,60 @@ def test_no_route_tells_another_teams_things_from_what_is_not_there(site: Site, 
     assert _rows() == before
 
 
+GONE = "gone_daily"
+
+
+@pytest.fixture
+def left_over(site: Site) -> Iterator[Callable[[], list[Any]]]:  # noqa: ARG001
+    """What `airflow db clean` may leave of a Dag that it has deleted; returns these rows as they are now."""
+    task = {"dag_id": GONE, "run_id": "first", "task_id": "work", "map_index": -1}
+    run = {"run_type": "manual", "state": "success", "clear_number": 0, "log_template_id": 1}
+    how = {"pool": "pool", "pool_slots": 1, "queue": "q", "priority_weight": 1, "try_number": 1, "max_tries": 0}
+    with settings.Session() as session:
+        run_key = session.scalar(
+            insert(DagRun)
+            .values(dag_id=GONE, run_id="first", run_after=NOW, start_date=NOW, **run)
+            .returning(DagRun.id)
+        )
+        session.execute(insert(TaskInstance).values(id=uuid4(), state="success", **task, **how))
+        session.execute(insert(XComModel).values(dag_run_id=run_key, key="x", value="1", timestamp=NOW, **task))
+        of_backfill = {"max_active_runs": 1, "dag_run_conf": {}, "is_paused": False, "reprocess_behavior": "none"}
+        session.execute(insert(Backfill).values(dag_id=GONE, from_date=NOW, to_date=NOW, **of_backfill))
+        session.execute(insert(DagWarning).values(dag_id=GONE, warning_type="non-existent pool", message="x"))
+        session.add(Log("trigger", owner="ann", dag_id=GONE))
+        session.commit()
+    tables = (DagRun, TaskInstance, XComModel, Backfill, DagWarning)
+
+    def rows() -> list[Any]:
+        with settings.Session() as session:
+            return [session.execute(select(row.__table__).where(row.dag_id == GONE)).all() for row in tables]
+
+    yield rows
+    with settings.Session() as session:
+        for row in (Log, *reversed(tables)):
+            session.execute(delete(row).where(row.dag_id == GONE))
+        session.commit()
+
+
+@pytest.mark.parametrize(("who", "refusals"), [("bob", "explain"), ("vic", "conceal")])
+def test_what_is_left_of_a_dag_that_is_gone_is_answered_like_what_is_not_there(
+    site: Site, left_over: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch, who: str, refusals: str
+) -> None:
+    """To a question such a Dag looks like a common one, since nothing says whose it was."""
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", refusals)
+    decision_point.forget()
+    before = left_over()
+    assert all(before)
+    differing = {}
+    for method, template in _named(site):
+        if "{dag_id" in template:
+            gone, missing = (_asked(site, who, method, template, {"dag_id": id_}) for id_ in (GONE, MISSING))
+            if gone != missing:
+                differing[method, template] = (gone, missing)
+    assert differing == {}
+    assert left_over() == before
+
+
 @pytest.mark.parametrize("action", ["update", "delete"])
 @pytest.mark.parametrize("map_index", [-1, None])
 def test_a_bulk_change_names_another_teams_dag_like_one_that_is_not_there(
@@ -145,6 +206,42 @@ def test_the_audit_log_holds_no_row_about_what_was_concealed_as_if_it_had_happen
     with settings.Session() as session:
         rows = session.scalars(select(Log.event).where(Log.dag_id == "alpha_daily", Log.owner == "bob")).all()
     assert rows == []
+
+
+@pytest.fixture
+def import_errors(site: Site) -> Iterator[dict[str | None, int]]:  # noqa: ARG001
+    """The number of an import error in each bundle, of a file without a Dag."""
+    bundles = ("of alpha", "of beta", "of None", "not configured", None)
+    told = {"filename": "new.py", "stacktrace": "secret", "timestamp": NOW}
+    errors = [ParseImportError(bundle_name=name, **told) for name in bundles]
+    with settings.Session() as session:
+        session.add_all(errors)
+        session.flush()
+        numbers = dict(zip(bundles, (error.id for error in errors), strict=True))
+        session.commit()
+    yield numbers
+    with settings.Session() as session:
+        session.execute(delete(ParseImportError).where(ParseImportError.id.in_(numbers.values())))
+        session.commit()
+
+
+@pytest.mark.parametrize("refusals", ["explain", "conceal"])
+def test_an_import_error_of_a_file_without_dags_is_its_bundles_teams(
+    site: Site, import_errors: dict[str | None, int], monkeypatch: pytest.MonkeyPatch, refusals: str
+) -> None:
+    """Airflow alone shows it to everybody who may see any."""
+    monkeypatch.setenv("AIRFLOW__TEAM_AUTHZ__REFUSALS", refusals)
+    decision_point.forget()
+    path = "/api/v2/importErrors"
+    for who, own in {"ann": {"of alpha"}, "vic": {"of beta"}, "pat": set(import_errors)}.items():
+        seen = own | {"of None"}
+        assert {error["bundle_name"] for error in site.ask(who, "GET", path).json()["import_errors"]} == seen
+        for bundle, number in import_errors.items():
+            answer = site.ask(who, "GET", f"{path}/{number}")
+            assert answer.status_code == (200 if bundle in seen else 404), (who, bundle)
+            assert ("secret" in answer.text) is (bundle in seen)
+    for number in (import_errors["of alpha"], 0):
+        assert site.status("nil", "GET", f"{path}/{number}") == 403
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import jwt
 import pytest
 from airflow import settings
 from airflow.api_fastapi.auth.managers.models.resource_details import DagDetails
 from airflow.configuration import conf
 from airflow.models import DagModel
+from fastapi.testclient import TestClient
 from sqlalchemy import update
 
 from airflow_team_authz.decision_log import DecisionLog, reading
@@ -373,6 +375,30 @@ def test_who_is_not_logged_in_gets_nothing(log: Log) -> None:
     assert page.status_code == 307
     assert page.headers["location"].startswith("/api/v2/auth/login?next=http%3A%2F%2Ftestserver%2Fauth%2Fdecisions%3F")
     assert log.site._client.get("/auth/decisions", headers={"Authorization": "Bearer x"}).status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/ui/auth/me", "/api/v2/dags", "/auth/decisions"])
+@pytest.mark.parametrize("way", ["cookie", "header"])
+def test_a_token_that_is_none_is_a_refused_login(log: Log, path: str, way: str) -> None:
+    good = log.site._tokens["bob"]
+    claims = jwt.decode(good, options={"verify_signature": False})
+    secret, header = conf.get_mandatory_value("api_auth", "jwt_secret"), jwt.get_unverified_header(good)
+
+    def signed(key: str, **changed: Any) -> str:
+        return jwt.encode(claims | changed, key, header["alg"], headers=header)
+
+    assert log.site._client.get("/ui/auth/me", cookies={"_token": signed(secret)}).status_code == 200
+    tokens = {
+        "": 401, "undefined": 403, "garbage": 403, "a.b.c": 403, "g\xe4r": 403,
+        good[:-5]: 403, good.rpartition(".")[0]: 403, signed(secret[::-1]): 403, signed(secret, exp=1): 401,
+        signed(secret, exp="never"): 403, signed(secret, sub=None): 403, signed(secret, nbf=claims["exp"]): 403,
+        jwt.encode(claims, None, "none"): 403,
+    }  # fmt: skip
+    for token, status in tokens.items():
+        name, value = ("cookie", f"_token={token}") if way == "cookie" else ("authorization", f"Bearer {token}")
+        client = TestClient(log.site.app, raise_server_exceptions=False)
+        answer = client.get(path, headers=[(name.encode(), value.encode("latin-1"))], follow_redirects=False)
+        assert answer.status_code == status, token
 
 
 def test_without_the_table_or_the_sink_it_says_so(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,8 +102,13 @@ def runs(dag_id: str) -> bool:
 
 @pytest.mark.parametrize(
     "access_control",
-    [{"Analysts": {"can_read"}}, {"Analysts": {"DAGs": {"can_read"}, "DAG Runs": {"can_create"}}}],
-    ids=["of a Dag", "of its runs too"],
+    [
+        {"Analysts": {"can_read"}},
+        {"Analysts": {"DAGs": {"can_read"}, "DAG Runs": {"can_create"}}},
+        {"Analysts": set()},
+        {"Analysts": {"Nothing known": {"can_fly"}}},
+    ],
+    ids=["of a Dag", "of its runs too", "of nothing", "of what there is not"],
 )
 def test_access_control_is_an_import_error_that_says_how_to_do_it(write: Write, access_control: Any) -> None:
     errors = write(FAB, parsed("shared", "shared.py", access_control), parsed("plain", "plain.py"))

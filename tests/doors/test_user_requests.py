@@ -139,6 +139,22 @@ def test_the_table_says_of_every_route_what_airflow_asks_there(site: Site) -> No
     assert user_routes.unknown_routes() == []
 
 
+@pytest.mark.parametrize(
+    ("who", "teams"),
+    [
+        ("nil", []),
+        ("una", []),
+        ("vic", ["beta"]),
+        ("ann", ["alpha"]),
+        ("two", ["alpha", "beta"]),
+        ("pat", ["alpha", "beta"]),
+    ],
+)
+def test_the_list_of_teams_has_ones_own(site: Site, who: str, teams: list[str]) -> None:
+    answer = site.ask(who, "GET", "/ui/teams?order_by=name").json()
+    assert ([team["name"] for team in answer["teams"]], answer["total_entries"]) == (teams, len(teams))
+
+
 def test_what_is_asked_is_seen_through_the_wall() -> None:
     """The wall puts a function of its own around each of Airflow's that asks."""
     module: Any = SimpleNamespace(requires_access_dag=security.requires_access_dag)

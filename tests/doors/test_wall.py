@@ -17,7 +17,13 @@ from uuid import uuid4
 import pytest
 from airflow import settings
 from airflow.models import Connection, DagModel, DagRun, Pool, TaskInstance, Variable
-from airflow.models.asset import AssetAliasModel, AssetModel, DagScheduleAssetReference, TaskOutletAssetReference
+from airflow.models.asset import (
+    AssetAliasModel,
+    AssetEvent,
+    AssetModel,
+    DagScheduleAssetReference,
+    TaskOutletAssetReference,
+)
 from airflow.models.dag import DagTag
 from airflow.models.dagbag import DagPriorityParsingRequest
 from airflow.models.errors import ParseImportError
@@ -477,6 +483,47 @@ def test_what_was_allowed_by_name_is_there(by: As) -> None:
     """A policy may let somebody change what it does not let be listed."""
     with by(VIC, ("update", Resource("connection", "alpha", "alpha_db"))) as session:
         assert list(session.scalars(select(Connection.conn_id))) == ["alpha_db"]
+
+
+def test_an_event_is_seen_by_whom_may_read_its_dag_or_a_run_that_took_it(by: As) -> None:
+    """Of an asset that they see: the asset of an event is theirs to see or not, whatever took the event."""
+    taken_by = AssetEvent.metadata.tables["dagrun_asset_event"]
+    now = {"created_at": NOW, "updated_at": NOW}
+    source = {"source_dag_id": "alpha_daily", "source_map_index": -1, "timestamp": NOW, "extra": {}}
+    with by(None) as session:
+        send = session.connection().execute
+        with requests.unfiltered():
+            send(insert(AssetModel).values(id=9, name="alphas", uri="s3://alphas", group="", extra={}, **now))
+            send(insert(TaskOutletAssetReference).values(asset_id=9, dag_id="alpha_daily", task_id="load", **now))
+        for id_, asset_id, runs in ((91, 2, (1, 2)), (92, 2, (1,)), (93, 9, (1, 2))):
+            rows = [insert(AssetEvent).values(id=id_, asset_id=asset_id, **source)]
+            rows += [insert(taken_by).values(dag_run_id=run, event_id=id_) for run in runs]
+            with requests.unfiltered():
+                for row in rows:
+                    send(row)
+        statement = select(AssetEvent).options(selectinload(AssetEvent.created_dagruns))
+        for subject, seen, of_dags in (
+            (VIC, {91}, {"beta_daily"}),
+            (ANN, {91, 92, 93}, {"alpha_daily"}),
+            (PAT, {91, 92, 93}, {"alpha_daily", "beta_daily"}),
+        ):
+            with requests.request(of_airflow=True):
+                requests.remember(subject)
+                events = session.scalars(statement).all()
+                assert {found.id for found in events} == seen
+                assert {run.dag_id for found in events for run in found.created_dagruns} == of_dags
+                session.expunge_all()
+
+
+@pytest.mark.parametrize("subject", [ANN, BOB, TASK], ids=lambda subject: subject.id)
+def test_what_is_left_of_a_dag_that_is_gone_is_the_platforms(by: As, subject: Subject) -> None:
+    """Its question was about a common Dag, as about any Dag that is not there."""
+    asked = (("read", Resource("dag", None, "gone", "audit_log")), ("delete", Resource("dag", None, "gone")))
+    with by(subject, *asked) as session:
+        assert "gone" not in session.scalars(select(Log.dag_id)).all()
+        assert session.execute(delete(Log).where(Log.dag_id == "gone")).rowcount == 0
+    with by(PAT, *asked) as session:
+        assert "gone" in session.scalars(select(Log.dag_id)).all()
 
 
 IVY = Subject("user", "ivy", ("alpha",), ("user",))

@@ -183,6 +183,10 @@ HOSTILE: dict[str, Hostile] = {
         body('http.send({"method": "get", "url": "http://localhost"}).status_code == 200'), {"check"}
     ),
     "the clock": Hostile(body("time.now_ns() > 0"), {"check"}),
+    "the clock in a comprehension": Hostile(body("count([x | x := time.now_ns()]) > 0"), {"check"}),
+    "a function of the host in every": Hostile(
+        body("every role in input.subject.roles { units.parse_bytes(role) > 1 }"), {"check"}
+    ),
     "the runtime": Hostile(body("opa.runtime().env.SECRET"), {"check"}),
     "chance": Hostile(body('rand.intn("x", 2) == 1'), {"check"}),
     "a number from text": Hostile(body("to_number(input.subject.id) > 3"), {"check"}),

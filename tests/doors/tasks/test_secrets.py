@@ -97,6 +97,19 @@ def test_a_row_hides_nothing_of_what_a_secrets_backend_has_for_all(api: Api, kep
         assert of_alpha == {"alpha": {"vault"}, "beta": {"bob"}, None: {"403"}}
 
 
+def test_a_write_tells_nothing_of_what_a_backend_has_for_another_team(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_backend(monkeypatch, Vault())
+    answers = {}
+    for key in ("kept_for_alpha", "not_kept"):
+        written = [api.call("beta", method, f"variables/{key}", json={"val": "2"}) for method in ("PUT", "DELETE")]
+        answers[key] = [(answer.status_code, answer.text) for answer in written]
+    assert answers["kept_for_alpha"] == answers["not_kept"]
+    assert [status for status, _ in answers["not_kept"]] == [201, 204]
+    assert "Vault" not in caplog.text
+
+
 def test_a_backend_that_fails_is_no_denial(api: Api, betas_rows: None, monkeypatch: pytest.MonkeyPatch) -> None:
     del betas_rows
     use_backend(monkeypatch, Vault())
