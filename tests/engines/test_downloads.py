@@ -133,16 +133,22 @@ def web() -> Iterator[Web]:
         server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def kept_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the host keeps compiled code, for all tests: nearly all bundles have the same Wasm."""
+    return tmp_path_factory.mktemp("state") / "compiled"
+
+
 @pytest.fixture
 def open_engine(
-    tmp_path: Path, trust: Trust, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, trust: Trust, kept_code: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., tuple[Downloaded, DecisionPoint]]]:
     monkeypatch.setattr(downloads, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(downloads, "_MAX_PAUSE_SECONDS", 0.1)
     opened = []
 
     def open_one(url: str, token_file: Path | None = None) -> tuple[Downloaded, DecisionPoint]:
-        engine = Downloaded(url, shared_place(tmp_path / "state", url), trust, token_file)
+        engine = Downloaded(url, shared_place(tmp_path / "state", url), trust, token_file, kept_code=kept_code)
         opened.append(engine)
         return engine, DecisionPoint(engine)
 
