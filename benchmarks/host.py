@@ -73,10 +73,11 @@ def _in_turn(contestants: dict[str, list[str]], turns: int = TURNS) -> dict[str,
 
 
 def _rows(title: str, told: dict[str, dict[str, float]], what: str, goal_of_last: str = "") -> Iterator[dict[str, Any]]:
-    first = next(iter(told.values()))[what]
+    figure = "MiB" if what == "memory" else what
+    first = next(iter(told.values()))[figure]
     for name, values in told.items():
         shown = f"{name}, {values['MiB']:.0f} MiB" if what == "memory" else name
-        value = values["MiB" if what == "memory" else what]
+        value = values[figure]
         goal = goal_of_last if name == list(told)[-1] else ""
         yield {"comparison": title, "what": shown, "value": value, "ratio": value / (first or 1), "goal": goal}
 
