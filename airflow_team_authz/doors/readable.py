@@ -138,12 +138,12 @@ class Readable:
         }
         if listed.everything or opened.issubset(listed.ids):
             return listed
-        return Scope(False, {*listed.ids, *self._there(opened.difference(listed.ids))})
+        return Scope(False, {*listed.ids, *self._existing(opened.difference(listed.ids))})
 
-    def _there(self, dag_ids: Collection[str]) -> Collection[str]:
-        """Those of these Dags that there are: a question takes one that is gone for a common one."""
+    def _existing(self, dag_ids: Collection[str]) -> Collection[str]:
+        """Those of these Dags that exist. A question about a Dag that is gone looks like one about a common Dag."""
         statement = select(DagModel.dag_id).where(DagModel.dag_id.in_(dag_ids))
-        key = ("there", frozenset(dag_ids))
+        key = ("existing", frozenset(dag_ids))
         return self.kept(key, lambda: {row.dag_id for row in self._rows(statement)})  # type: ignore[no-any-return]
 
     def teams(self) -> dict[str, str | None]:

@@ -32,8 +32,8 @@ from airflow_team_authz.model import (
     TooLongError,
 )
 
-# Above this a list is asked in parts: it bounds the memory of a question in process, and its size on the wire. A
-# thousand take 4 MB where rules look at ids, and as long as in greater parts.
+# Above this a list is asked in parts: it bounds the memory of a question in process, and its size on the wire. A part
+# of a thousand takes 4 MB where rules look at ids. Larger parts take more memory, and no less time.
 CHUNK = 1_000
 # What a team's part of a list may take when it is asked alone, as a multiple of what is usual.
 _SHARE = 3.0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.engines import CHUNK, DecisionPoint, opa_server
 from airflow_team_authz.engines.breaker import Breaker
 from airflow_team_authz.engines.opa_server import OpaServer
 from airflow_team_authz.model import EngineError, Evaluations, NotAnsweringError, Resource
@@ -60,6 +60,12 @@ def outcome(ask: Callable[[], object]) -> str:
     except EngineError as error:
         return error.code
     return "answered"
+
+
+@pytest.fixture
+def long_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline of a part of a list is half as long again as that of one question."""
+    monkeypatch.setattr(opa_server, "_SECONDS_PER_RESOURCE", 0.5 * DEADLINE / CHUNK)
 
 
 @pytest.fixture
@@ -137,11 +143,11 @@ def test_a_hundred_requests_to_a_stopped_opa_stop_nothing_longer_than_one_deadli
 
 
 @pytest.mark.exhaustive
-@pytest.mark.usefixtures("hang")
+@pytest.mark.usefixtures("hang", "long_lists")
 def test_who_waits_already_waits_no_longer(connect: Connect, fake: FakeOpa) -> None:
     point = connect(fake.url, int(1000 * DEADLINE))
     # Each has a deadline of its own, the last more than half a one after the first; a list has a longer one.
-    asks = [lambda: decided(point), lambda: outcome(lambda: point.allowed(listed(5_000))), lambda: decided(point)]
+    asks = [lambda: decided(point), lambda: outcome(lambda: point.allowed(listed(CHUNK))), lambda: decided(point)]
     began = time.monotonic()
     assert at_once(asks * 2, 0.1 * DEADLINE) == ["NotAnswering"] * 6
     assert time.monotonic() - began < _MOST
@@ -184,6 +190,7 @@ def test_a_rule_that_takes_its_time_closes_the_server_to_nobody(
 
 
 @pytest.mark.exhaustive
+@pytest.mark.usefixtures("long_lists")
 def test_silence_after_a_healthy_look_is_noticed_within_a_deadline(fake: FakeOpa, connect: Connect) -> None:
     point, hang = connect(fake.url, int(1000 * DEADLINE)), Hang()
     healthy: list[float] = []
@@ -194,7 +201,7 @@ def test_silence_after_a_healthy_look_is_noticed_within_a_deadline(fake: FakeOpa
         connection.sendall(HEALTHY)
 
     fake.health, fake.answers = once, [hang]
-    assert outcome(lambda: point.allowed(listed(5_000))) == "NotAnswering"
+    assert outcome(lambda: point.allowed(listed(CHUNK))) == "NotAnswering"
     assert time.monotonic() - healthy[0] < _MOST
     hang.go.set()
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec import UNSET
 
-from airflow_team_authz.engines import DecisionPoint
+from airflow_team_authz.engines import CHUNK, DecisionPoint
 from airflow_team_authz.engines.by_kind import by_kind
 from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.engines.kept import Kept
@@ -70,6 +70,18 @@ def test_a_list_asks_about_each_id_only_where_a_rule_looks_at_ids(
     allowed = DecisionPoint(engine).allowed(Evaluations(BOB, "read", listed([*resources, *code])))
     assert asked == [["a", "secret1", "b", "c", "e", "g"]]
     assert [resource.id for resource in allowed] == ["a", "b", "c", "secret2", "d"]
+
+
+@pytest.mark.parametrize("listed", [list, Resources])
+def test_a_list_of_several_parts_asks_once_for_each_kind(
+    listed: Any, engine: InProcess, asked: list[list[str]]
+) -> None:
+    engine._in_force = engine._in_force._replace(kept=Kept(engine.revision, is_alike=engine._in_force.policy.alike))
+    alike, secret = dags("beta", *map(str, range(2 * CHUNK))), dags("alpha", *(f"secret{n}" for n in range(CHUNK)))
+    allowed = DecisionPoint(engine).allowed(Evaluations(BOB, "read", listed([*alike, *secret, *dags("alpha", "a")])))
+    assert allowed == [*alike, *dags("alpha", "a")]
+    assert [len(ids) for ids in asked] == [CHUNK, 2]
+    assert asked[0][:2] == ["0", "secret0"]
 
 
 @pytest.mark.parametrize("field", Resource.__struct_fields__)
