@@ -20,10 +20,12 @@ from sqlalchemy import Integer, event, func, insert, inspect, select
 from sqlalchemy.orm import Mapper, Session
 
 # Numbers begin here: alpha's below the others', so that whoever adds a row gets the same number in both worlds.
-FIRST_NUMBERS = {"alpha": 1001, "beta": 2001, "common": 3001}
+FIRST_NUMBERS = {"alpha": 1001, "alpha_gone": 2001, "beta": 3001, "common": 4001}
 NUMBERS_APART = 1000
 TEAMS = {"alpha": "alpha", "beta": "beta", "common": None}
 PEOPLE = {"alpha": "ann", "beta": "bob", "common": "pat"}
+# Who had Dags that are gone: alpha. Nothing says so any more.
+GONE = "alpha_gone"
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 _NAMESPACE = UUID("6f6c1a52-6f0e-4b3c-9f5e-0d6f3f3d6a11")
 
@@ -126,9 +128,13 @@ class Builder:
     """What one owner has, in one session."""
 
     def __init__(self, session: Session, owner: str) -> None:
-        self.session, self.owner, self.team = session, owner, TEAMS[owner]
-        self.person = PEOPLE[owner]
+        self.session, self.owner = session, owner
+        whose = "alpha" if owner == GONE else owner
+        self.team, self.person = TEAMS[whose], PEOPLE[whose]
         self.daily = f"{owner}_daily"
+        # Of the Dags that are there.
+        self._version: dict[str, Any] = {}
+        self._serialized: dict[str, Any] = {}
 
     def uuid(self, name: str) -> UUID:
         """The same in every run."""
@@ -157,12 +163,18 @@ class Builder:
         self.backfills()
         self.tests_of_connections()
 
+    def left_over(self) -> None:
+        """What Airflow keeps of Dags that somebody has deleted."""
+        for number, state in enumerate(("success", "failed", "running", "queued"), start=1):
+            self.run(self.daily, number, state)
+        self.run(f"{self.owner}_sched", 1, "success")
+        self.audit()
+        self.backfills()
+
     def parse(self, path: Path) -> None:
         """The Dags, as the Dag processor brings them in."""
         from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
-        from airflow.models.tasklog import LogTemplate
 
-        self._log_template = self.session.scalar(select(func.max(LogTemplate.id)))
         name = f"{self.owner}-dags"
         write_dags(path, self.owner)
         bag = BundleDagBag(path, bundle_path=path, bundle_name=name)
@@ -200,7 +212,6 @@ class Builder:
         from airflow.models.dag_version import DagVersion
         from airflow.models.serialized_dag import SerializedDagModel
 
-        self._version: dict[str, Any] = {}
         for dag in self.session.scalars(select(DagVersion).where(DagVersion.dag_id.startswith(f"{self.owner}_"))):
             self._version[dag.dag_id] = dag.id
         self._serialized = {
@@ -213,6 +224,7 @@ class Builder:
     def run(self, dag_id: str, number: int, state: str) -> None:
         """A run with its tasks, and all that hangs on them."""
         from airflow.models.dagrun import DagRun, DagRunNote
+        from airflow.models.tasklog import LogTemplate
         from airflow.utils.types import DagRunTriggeredByType
 
         run_id, at = f"{self.owner}_run_{number}", BEGIN + timedelta(hours=number)
@@ -221,9 +233,10 @@ class Builder:
         self.run_key = self.add(
             DagRun, dag_id=dag_id, run_id=run_id, run_type="manual", state=state, clear_number=0, run_after=at,
             queued_at=at, logical_date=at, data_interval_start=at, data_interval_end=at,
-            log_template_id=self._log_template,
+            log_template_id=self.session.scalar(select(func.max(LogTemplate.id))),
             conf={"secret": self.owner}, triggered_by=DagRunTriggeredByType.REST_API, triggering_user_name=self.person,
-            created_dag_version_id=self._version[dag_id], partition_key=f"{self.owner}_partition", **started, **ended,
+            created_dag_version_id=self._version.get(dag_id), partition_key=f"{self.owner}_partition",
+            **started, **ended,
         )  # fmt: skip
         self.add(DagRunNote, dag_run_id=self.run_key, content=f"note of {self.owner}", user_id=self.person)
         tasks = {
@@ -254,7 +267,7 @@ class Builder:
             "pool_slots": 1, "priority_weight": 1, "queue": f"{self.owner}_queue",
             "operator": "_PythonDecoratedOperator",
             "pool": f"{self.owner}_pool_db", "hostname": f"{self.owner}.worker", "unixname": self.owner,
-            "max_tries": 1, "executor": None, "dag_version_id": self._version[dag_id], "start_date": at,
+            "max_tries": 1, "executor": None, "dag_version_id": self._version.get(dag_id), "start_date": at,
             "end_date": at + timedelta(minutes=1), "duration": 60.0, "task_display_name": task_id,
         }  # fmt: skip
         waits = state == "running" and task_id.endswith("_work")
@@ -515,6 +528,9 @@ def main(bundles: Path, owners: list[str]) -> None:
     for owner in owners:
         with _numbers_of(owner), create_session() as session:
             Builder(session, owner).build(bundles / f"{owner}-dags")
+    if "alpha" in owners:
+        with _numbers_of(GONE), create_session() as session:
+            Builder(session, GONE).left_over()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from tests.worlds.bodies import BODIES
-from tests.worlds.build import BEGIN, instance_id
+from tests.worlds.build import BEGIN, GONE, instance_id
 from tests.worlds.routes import Route
 
 OWN, COMMON, ALPHA, NOBODY = "beta", "common", "alpha", "nobody"
@@ -73,7 +73,7 @@ _VALUES: dict[str, str] = {
     "prefix": "{}",
     "user_id": "{person}",
 }
-_PERSONS = {OWN: "bob", COMMON: "pat", ALPHA: "ann", NOBODY: "noone"}
+_PERSONS = {OWN: "bob", COMMON: "pat", ALPHA: "ann", GONE: "ann", NOBODY: "noone"}
 # The same for every owner.
 _SAME: dict[str, Any] = {
     "map_index": -1,
@@ -224,7 +224,8 @@ class Catalogue:
     def _changes(self, route: Route) -> Iterator[Call]:
         """Each path with a body about the same owner's things, about alpha's, and without what it should have."""
         for filled, owner in self._paths(route, brief=False, dags=()):
-            for other in dict.fromkeys([owner, OWN, ALPHA]):
+            gone = [GONE] if "dag" in route.template or "backfills" in route.template else []
+            for other in dict.fromkeys([owner, OWN, ALPHA, *gone]):
                 for body in self.bodies(route, owner, other):
                     yield Call(route, _path(route, filled), self._needed(route, other), body)
         own = {name: self.value(name, OWN) for name in route.placeholders}
@@ -269,6 +270,8 @@ class Catalogue:
         names = route.placeholders
         whole = {owner: {name: self.value(name, owner) for name in names} for owner in OWNERS}
         yield from ((filled, owner) for owner, filled in whole.items())
+        if {"dag_id", "task_instance_id"}.intersection(names):
+            yield {name: self.value(name, GONE) for name in names}, GONE
         yield self._every(route), OWN
         if len(names) > 1 and not brief:
             for name in names:
@@ -315,7 +318,7 @@ class Catalogue:
                 yield Call(route, _path(route, own), self._needed(route, other), body)
         if lists:
             for name, schema in route.body.get("properties", {}).items():
-                for owner in [ALPHA] if brief else [OWN, ALPHA]:
+                for owner in ([ALPHA] if brief else [OWN, ALPHA]) + ([GONE] if name.startswith("dag_id") else []):
                     body = {name: self.filled(schema, name, owner)}
                     yield Call(route, _path(route, self._every(route)), (), body)
 
@@ -334,7 +337,8 @@ class Catalogue:
         body = {} if route.template.endswith("/list") else next(iter(self.bodies(route, OWN, OWN)))
         start = self._needed(route, OWN)
         for name, schema in route.query.items():
-            values = [self.value(name, owner, schema) for owner in owners]
+            whose = [*owners, GONE] if name.startswith("dag_id") else owners
+            values = [self.value(name, owner, schema) for owner in whose]
             if schema.get("type") == "boolean":
                 values = [True, False]
             if name == "dependency_type":
