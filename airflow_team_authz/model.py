@@ -72,7 +72,7 @@ class Delivery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     consumer_teams: tuple[str, ...] | UnsetType = UNSET
 
 
-class Resource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Resource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """The resource of a question. ``team_id`` is the owning team; ``None`` is common to all teams.
 
     An absent ``id`` means no resource in particular (list, create); ``entity`` is a part of a Dag or of an asset;

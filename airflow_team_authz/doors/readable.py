@@ -50,35 +50,35 @@ class Scope(NamedTuple):
 _File = tuple[str | None, str | None]
 
 
-class _Dag(Struct, array_like=True, frozen=True):
+class _Dag(Struct, array_like=True, frozen=True, gc=False):
     id: str
     bundle: str | None
 
 
-class _DagFile(Struct, array_like=True, frozen=True):
+class _DagFile(Struct, array_like=True, frozen=True, gc=False):
     id: str
     bundle: str | None
     path: str | None
 
 
-class _Named(Struct, array_like=True, frozen=True):
+class _Named(Struct, array_like=True, frozen=True, gc=False):
     id: str
     team_id: str | None
 
 
-class _Bundle(Struct, array_like=True, frozen=True):
+class _Bundle(Struct, array_like=True, frozen=True, gc=False):
     name: str
     team_id: str | None
 
 
-class _Asset(Struct, array_like=True, frozen=True):
+class _Asset(Struct, array_like=True, frozen=True, gc=False):
     id: int
     name: str
     uri: str
     group: str
 
 
-class _Alias(Struct, array_like=True, frozen=True):
+class _Alias(Struct, array_like=True, frozen=True, gc=False):
     id: int
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import resource
 import signal
 import struct
@@ -22,6 +21,7 @@ from typing import NamedTuple
 import msgspec
 import wasmtime
 
+from airflow_team_authz import own_process
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import PolicyBrokenError, TooLongError, UndefinedError
 from airflow_team_authz.opa.compile import ENTRYPOINTS
@@ -56,7 +56,6 @@ KEEP_PAGES = 512
 # Processor time for compiling and starting a policy that comes from elsewhere.
 START_SECONDS = 60
 _WAIT_SECONDS = 300
-_ROOT = str(Path(__file__).resolve().parents[2])
 _OUT_OF_TIME = {signal.SIGXCPU, signal.SIGKILL}
 _CODE_SECTION = 10
 _MOST_DIRECTORY_BYTES = 8 << 20
@@ -165,19 +164,10 @@ def trouble_at_start(wasm: bytes, data: bytes, seconds: int = START_SECONDS, kep
     """
     if trouble := trouble_with(wasm):
         return trouble
-    code = f"from airflow_team_authz.opa.wasm import _start_for_parent; _start_for_parent({seconds:d})"
+    given = struct.pack("<I", len(wasm)) + wasm + data
     arguments = [str(kept.absolute())] if kept else []
     try:
-        done = subprocess.run(  # noqa: S603 - our own arguments, no shell
-            [sys.executable, "-c", code, *arguments],
-            input=struct.pack("<I", len(wasm)) + wasm + data,
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join(path for path in [_ROOT, os.environ.get("PYTHONPATH")] if path)},
-            cwd="/",
-            capture_output=True,
-            timeout=_WAIT_SECONDS,
-            check=False,
-        )
+        done = own_process.run(_start_for_parent, given, str(seconds), *arguments, seconds=_WAIT_SECONDS)
     except subprocess.TimeoutExpired:
         return f"it does not compile and start within {_WAIT_SECONDS} seconds"
     told = done.stdout.decode(errors="replace").strip()
@@ -190,14 +180,16 @@ def trouble_at_start(wasm: bytes, data: bytes, seconds: int = START_SECONDS, kep
     )
 
 
-def _start_for_parent(seconds: int) -> None:
+def _start_for_parent() -> None:
     """Print what keeps the policy on the standard input from being started."""
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    seconds, *kept = sys.argv[1:]
+    limit = int(seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     given = sys.stdin.buffer.read()
     end = 4 + struct.unpack_from("<I", given)[0]
     try:
-        compiled(given[4:end], given[end:], quick=True, kept=next(map(Path, sys.argv[1:]), None))
+        compiled(given[4:end], given[end:], quick=True, kept=next(map(Path, kept), None))
     except PolicyBrokenError as error:
         sys.stdout.write(" ".join(str(error).split())[:500])
 

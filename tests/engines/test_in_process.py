@@ -525,6 +525,42 @@ def test_one_process_of_a_host_checks_the_rules_of_a_bundle_for_the_others(
         engine.close()
 
 
+def test_the_rules_of_a_bundle_are_checked_in_another_process(
+    policy: Policy, tmp_path: Path, caplog: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would keep the memory that many teams' rules take."""
+    bundle = tmp_path / "bundle.tar.gz"
+    compile_directory(policy({"teams/alpha/more.rego": TYPO}), bundle)
+    monkeypatch.setattr(in_process, "_findings", lambda *_: pytest.fail("this process checks them"))
+    with opened(bundle):
+        eventually(lambda: TOLD in caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("opa", "seconds", "told"), [("missing", 300, "missing"), (None, 0.01, "takes longer than 0.01 seconds")]
+)
+def test_rules_that_cannot_be_checked_are_told_and_stay_in_force(
+    policy: Policy,
+    tmp_path: Path,
+    caplog: Log,
+    monkeypatch: pytest.MonkeyPatch,
+    opa: str | None,
+    seconds: float,
+    told: str,
+) -> None:
+    bundle = tmp_path / "bundle.tar.gz"
+    compile_directory(policy({"teams/alpha/more.rego": TYPO}), bundle)
+    monkeypatch.setattr(in_process, "_EXAMINE_SECONDS", seconds)
+    caplog.set_level("INFO")
+    engine = InProcess(bundle, opa=opa and str(tmp_path / opa))
+    try:
+        eventually(lambda: f"the rules of {bundle} are not checked: " in caplog.text)
+        assert told in caplog.text
+        assert engine.trouble == ""
+    finally:
+        engine.close()
+
+
 @pytest.mark.parametrize("as_bundle", [False, True])
 def test_a_strict_engine_refuses_them(policy: Policy, tmp_path: Path, caplog: Log, as_bundle: bool) -> None:
     source, bundle = policy({"teams/alpha/more.rego": "package teams.alpha\n"}), tmp_path / "bundle.tar.gz"
