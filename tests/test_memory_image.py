@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import wasmtime
 
 from airflow_team_authz.engines.instances import FORGET_SECONDS, Instances
 from airflow_team_authz.model import PolicyBrokenError
@@ -87,6 +88,20 @@ def test_another_process_of_the_host_neither_parses_the_data_nor_has_it_alone(
     (file,) = files(tmp_path)
     assert file.stat().st_mode & 0o777 == 0o600
     assert Path("/proc/self/maps").read_text().count(str(file)) == 2
+
+
+def test_what_a_process_of_its_own_has_compiled_and_started_is_used_here(tmp_path: Path, monkeypatch: Patch) -> None:
+    """It compiles with several threads, and this one without."""
+    assert wasm.trouble_at_start(WASM, DATA, kept=tmp_path / "compiled") == ""
+    begin = wasmtime.Module.__init__
+
+    def noted(made: wasmtime.Module, engine: wasmtime.Engine, code: bytes | str) -> None:
+        assert code != WASM
+        begin(made, engine, code)
+
+    monkeypatch.setattr(wasmtime.Module, "__init__", noted)
+    monkeypatch.delattr(wasm.Machine, "_parse")
+    assert answer(wasm.start(policy(tmp_path))) == [7, 0]
 
 
 def test_what_an_instance_writes_nobody_else_sees(tmp_path: Path) -> None:
