@@ -258,10 +258,8 @@ def test_what_is_encoded_is_refused_as_it_is(web: Web) -> None:
 def test_a_bundle_that_never_ends_is_given_up(begun: str, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "_TOTAL_SECONDS", 0.3)
     web.trickles = begun
-    began = time.monotonic()
     with pytest.raises(BundleRefusedError, match="it does not come within 0 seconds"):
         open_store(web.url, None).fetch("", 0)
-    assert time.monotonic() - began < 5
 
 
 def test_where_a_status_is_sent_on_to_is_not_shown(

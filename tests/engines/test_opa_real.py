@@ -11,9 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from airflow_team_authz.engines import Reply
 from airflow_team_authz.model import (
     DeadlineExceededError,
     Evaluations,
@@ -165,16 +167,24 @@ def test_slow_rules_of_one_team_do_not_take_the_lists_of_others_along(
 
 
 def test_a_stopped_opa_is_not_asked_about_each_team(
-    connect: Connect, real: Opa, caplog: pytest.LogCaptureFixture
+    connect: Connect, real: Opa, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decisions = connect(real.url, 200)
     listed = [Resource("connection", f"team{number}", "x") for number in range(50)]
+    asked: list[str] = []
+    query = decisions._engine.query
+
+    def noted(entrypoint: str, *rest: Any) -> Reply:
+        asked.append(entrypoint)
+        return query(entrypoint, *rest)
+
+    monkeypatch.setattr(decisions._engine, "query", noted)
     real.send(signal.SIGSTOP)
     try:
-        began = time.monotonic()
-        with pytest.raises(NotAnsweringError):
+        # On a busy machine its deadline may come before anybody has noticed its silence.
+        with pytest.raises((NotAnsweringError, DeadlineExceededError)):
             decisions.allowed(Evaluations(QUESTION.subject, "read", listed))
-        assert time.monotonic() - began < 3
+        assert len(asked) <= 2
     finally:
         real.send(signal.SIGCONT)
     assert [error.partition(" (")[0] for error in errors(caplog)] == ["no decision can be had from the engine"]

@@ -172,7 +172,8 @@ def test_the_deadline_holds_when_a_tls_server_reads_slowly(connect: Connect, our
             # It takes no second connection, so it does not answer for its health.
             with pytest.raises((DeadlineExceededError, NotAnsweringError)):
                 decisions.decide(question)
-            assert time.monotonic() - began < 3
+            # Each part that is sent would have a deadline of its own: half a minute in all.
+            assert time.monotonic() - began < 15
         finally:
             gone.set()
 

@@ -128,9 +128,8 @@ def test_a_frozen_keycloak_holds_up_nobody_who_is_known(manager: Any, realm: Rea
         thread = threading.Thread(target=lambda: waiting.append(answered(manager, unknown)))
         thread.start()
         time.sleep(0.3)
-        began = time.monotonic()
         assert request(manager, token) == (True, False)
-        assert time.monotonic() - began < 1
+        assert waiting == []
         thread.join(timeout=60)
         assert waiting == [503]
     assert request(manager, unknown) == (True, False)

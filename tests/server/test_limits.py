@@ -194,4 +194,4 @@ def test_a_token_that_is_revoked_while_it_waits_is_refused(server: Server) -> No
 def test_who_asks_for_what_there_is_not_does_not_wait(server: Server) -> None:
     began = time.monotonic()
     answer = server.bundle("nothing", **{"If-None-Match": '"x"', "Prefer": "wait=60"})
-    assert (answer.status_code, time.monotonic() - began < 5) == (404, True)
+    assert (answer.status_code, time.monotonic() - began < 30) == (404, True)

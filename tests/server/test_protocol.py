@@ -60,7 +60,7 @@ def test_unchanged_is_304_and_waits_if_asked_to(server: Server) -> None:
     began = time.monotonic()
     answer = server.bundle("production", **{"If-None-Match": etag, "Prefer": "modes=snapshot,delta;wait=1"})
     assert answer.status_code == 304
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 30
     arrived: list[tuple[float, httpx.Response]] = []
 
     def wait() -> None:
