@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
+from airflow import settings
 from airflow.api_fastapi.execution_api import app as execution_api
 from airflow.api_fastapi.execution_api.routes import execution_api_router
+from airflow.models import DagRun, TaskInstance
 from fastapi.testclient import TestClient
+from sqlalchemy import delete, insert
 
 from airflow_team_authz.doors import routes
 from airflow_team_authz.identities import machines
@@ -101,6 +105,38 @@ def test_in_process_a_task_of_another_team_is_answered_like_none(in_process: Api
                     answers.append(in_process.client.request(method, url, **({"json": {}} if method != "GET" else {})))
             there, missing = answers
             assert (there.status_code, there.text) == (missing.status_code, missing.text.replace(unknown, id_)), path
+
+
+@pytest.fixture
+def left_over(api: Api) -> Iterator[UUID]:  # noqa: ARG001
+    """A task instance whose Dag somebody has deleted, as `airflow db clean` may leave it."""
+    id_, named = uuid4(), {"dag_id": "gone_daily", "run_id": "first"}
+    run = {"run_type": "manual", "state": "running", "clear_number": 0, "log_template_id": 1}
+    how = {"pool": "pool", "pool_slots": 1, "queue": "q", "priority_weight": 1, "try_number": 1, "max_tries": 0}
+    with settings.Session() as session:
+        session.execute(insert(DagRun).values(run_after=datetime(2026, 1, 1, tzinfo=UTC), **named, **run))
+        session.execute(insert(TaskInstance).values(id=id_, task_id="work", map_index=-1, **named, **how))
+        session.commit()
+    yield id_
+    with settings.Session() as session:
+        session.execute(delete(TaskInstance).where(TaskInstance.dag_id == "gone_daily"))
+        session.execute(delete(DagRun).where(DagRun.dag_id == "gone_daily"))
+        session.commit()
+
+
+@pytest.mark.parametrize("who", ACTING)
+def test_in_process_a_task_whose_dag_is_gone_is_answered_like_none(in_process: Api, left_over: UUID, who: str) -> None:
+    """Also to whoever belongs to no team, as such a task seems to do."""
+    _, subject = ACTING[who]
+    id_ = str(left_over)
+    for method, path in ABOUT_A_TASK:
+        answers = []
+        for asked in (id_, unknown := str(uuid4())):
+            url = path.replace("{task_instance_id}", asked).replace("{key:path}", "place")
+            with machines.acting(subject):
+                answers.append(in_process.client.request(method, url, **({"json": {}} if method != "GET" else {})))
+        there, missing = answers
+        assert (there.status_code, there.text) == (missing.status_code, missing.text.replace(unknown, id_)), path
 
 
 @needs_state
