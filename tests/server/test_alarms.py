@@ -39,7 +39,7 @@ def test_what_is_refused_is_an_alarm_until_there_is_better(server: Server, tmp_p
     def alarms(told: str) -> list[str]:
         """The kinds of the clients with such an alarm."""
         states = server.ask("GET", "/status").json()["clients"]
-        return sorted(state["kind"].split()[0] for state in states if told in str(state["alarms"]))
+        return sorted(state["kind"].partition(" ")[0] for state in states if told in str(state["alarms"]))
 
     with (
         closing(Downloaded(address, tmp_path / "state", trust, tmp_path / "token")) as own,
