@@ -112,7 +112,7 @@ def _as_texts(tables: tuple[Table[Any], ...], dialect: str) -> Any:
 def _columns(row: type[Row], text: str) -> list[list[Any]]:
     """The values of each column; PostgreSQL has ``null`` for the columns of no row.
 
-    Values that are alike, such as the bundle of all its Dags, are one object.
+    Equal values, such as the bundle of all its Dags, are one object.
     """
     known: dict[Any, Any] = {}
     return [[known.setdefault(value, value) for value in column or ()] for column in _decoder(row).decode(text)]

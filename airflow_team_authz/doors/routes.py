@@ -160,6 +160,11 @@ def _written_variable(request: Request) -> Resource:
     return Resource("variable", team_ids[0], key)
 
 
+def dag_exists(session: Session, dag_id: str) -> bool:
+    """Whether Airflow has this Dag: a question takes one that is gone for a common Dag."""
+    return session.scalar(select(DagModel.dag_id).where(DagModel.dag_id == dag_id)) is not None
+
+
 def variable_exists(session: Session, key: str) -> bool:
     """Whether there is such a row."""
     return session.scalar(select(Variable.key).where(Variable.key == key)) is not None
@@ -169,7 +174,7 @@ def _dag(entity: str | None = None, written: bool = False, in_query: bool = Fals
     def resource(request: Request) -> Resource:
         dag_id = str(request.query.get("dag_id", "") if in_query else request.path["dag_id"])
         # Who only looks gets Airflow's own answer about what is not there: a sensor waits for a Dag to come.
-        if written and request.session.scalar(select(DagModel.dag_id).where(DagModel.dag_id == dag_id)) is None:
+        if written and not dag_exists(request.session, dag_id):
             _no_dag(request, Resource("dag", None, dag_id))
         team_id = teams_of_dags([dag_id], request.session)[dag_id]
         return Resource("dag", team_id, dag_id, UNSET if entity is None else entity)

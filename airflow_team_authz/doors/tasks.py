@@ -9,7 +9,7 @@ from uuid import UUID
 
 from airflow.api_fastapi.execution_api.datamodels.token import TIToken
 from airflow.api_fastapi.execution_api.security import _jwt_bearer
-from airflow.models import DagModel, Variable
+from airflow.models import Variable
 from airflow.utils.session import create_session
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
@@ -126,16 +126,12 @@ def _refuse_others_task(task_instance_id: UUID, subject: Subject, about: tuple[s
     A task whose Dag is gone looks like one of no team, and is nobody's.
     """
     task = machines.task(task_instance_id, session)
-    if task is None or (task != subject and not _exists(task.dag_id, session)):
+    if task is None or (task != subject and not routes.dag_exists(session, str(task.dag_id))):
         raise _no_task_instance(task_instance_id)
     if task != subject if subject.type == "task" else task.team_ids != subject.team_ids:
         whose = ", ".join(f"team {team_id}" for team_id in task.team_ids or ()) or "no team"
         refused = _refused(subject, about, f"{subject.type} {subject.id} may not act for task {task.id} of {whose}")
         raise _no_task_instance(task_instance_id) if disclosure.conceals() else refused
-
-
-def _exists(dag_id: Any, session: Any) -> bool:
-    return session.scalar(select(DagModel.dag_id).where(DagModel.dag_id == dag_id)) is not None
 
 
 def _no_task_instance(id_: UUID) -> HTTPException:

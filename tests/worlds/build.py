@@ -19,13 +19,13 @@ from uuid import UUID, uuid5
 from sqlalchemy import Integer, event, func, insert, inspect, select
 from sqlalchemy.orm import Mapper, Session
 
+# Who had Dags that are gone: alpha. Nothing says so any more.
+GONE = "alpha_gone"
 # Numbers begin here: alpha's below the others', so that whoever adds a row gets the same number in both worlds.
-FIRST_NUMBERS = {"alpha": 1001, "alpha_gone": 2001, "beta": 3001, "common": 4001}
+FIRST_NUMBERS = {"alpha": 1001, GONE: 2001, "beta": 3001, "common": 4001}
 NUMBERS_APART = 1000
 TEAMS = {"alpha": "alpha", "beta": "beta", "common": None}
 PEOPLE = {"alpha": "ann", "beta": "bob", "common": "pat"}
-# Who had Dags that are gone: alpha. Nothing says so any more.
-GONE = "alpha_gone"
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 _NAMESPACE = UUID("6f6c1a52-6f0e-4b3c-9f5e-0d6f3f3d6a11")
 

@@ -95,16 +95,23 @@ def test_in_process_nobody_acts_for_a_task_of_another_team(in_process: Api, who:
 @pytest.mark.usefixtures("concealing")
 @pytest.mark.parametrize("who", ACTING)
 def test_in_process_a_task_of_another_team_is_answered_like_none(in_process: Api, who: str) -> None:
-    own, subject = ACTING[who]
+    own, _ = ACTING[who]
+    for team_id, instance in INSTANCES.items():
+        if team_id != own:
+            _is_answered_like_none(in_process, who, str(instance))
+
+
+def _is_answered_like_none(in_process: Api, who: str, id_: str) -> None:
+    """Each route answers about this task instance as about one that does not exist."""
+    _, subject = ACTING[who]
     for method, path in ABOUT_A_TASK:
-        for id_ in (str(instance) for team_id, instance in INSTANCES.items() if team_id != own):
-            answers = []
-            for asked in (id_, unknown := str(uuid4())):
-                url = path.replace("{task_instance_id}", asked).replace("{key:path}", "place")
-                with machines.acting(subject):
-                    answers.append(in_process.client.request(method, url, **({"json": {}} if method != "GET" else {})))
-            there, missing = answers
-            assert (there.status_code, there.text) == (missing.status_code, missing.text.replace(unknown, id_)), path
+        answers = []
+        for asked in (id_, unknown := str(uuid4())):
+            url = path.replace("{task_instance_id}", asked).replace("{key:path}", "place")
+            with machines.acting(subject):
+                answers.append(in_process.client.request(method, url, **({"json": {}} if method != "GET" else {})))
+        there, missing = answers
+        assert (there.status_code, there.text) == (missing.status_code, missing.text.replace(unknown, id_)), path
 
 
 @pytest.fixture
@@ -127,16 +134,7 @@ def left_over(api: Api) -> Iterator[UUID]:  # noqa: ARG001
 @pytest.mark.parametrize("who", ACTING)
 def test_in_process_a_task_whose_dag_is_gone_is_answered_like_none(in_process: Api, left_over: UUID, who: str) -> None:
     """Also to whoever belongs to no team, as such a task seems to do."""
-    _, subject = ACTING[who]
-    id_ = str(left_over)
-    for method, path in ABOUT_A_TASK:
-        answers = []
-        for asked in (id_, unknown := str(uuid4())):
-            url = path.replace("{task_instance_id}", asked).replace("{key:path}", "place")
-            with machines.acting(subject):
-                answers.append(in_process.client.request(method, url, **({"json": {}} if method != "GET" else {})))
-        there, missing = answers
-        assert (there.status_code, there.text) == (missing.status_code, missing.text.replace(unknown, id_)), path
+    _is_answered_like_none(in_process, who, str(left_over))
 
 
 @needs_state
