@@ -30,7 +30,7 @@ test: setup $(DONE)/keycloak $(if $(findstring exhaustive,$(ARGS)),$(DONE)/monit
 test-oldest: setup ## Run the tests against the oldest Airflow and dependencies that pyproject.toml allows
 	@test requirements/oldest.txt -ot .venv-oldest/ready || { $(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-oldest && \
 	  $(BIN)/uv pip sync --quiet --python .venv-oldest/bin/python --require-hashes requirements/oldest.txt && touch .venv-oldest/ready; }
-	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" .venv-oldest/bin/python -m pytest --numprocesses=2 --dist=loadscope --no-loadscope-reorder tests/doors --ignore=tests/doors/test_recognition.py tests/engines/test_in_process.py tests/engines/test_kept.py tests/engines/test_opa_answers.py tests/identities tests/test_questions.py tests/test_settings.py $(ARGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)" .venv-oldest/bin/python -m pytest --numprocesses=3 --dist=loadscope --no-loadscope-reorder tests/doors --ignore=tests/doors/test_recognition.py tests/engines/test_in_process.py tests/engines/test_kept.py tests/engines/test_opa_answers.py tests/identities tests/test_questions.py tests/test_settings.py $(ARGS)
 
 check: setup ## Run every static check and the policy tests
 	@tools/check.sh

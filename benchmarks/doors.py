@@ -104,9 +104,7 @@ def parsing(home: Path) -> Iterator[dict[str, Any]]:
 
     def processor(name: str, **more: dict[str, str]) -> Callable[[], None]:
         airflow = Airflow(home / name, merged(told, more))
-        airflow.run("db", "migrate")
-        airflow.run("teams", "create", "alpha")
-        airflow.run("teams", "sync")
+        airflow.run_all(("db", "migrate"), ("teams", "create", "alpha"), ("teams", "sync"))
         return lambda: airflow.run("dag-processor", "--num-runs", "3") and None
 
     alone = processor("alone", core={"auth_manager": SIMPLE})

@@ -64,8 +64,11 @@ Progress = Callable[[str], AbstractContextManager[object]]
 class Site:
     """An Airflow with all this in ``home``; decisions in process, or by an OPA server beside it.
 
-    People are SimpleAuthManager's. A subclass may have others: ``login_settings`` and ``create_people``.
+    People are SimpleAuthManager's. A subclass may have others: ``login_settings`` and ``create_people``. The
+    ``commands`` of `airflow` make the database.
     """
+
+    commands: tuple[Sequence[str], ...] = (("db", "migrate"), ("teams", "sync"), ("dags", "reserialize"))
 
     def __init__(self, home: Path, opa_server: bool = False, components: Components = MappingProxyType({})) -> None:
         self.home = home
@@ -122,14 +125,11 @@ class Site:
 
     def start(self, progress: Progress = nullcontext) -> None:
         """Start everything and fill it; ``StartError`` says what went wrong."""
-        with progress("Creating the database"):
-            self.airflow.run("db", "migrate")
         if self.opa:
             with progress("Starting the OPA server"):
                 self.opa.start()
-        with progress("Creating the teams and reading their Dags"):
-            self.airflow.run("teams", "sync")
-            self.airflow.run("dags", "reserialize")
+        with progress("Creating the database and the teams, and reading their Dags"):
+            self.airflow.run_all(*self.commands)
             self.create_people()
         with progress("Starting Airflow"):
             self.airflow.start()

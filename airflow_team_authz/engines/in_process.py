@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
-from airflow_team_authz import forks, own_process
+from airflow_team_authz import forks
 from airflow_team_authz.engines import Reply
 from airflow_team_authz.engines.instances import Instances
 from airflow_team_authz.engines.kept import Kept
+from airflow_team_authz.engines.rule_checks import Told, findings
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import PolicyBrokenError
 from airflow_team_authz.opa.archive import MAX_BYTES, BundleRefusedError, unpack
 from airflow_team_authz.opa.compile import CompileError, compile_directory, fingerprint, scratch_directory
-from airflow_team_authz.opa.host_files import Recipe, found_or_made
 from airflow_team_authz.opa.memory_image import give_back
 from airflow_team_authz.opa.wasm import KEEP_PAGES, Policy, compiled, mebibytes
 
@@ -41,9 +35,6 @@ _AGAIN_SECONDS = 2.0
 _GIVE_BACK_SECONDS = 5.0
 # How often a process that begins looks whether somebody is still writing, before it loads what there is.
 _MOST_LOOKS = 20
-# Looking at the rules of 1,000 teams takes a second of a processor.
-_EXAMINE_SECONDS = 300
-_MOST_OF_ERROR = 500
 # More than these nobody reads in a log.
 _MOST_TOLD = 20
 
@@ -207,7 +198,7 @@ class InProcess:
             self._unexamined = policy
             return
         try:
-            found = _findings(policy, self._opa, certain=True)
+            found = [one.text for one in self._found(policy) if one.is_certain]
         except (CompileError, OSError) as error:
             raise PolicyBrokenError(f"the policy {self._source} cannot be checked: {error}") from None
         if found:
@@ -224,7 +215,7 @@ class InProcess:
         try:
             # A child that is forked meanwhile would keep a pipe to the program open.
             with forks.whole():
-                found = self._found(policy)
+                found = [one.text for one in self._found(policy)]
         except (CompileError, OSError) as error:
             log.info("the rules of %s are not checked: %s", self._source, error)
             return True
@@ -237,26 +228,8 @@ class InProcess:
             log.warning("`team-authz doctor` tells %d more of policy %s", len(found) - _MOST_TOLD, self._source)
         return True
 
-    def _found(self, policy: Path | Mapping[str, bytes]) -> list[str]:
-        """What is wrong with a policy; of a bundle, one process of the host finds it out for the others."""
-        if isinstance(policy, Path):
-            return _findings(policy, self._opa)
-        try:
-            digest = hashlib.sha256(version("airflow-team-authz").encode())
-        except PackageNotFoundError:
-            # Source that nobody has installed: what another state of it has found is not known.
-            return _findings_of_files(policy, self._opa)
-        for name, text in sorted(policy.items()):
-            digest.update(b"%d %d\n" % (len(name), len(text)) + name.encode() + text)
-        recipe = Recipe(
-            digest.hexdigest()[:32],
-            ".findings",
-            make=lambda: _findings_of_files(policy, self._opa),
-            content=msgspec.json.encode,
-            use=_read_findings,
-            unfit=(msgspec.DecodeError,),
-        )
-        return found_or_made(recipe, self._kept_code and self._kept_code.with_name("examined"))
+    def _found(self, policy: Path | Mapping[str, bytes]) -> list[Told]:
+        return findings(policy, self._opa, self._kept_code and self._kept_code.with_name("examined"))
 
     def _replace(self, policy: Policy) -> None:
         # Who has stolen a key may have signed any serial.
@@ -355,45 +328,6 @@ class InProcess:
         if self._missing:
             return "this process has no policy"
         return f"policy revision {self._policy.revision} stays {self._standing}"
-
-
-def _read_findings(file: int) -> list[str]:
-    with open(file, "rb", closefd=False) as content:
-        content.seek(0)
-        return msgspec.json.decode(content.read(), type=list[str])
-
-
-def _findings_of_files(files: Mapping[str, bytes], opa: str | None) -> list[str]:
-    """The same as ``_findings``, in a process of its own, since this one would keep the 25 MB that 1,000 teams take."""
-    try:
-        done = own_process.run(_tell_findings, msgspec.msgpack.encode((opa, files)), seconds=_EXAMINE_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise CompileError(f"it takes longer than {_EXAMINE_SECONDS} seconds") from None
-    if done.returncode:
-        raise CompileError(done.stderr.decode(errors="replace").strip()[-_MOST_OF_ERROR:])
-    return msgspec.json.decode(done.stdout, type=list[str])
-
-
-def _tell_findings() -> None:
-    """Print the findings about the files on the standard input."""
-    opa, files = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=tuple[str | None, dict[str, bytes]])
-    try:
-        found = _findings(files, opa)
-    except (CompileError, OSError) as error:
-        sys.exit(str(error))
-    sys.stdout.buffer.write(msgspec.json.encode(found))
-
-
-def _findings(policy: Path | Mapping[str, bytes], opa: str | None, certain: bool = False) -> list[str]:
-    from airflow_team_authz.gate.findings import WARNING
-    from airflow_team_authz.gate.policy_files import directory_findings, rule_findings
-
-    found = directory_findings(policy, opa) if isinstance(policy, Path) else rule_findings(policy, opa)
-    return [
-        f"{finding.file}:{finding.line}: {finding.message}: {finding.help}"
-        for finding in found
-        if not (certain and finding.level == WARNING)
-    ]
 
 
 def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False, kept_code: Path | None = None) -> Policy:

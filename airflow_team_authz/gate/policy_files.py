@@ -41,12 +41,16 @@ def directory_findings(directory: Path, opa: str | None = None) -> list[Finding]
 
     ``CompileError`` if it cannot be looked at, ``OSError`` if its files cannot be read.
     """
-    files = {
+    return [*left_out(directory), *rule_findings(rego_files(directory), opa)]
+
+
+def rego_files(directory: Path) -> dict[str, bytes]:
+    """The Rego files of a policy directory, tests too, by their paths in it; ``OSError`` if one cannot be read."""
+    return {
         path.relative_to(directory).as_posix(): path.read_bytes()
         for path in policy_files(directory, tests=True)
         if path.suffix == ".rego"
     }
-    return [*_left_out(directory), *rule_findings(files, opa)]
 
 
 def rule_findings(files: Mapping[str, bytes], opa: str | None = None) -> list[Finding]:
@@ -167,7 +171,7 @@ def _in_tests(tests: Mapping[str, bytes], place: Path, opa: str) -> Iterator[Fin
             yield from entries_in_test(name, json.loads(told))
 
 
-def _left_out(directory: Path) -> Iterator[Finding]:
+def left_out(directory: Path) -> Iterator[Finding]:
     """Findings about files that look like a part of the policy, and that no engine loads."""
     for part in ("airflow", "teams"):
         for folder, _, names in os.walk(directory / part):

@@ -384,8 +384,16 @@ REALM = {f"AIRFLOW__KEYCLOAK_AUTH_MANAGER__{name}": "company" for name in ("REAL
     ("environment", "told"),
     [
         (KEYCLOAK, "is not set, so no login can be verified"),
-        (KEYCLOAK | REALM | {"AIRFLOW__KEYCLOAK_AUTH_MANAGER__SERVER_URL": "http://127.0.0.1:1"}, "are not known"),
-        ({"AIRFLOW__TEAM_AUTHZ__IDENTITY": "no.such.Identity"}, "[team_authz] identity: no.such.Identity cannot be"),
+        pytest.param(
+            KEYCLOAK | REALM | {"AIRFLOW__KEYCLOAK_AUTH_MANAGER__SERVER_URL": "http://127.0.0.1:1"},
+            "are not known",
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            {"AIRFLOW__TEAM_AUTHZ__IDENTITY": "no.such.Identity"},
+            "[team_authz] identity: no.such.Identity cannot be",
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
 def test_a_login_that_cannot_be_verified(program, environment, told):

@@ -302,15 +302,16 @@ def custom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     vars(world.ours)["_policy"].close()
 
 
-@pytest.fixture(scope="module")
-def compared(custom: World) -> list[Comparison]:
-    """Every question, for every user whose roles could be translated."""
+@pytest.fixture(scope="module", params=[0, pytest.param(1, marks=pytest.mark.exhaustive)], ids=["half", "the others"])
+def compared(custom: World, request: pytest.FixtureRequest) -> list[Comparison]:
+    """Every question, for half of the users whose roles could be translated."""
     left_out = {
         "grouped",
         *(name for name, user in custom.people.items() if {str(role) for role in user.roles} & TWICE),
     }
+    translated = [name for name in custom.people if name not in left_out]
     with quiet():
-        return [*custom.compare(QUESTIONS, *(name for name in custom.people if name not in left_out))]
+        return [*custom.compare(QUESTIONS, *translated[request.param :: 2])]
 
 
 def silent(it: Comparison, items: set[str]) -> bool:
@@ -323,7 +324,7 @@ def silent(it: Comparison, items: set[str]) -> bool:
 def test_every_decision_is_the_same_but_for_what_is_listed(custom: World, compared: list[Comparison]) -> None:
     items = custom.listed("menu item")
     assert [it for it in compared if silent(it, items)] == []
-    assert len(compared) > 90_000, len(compared)
+    assert len(compared) > 45_000, len(compared)
 
 
 def test_every_decision_method_is_compared(compared: list[Comparison]) -> None:

@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 
 from airflow_team_authz import forks
-from airflow_team_authz.engines import CHUNK, DecisionPoint, in_process
+from airflow_team_authz.engines import CHUNK, DecisionPoint, in_process, rule_checks
 from airflow_team_authz.engines.choice import packaged_baseline
 from airflow_team_authz.engines.in_process import InProcess
+from airflow_team_authz.gate import policy_files
 from airflow_team_authz.model import (
     EngineError,
     Evaluations,
@@ -325,8 +326,9 @@ def test_threads_share_instances_one_at_a_time_and_have_right_answers(
 
     with opened(policy(SITE)) as decisions, ThreadPoolExecutor(8) as pool:
         seen = set.union(*pool.map(ask, range(8)))
-        # By an instance that one of the others has had, however they took turns.
         assert verdict(decisions) == TWO
+        # By an instance that one of the others has had, however they took turns: nobody has asked this yet.
+        assert decisions.decide(about(EVE, "alpha", "another")).decisions[0].reasons == ("two",)
     assert sorted(reasons for _, reasons in seen) == [("one",), ("two",)]
     assert len({revision for revision, _ in seen}) == 2
     assert 2 <= len(users) <= 16
@@ -492,11 +494,7 @@ TOLD = "teams/alpha/more.rego:3: there is no input.resource.tem_id"
 def test_rules_that_read_what_no_question_has_are_a_warning_once(
     policy: Policy, tmp_path: Path, caplog: Log, as_bundle: bool
 ) -> None:
-    source = policy({"teams/alpha/more.rego": TYPO})
-    if as_bundle:
-        compile_directory(source, tmp_path / "bundle.tar.gz")
-        source = tmp_path / "bundle.tar.gz"
-    with opened(source):
+    with opened(_with_typo(policy, tmp_path, as_bundle)):
         eventually(lambda: TOLD in caplog.text)
         assert "did you mean team_id?" in caplog.text
         caplog.clear()
@@ -512,28 +510,42 @@ def test_rules_that_read_what_no_question_has_are_a_warning_once(
 @pytest.mark.skipif(
     not any(metadata.distributions(name="airflow-team-authz")), reason="what nobody has installed shares no findings"
 )
-def test_one_process_of_a_host_checks_the_rules_of_a_bundle_for_the_others(
-    policy: Policy, tmp_path: Path, caplog: Log
+@pytest.mark.parametrize("as_bundle", [False, True])
+def test_one_process_of_a_host_checks_the_rules_for_the_others(
+    policy: Policy, tmp_path: Path, caplog: Log, monkeypatch: pytest.MonkeyPatch, as_bundle: bool
 ) -> None:
-    bundle, kept = tmp_path / "bundle.tar.gz", tmp_path / "state" / "compiled"
-    compile_directory(policy({"teams/alpha/more.rego": TYPO}), bundle)
-    # The second one could not check them itself.
-    for opa in (None, str(tmp_path / "missing")):
+    source = _with_typo(policy, tmp_path, as_bundle)
+    for attempt in range(2):
         caplog.clear()
-        engine = InProcess(bundle, opa=opa, kept_code=kept)
+        engine = InProcess(source, kept_code=tmp_path / "state" / "compiled")
         eventually(lambda: TOLD in caplog.text)
         engine.close()
+        if attempt == 0:
+            monkeypatch.setattr(rule_checks, "_by_a_child", lambda *_: pytest.fail("it checks them itself"))
 
 
-def test_the_rules_of_a_bundle_are_checked_in_another_process(
-    policy: Policy, tmp_path: Path, caplog: Log, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("as_bundle", [False, True])
+def test_the_rules_are_checked_in_another_process(
+    policy: Policy, tmp_path: Path, caplog: Log, monkeypatch: pytest.MonkeyPatch, as_bundle: bool, strict: bool
 ) -> None:
     """It would keep the memory that many teams' rules take."""
-    bundle = tmp_path / "bundle.tar.gz"
-    compile_directory(policy({"teams/alpha/more.rego": TYPO}), bundle)
-    monkeypatch.setattr(in_process, "_findings", lambda *_: pytest.fail("this process checks them"))
-    with opened(bundle):
+    source = _with_typo(policy, tmp_path, as_bundle)
+    monkeypatch.setattr(policy_files, "rule_findings", lambda *_: pytest.fail("this process checks them"))
+    if strict:
+        with pytest.raises(PolicyBrokenError, match=TOLD):
+            InProcess(source, strict=True)
+        return
+    with opened(source):
         eventually(lambda: TOLD in caplog.text)
+
+
+def _with_typo(policy: Policy, place: Path, as_bundle: bool) -> Path:
+    source = policy({"teams/alpha/more.rego": TYPO})
+    if as_bundle:
+        compile_directory(source, place / "bundle.tar.gz")
+        return place / "bundle.tar.gz"
+    return source
 
 
 @pytest.mark.parametrize(
@@ -550,7 +562,7 @@ def test_rules_that_cannot_be_checked_are_told_and_stay_in_force(
 ) -> None:
     bundle = tmp_path / "bundle.tar.gz"
     compile_directory(policy({"teams/alpha/more.rego": TYPO}), bundle)
-    monkeypatch.setattr(in_process, "_EXAMINE_SECONDS", seconds)
+    monkeypatch.setattr(rule_checks, "_SECONDS", seconds)
     caplog.set_level("INFO")
     engine = InProcess(bundle, opa=opa and str(tmp_path / opa))
     try:

@@ -28,6 +28,9 @@ def rules(**files: bytes | None) -> set[str]:
     for name, content in files.items():
         if content is None:
             changed.pop(f"{ROOT}/{name}")
+    if files and "alpha_test.rego" not in files:
+        # Running them takes the gate most of its time.
+        changed.pop(f"{ROOT}/alpha_test.rego")
     return {finding.rule for finding in check_package(changed, "alpha")}
 
 

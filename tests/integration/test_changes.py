@@ -8,7 +8,9 @@ import pytest
 
 from demo.site import Site
 
-pytestmark = pytest.mark.timeout(180)
+# What is asked is the same, whichever engine answers.
+_SITES = ["in process", pytest.param("OPA server", marks=pytest.mark.exhaustive)]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.parametrize("site", _SITES, indirect=True, scope="session")]
 
 BODIES: dict[str, dict[str, Any]] = {
     "connections": {"connection_id": "moving", "conn_type": "sqlite"},

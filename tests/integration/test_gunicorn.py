@@ -84,8 +84,7 @@ SOURCES = {"directory": directory, "bundle file": bundle_file, "bundle server": 
 def database(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A database with a team."""
     airflow = Airflow(tmp_path_factory.mktemp("database"), {"core": {"multi_team": "True"}})
-    airflow.run("db", "migrate")
-    airflow.run("teams", "create", "alpha")
+    airflow.run_all(("db", "migrate"), ("teams", "create", "alpha"))
     return {"database": {"sql_alchemy_conn": f"sqlite:///{airflow.home}/airflow.db"}}
 
 

@@ -51,7 +51,11 @@ _EXHAUSTIVE = pytest.mark.exhaustive
             "[team_authz] authn_manager: airflow.no.such.Manager cannot be",
             marks=_EXHAUSTIVE,
         ),
-        ({"authn_manager": "airflow.models.Pool"}, "airflow.models.Pool is not an auth manager that logs people in"),
+        pytest.param(
+            {"authn_manager": "airflow.models.Pool"},
+            "airflow.models.Pool is not an auth manager that logs people in",
+            marks=_EXHAUSTIVE,
+        ),
     ],
 )
 def test_a_bad_setting_is_named(home: Path, database: Settings, setting: dict[str, str], told: str) -> None:

@@ -53,9 +53,7 @@ def airflow(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "simple_auth_manager_passwords_file": str(passwords),
     }
     site = Airflow(home, {"core": core}, python=installed)
-    site.run("db", "migrate")
-    for team in ("alpha", "beta"):
-        site.run("teams", "create", team)
+    site.run_all(("db", "migrate"), *(("teams", "create", team) for team in ("alpha", "beta")))
     with site:
         yield site
 

@@ -36,8 +36,7 @@ def test_an_api_server_starts_without_keycloak_logs_out_and_logs_in_when_it_is_t
     site = SiteBeforeKeycloak(tmp_path)
     airflow = site.airflow
     try:
-        airflow.run("db", "migrate")
-        airflow.run("teams", "sync")
+        airflow.run_all(("db", "migrate"), ("teams", "sync"))
         airflow.start()
         assert airflow.health("metadatabase") == "healthy"
         with airflow.client() as client:

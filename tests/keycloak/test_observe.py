@@ -10,7 +10,7 @@ from airflow.api_fastapi.common.types import MenuItem
 from airflow_team_authz import questions
 from demo.airflow import Settings
 from tests.keycloak.conftest import MANAGER
-from tests.keycloak.test_import import PEOPLE, TEAM_ROLES, import_from
+from tests.keycloak.test_import import PEOPLE, TEAM_ROLES, import_from, run_provider
 from tests.support.keycloak import CLIENT, PASSWORD, Keycloak, Realm
 from tests.support.plain_site import PlainSite, check_that_only_observes
 
@@ -33,8 +33,7 @@ class PlainKeycloak(PlainSite):
 
     def create_people(self) -> None:
         """Also what the provider's commands make in Keycloak."""
-        for words in (("create-all",), ("create-team", "alpha"), ("create-team", "beta")):
-            self.airflow.run("keycloak-auth-manager", *words, "--username", "admin", "--password", PASSWORD)
+        run_provider(self.airflow, ("create-all",), ("create-team", "alpha"), ("create-team", "beta"))
         self.passwords = {}
         for name, (roles, groups) in PEOPLE.items():
             self.realm.add_person(name.replace(" ", "-"), roles, groups)

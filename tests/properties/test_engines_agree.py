@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 
 from airflow_team_authz.model import Evaluations
 from tests.properties.conftest import Opened
@@ -18,6 +18,7 @@ ALL = ((True, "team"), (True, "baseline"), (False, "guardrail"), (False, "team")
 def test_the_engines_agree_and_say_why(opened: Opened) -> None:
     seen: Counter[tuple[bool, str]] = Counter()
 
+    @settings(max_examples=100)
     @given(questions(opened.teams, SIZE, subjects(opened.teams)))
     def ask(question: Evaluations) -> None:
         in_process, server = (engine.decide(question).decisions for engine in opened.engines.both())

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, seed
+from hypothesis import given, seed, settings
 from msgspec import UNSET
 from msgspec.structs import replace
 
@@ -47,6 +47,7 @@ def test_the_answer_is_that_about_what_does_not_exist(opened: Opened, refusals: 
 
     # Without it the cases depend on the text of this function, and there may be few who know what they may not change.
     @seed(3)
+    @settings(max_examples=100)
     @given(questions(opened.teams, SIZE, subjects(opened.teams)))
     def ask(question: Evaluations) -> None:
         for each in question.resources:

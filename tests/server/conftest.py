@@ -29,7 +29,7 @@ ENVIRONMENTS = ("staging", "production")
 _CERTIFICATES = httpx.create_ssl_context()
 
 # What is at stake in these is the database; the others ask PostgreSQL in the exhaustive form.
-_BY_EACH_DATABASE = {"test_database", "test_failures", "test_publishing", "test_races"}
+_BY_EACH_DATABASE = {"test_database", "test_failures", "test_races"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,6 +12,8 @@ from demo.site import Site
 
 _PASSWORD = "only-for-this-test"  # noqa: S105 - of users that live as long as the test
 
+_PAT = ("--username", "pat", "--firstname", "pat", "--lastname", "pat", "--email", "pat@example.org")
+
 # So long FAB keeps what it has read of a user; 30 seconds unless told otherwise.
 CACHE_SECONDS = 1
 
@@ -58,6 +60,9 @@ with get_application_builder() as builder:
 class FabSite(Site):
     """Nobody belongs to a team but through a group."""
 
+    # The admin as an administrator makes one.
+    commands = (*Site.commands, ("users", "create", *_PAT, "--role", "Admin", "--password", _PASSWORD))
+
     def __init__(self, home: Path) -> None:
         super().__init__(home)
         self.passwords = dict.fromkeys(PEOPLE, _PASSWORD)
@@ -68,10 +73,8 @@ class FabSite(Site):
         return {"team_authz": {"authn_manager": manager}, "fab": {"cache_ttl": str(CACHE_SECONDS)}}
 
     def create_people(self) -> None:
-        """All but the admin by FAB's security manager, the admin as an administrator does it."""
+        """All but the admin, by FAB's security manager."""
         others = {name: person for name, person in PEOPLE.items() if name != "pat"}
         done = self.airflow.attempt("-c", CREATE_PEOPLE, json.dumps(others), _PASSWORD)
         if done.returncode != 0:
             raise StartError(f"FAB users cannot be created:\n{done.stdout}{done.stderr}")
-        names = ("--username", "pat", "--firstname", "pat", "--lastname", "pat", "--email", "pat@example.org")
-        self.airflow.run("users", "create", *names, "--role", "Admin", "--password", _PASSWORD)

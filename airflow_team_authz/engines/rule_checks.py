@@ -1,0 +1,100 @@
+"""What is wrong with the rules of a policy, as an engine tells or refuses it. A child process finds it out, since the
+process of an engine would keep the 25 MB that 1,000 teams take; and one engine of a host does so for the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from airflow_team_authz import own_process
+from airflow_team_authz.opa.compile import CompileError
+from airflow_team_authz.opa.host_files import Recipe, found_or_made
+
+if TYPE_CHECKING:
+    from airflow_team_authz.gate.findings import Finding
+
+# Looking at the rules of 1,000 teams takes a second of a processor.
+_SECONDS = 300
+_MOST_OF_ERROR = 500
+
+
+class Told(NamedTuple):
+    """A finding in one text, and whether it is certain: what may be meant as it is, is not."""
+
+    text: str
+    is_certain: bool
+
+
+def findings(policy: Path | Mapping[str, bytes], opa: str | None, kept: Path | None) -> list[Told]:
+    """What is wrong with a policy directory, or with the files of a bundle by their paths.
+
+    ``kept``: the directory in which the processes of a host keep what one of them has found about rules.
+    ``CompileError`` if it cannot be found out, ``OSError`` if the files cannot be read.
+    """
+    if not isinstance(policy, Path):
+        return _of_rules(policy, opa, kept)
+    # Not at the start: the start of an engine does not wait for what checks its policy.
+    from airflow_team_authz.gate.policy_files import left_out, rego_files
+
+    return [*_told(left_out(policy)), *_of_rules(rego_files(policy), opa, kept)]
+
+
+def _of_rules(files: Mapping[str, bytes], opa: str | None, kept: Path | None) -> list[Told]:
+    try:
+        digest = hashlib.sha256(version("airflow-team-authz").encode())
+    except PackageNotFoundError:
+        # Source that nobody has installed: what another state of it has found is not known.
+        return _by_a_child(files, opa)
+    for name, text in sorted(files.items()):
+        digest.update(b"%d %d\n" % (len(name), len(text)) + name.encode() + text)
+    recipe = Recipe(
+        digest.hexdigest()[:32],
+        ".findings",
+        make=lambda: _by_a_child(files, opa),
+        content=msgspec.json.encode,
+        use=_read,
+        unfit=(msgspec.DecodeError,),
+    )
+    return found_or_made(recipe, kept)
+
+
+def _read(file: int) -> list[Told]:
+    with open(file, "rb", closefd=False) as content:
+        content.seek(0)
+        return msgspec.json.decode(content.read(), type=list[Told])
+
+
+def _by_a_child(files: Mapping[str, bytes], opa: str | None) -> list[Told]:
+    try:
+        done = own_process.run(_print_findings, msgspec.msgpack.encode((opa, files)), seconds=_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise CompileError(f"it takes longer than {_SECONDS} seconds") from None
+    if done.returncode:
+        raise CompileError(done.stderr.decode(errors="replace").strip()[-_MOST_OF_ERROR:])
+    return msgspec.json.decode(done.stdout, type=list[Told])
+
+
+def _print_findings() -> None:
+    """Print the findings about the files on the standard input."""
+    from airflow_team_authz.gate.policy_files import rule_findings
+
+    opa, files = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=tuple[str | None, dict[str, bytes]])
+    try:
+        found = _told(rule_findings(files, opa))
+    except (CompileError, OSError) as error:
+        sys.exit(str(error))
+    sys.stdout.buffer.write(msgspec.json.encode(found))
+
+
+def _told(found: Iterable[Finding]) -> list[Told]:
+    from airflow_team_authz.gate.findings import WARNING
+
+    return [Told(f"{one.file}:{one.line}: {one.message}: {one.help}", one.level != WARNING) for one in found]
