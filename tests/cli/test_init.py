@@ -23,8 +23,8 @@ from airflow_team_authz.model import Evaluations, Resource, Subject
 from airflow_team_authz.opa.compile import MINIMUM_OPA, compile_directory
 from tests.conftest import REPOSITORY
 
-# Names that Rego, the checks or the templates could take for something else: not an identifier, a keyword; then ordinary
-# ones, what looks like a test, a number, other names of Rego, the template's own.
+# Names that Rego, the checks or the templates could take for something else: not an identifier, a keyword; then an
+# ordinary one, what looks like a test, a number, other names of Rego, the template's own.
 TEAM_IDS = [
     *("my-team", "import"),
     *(
