@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from airflow_team_authz import own_process
-from airflow_team_authz.opa.compile import CompileError
+from airflow_team_authz.opa.compile import CompileError, find_opa, opa_version
 from airflow_team_authz.opa.host_files import Recipe, found_or_made
 
 if TYPE_CHECKING:
@@ -49,10 +49,11 @@ def findings(policy: Path | Mapping[str, bytes], opa: str | None, kept: Path | N
 
 def _of_rules(files: Mapping[str, bytes], opa: str | None, kept: Path | None) -> list[Told]:
     try:
-        digest = hashlib.sha256(version("airflow-team-authz").encode())
+        checks = version("airflow-team-authz")
     except PackageNotFoundError:
         # Source that nobody has installed: what another state of it has found is not known.
         return _by_a_child(files, opa)
+    digest = hashlib.sha256(f"{checks} {opa_version(find_opa(opa))}".encode())
     for name, text in sorted(files.items()):
         digest.update(b"%d %d\n" % (len(name), len(text)) + name.encode() + text)
     recipe = Recipe(
