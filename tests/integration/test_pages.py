@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from urllib.parse import unquote
 
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, Response, TimeoutError
+from playwright.sync_api import BrowserContext, Error, Locator, Page, Response, TimeoutError
 
 from demo.site import USERS, Site
 from tests.integration.rows import SHARED_ASSET, fill
@@ -168,8 +168,15 @@ class Visitor:
         """Look for the other team's names in what has been answered."""
         answers, self._answers = self._answers, []
         for answer in answers:
-            for name in re.findall(rf"\b{self._other}[_-]\w+", answer.text()):
+            for name in re.findall(rf"\b{self._other}[_-]\w+", self._text(answer)):
                 self.strange.setdefault(name, set()).add(answer.url.removeprefix(self._site.airflow.url))
+
+    def _text(self, answer: Response) -> str:
+        try:
+            return answer.text()
+        except Error:
+            # The browser drops the answers of a frame together with the frame. This asks the same again.
+            return self._page.request.fetch(answer.request).text()
 
     def _awaits(self, more: int) -> None:
         self._awaited += more
