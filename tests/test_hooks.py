@@ -114,7 +114,9 @@ def test_the_scheduler_does_not_compare_a_pools_team(tmp_path: Path) -> None:
     "variables",
     [
         {"AIRFLOW__TEAM_AUTHZ__DEADLINE_MS": "100"},
-        {"AIRFLOW__CORE__ASSET_MANAGER_CLASS": "airflow_team_authz.TeamAssetManager"},
+        pytest.param(
+            {"AIRFLOW__CORE__ASSET_MANAGER_CLASS": "airflow_team_authz.TeamAssetManager"}, marks=pytest.mark.exhaustive
+        ),
     ],
     ids=str,
 )
@@ -227,10 +229,9 @@ def test_a_door_may_be_imported_first(tmp_path: Path, door: str) -> None:
 
 @pytest.mark.parametrize("process", ["airflow.sdk.execution_time.task_runner", "airflow.sdk.execution_time.supervisor"])
 def test_a_process_that_runs_a_task_imports_no_engine(tmp_path: Path, process: str) -> None:
-    code = f"import json, sys, {process}\nprint(json.dumps([name for name in sys.modules if 'team_authz' in name]))"
+    code = f"import json, sys, {process}\nprint(json.dumps([*sys.modules]))"
     loaded = said(tmp_path, code, **OURS)
     assert isinstance(loaded, list)
     assert not any(name.startswith("airflow_team_authz.engines") for name in loaded)
     assert not any(name in {"airflow_team_authz.doors.tasks", "airflow_team_authz.doors.users"} for name in loaded)
-    wasm = said(tmp_path, f"import json, sys, {process}\nprint(json.dumps('wasmtime' in sys.modules))", **OURS)
-    assert wasm is False
+    assert "wasmtime" not in loaded

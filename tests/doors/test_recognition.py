@@ -29,9 +29,9 @@ OWN_FAB = f"from {FAB.rpartition('.')[0]} import FabAuthManager\n\nclass Badges(
     ("login", "more", "cleaned"),
     [
         (FAB, {}, True),
-        ("own_login.Badges", {}, True),
+        pytest.param("own_login.Badges", {}, True, marks=pytest.mark.exhaustive),
         (SIMPLE, {}, False),
-        (FAB, {"AIRFLOW__FAB__SESSION_BACKEND": "securecookie"}, False),
+        pytest.param(FAB, {"AIRFLOW__FAB__SESSION_BACKEND": "securecookie"}, False, marks=pytest.mark.exhaustive),
     ],
     ids=str,
 )

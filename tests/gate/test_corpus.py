@@ -56,7 +56,7 @@ def package(rego: str, typed: bool, tested: bool = True) -> dict[str, bytes]:
     return files | ({"teams/alpha/schema.json": json.dumps(SCHEMA).encode()} if typed else {})
 
 
-def _some(cases: Iterable[str], often: int) -> list[Any]:
+def some(cases: Iterable[str], often: int) -> list[Any]:
     """Every case, of which one in so many is run by default: the gate takes half a second for each."""
     return [
         case if number % often == 0 else pytest.param(case, marks=pytest.mark.exhaustive)
@@ -68,9 +68,7 @@ def _some(cases: Iterable[str], often: int) -> list[Any]:
 _READS = {case for case, hostile in HOSTILE.items() if hostile.rules == {"foreign-data"}}
 
 
-@pytest.mark.parametrize(
-    "case", [*_some(sorted(_READS), 6), *_some((case for case in HOSTILE if case not in _READS), 3)]
-)
+@pytest.mark.parametrize("case", [*some(sorted(_READS), 6), *some((case for case in HOSTILE if case not in _READS), 3)])
 def test_what_is_hostile_is_refused(case: str) -> None:
     hostile = HOSTILE[case]
     files = package(hostile.rego, typed=False, tested=False)
@@ -86,7 +84,7 @@ def test_what_is_hostile_is_refused(case: str) -> None:
     assert all(finding.message and finding.help for finding in found)
 
 
-@pytest.mark.parametrize("case", _some(FINE, 3))
+@pytest.mark.parametrize("case", some(FINE, 3))
 def test_what_only_looks_hostile_is_fine(case: str) -> None:
     found = check_package(package(FINE[case], typed=True), "alpha")
     # A question goes one way only, past the branch of an else.

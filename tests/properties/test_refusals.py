@@ -47,7 +47,7 @@ def test_the_answer_is_that_about_what_does_not_exist(opened: Opened, refusals: 
 
     # Without it the cases depend on the text of this function, and there may be few who know what they may not change.
     @seed(3)
-    @settings(max_examples=100)
+    @settings(max_examples=100 if refusals == "conceal" else 50)
     @given(questions(opened.teams, SIZE, subjects(opened.teams)))
     def ask(question: Evaluations) -> None:
         for each in question.resources:
