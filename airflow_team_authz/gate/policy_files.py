@@ -56,9 +56,14 @@ def rego_files(directory: Path) -> dict[str, bytes]:
 def rule_findings(files: Mapping[str, bytes], opa: str | None = None) -> list[Finding]:
     """Findings about Rego files, by their paths in a policy directory. Shipped files are not checked.
 
-    Whatever a file's own metadata says of schemas: the question has one.
+    Whatever a file's own metadata says of schemas: the question has one. ``CompileError`` if the files cannot be
+    checked.
     """
     own = {name: text for name, text in files.items() if name.endswith(".rego") and not is_shipped(name)}
+    for name in own:
+        # `opa` puts other letters in its place.
+        if name != name.encode(errors="replace").decode():
+            raise CompileError(f"the name of the file {name!a} is not UTF-8: rename the file")
     tests = {name: text for name, text in own.items() if name.endswith("_test.rego") and _ENTRY.search(text)}
     rules = {name: text for name, text in own.items() if not name.endswith("_test.rego")}
     if not rules and not tests:

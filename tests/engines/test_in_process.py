@@ -613,3 +613,31 @@ def test_a_strict_engine_that_cannot_check_does_not_begin(policy: Policy, tmp_pa
         InProcess(bundle, opa=str(tmp_path / "missing"), strict=True)
     # Which takes no opa if it need not be.
     InProcess(bundle, opa=str(tmp_path / "missing")).close()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_strict_engine_over_the_shipped_policy_alone_needs_no_opa(tmp_path: Path, shared: bool) -> None:
+    """It has no rules to check, and a host may have the wheel only."""
+    kept = tmp_path / "state" / "compiled" if shared else None
+    InProcess(packaged_baseline(), opa=str(tmp_path / "missing"), strict=True, kept_code=kept).close()
+
+
+@pytest.mark.parametrize("as_bundle", [False, True])
+def test_a_file_whose_name_is_no_text_cannot_be_checked(
+    policy: Policy, tmp_path: Path, caplog: Log, as_bundle: bool
+) -> None:
+    source = policy(SITE)
+    odd = source / os.fsdecode(b"teams/alpha/\xff.rego")
+    odd.write_text("package teams.alpha\n")
+    if as_bundle:
+        compile_directory(source, tmp_path / "bundle.tar.gz")
+        source = tmp_path / "bundle.tar.gz"
+        content = unpack(source) | {str(odd.relative_to(odd.parents[2])): odd.read_bytes()}
+        source.write_bytes(pack(content))
+    told = re.escape(r"the name of the file 'teams/alpha/\udcff.rego' is not UTF-8: rename the file")
+    with pytest.raises(PolicyBrokenError, match=f"cannot be checked: {told}"):
+        InProcess(source, strict=True)
+    caplog.set_level("INFO")
+    with opened(source) as decisions:
+        eventually(lambda: re.search(f"are not checked: {told}", caplog.text) is not None)
+        assert verdict(decisions) == ONE
