@@ -13,14 +13,17 @@ from hypothesis import HealthCheck, settings
 from tests.conftest import Engines
 from tests.properties.sites import Site, a_site
 
+# More by hand: `EXAMPLES=1000 pytest tests/properties`. Tests that count rare cases take a hundred at least.
+EXAMPLES = int(os.environ.get("EXAMPLES", "50"))
+MANY = max(100, EXAMPLES)
+
 # Large questions are wanted, and a busy machine is no failure; no database, because nothing is random.
 settings.register_profile(
     "repeatable",
     derandomize=True,
     database=None,
     deadline=None,
-    # More by hand: `EXAMPLES=1000 pytest tests/properties`.
-    max_examples=int(os.environ.get("EXAMPLES", "50")),
+    max_examples=EXAMPLES,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
 settings.load_profile("repeatable")

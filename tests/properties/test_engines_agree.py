@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given, settings
 
 from airflow_team_authz.model import Evaluations
-from tests.properties.conftest import Opened
+from tests.properties.conftest import MANY, Opened
 from tests.properties.words import questions, subjects
 
 # With a hundred examples for each of two sites, 10,000 questions.
@@ -18,7 +18,7 @@ ALL = ((True, "team"), (True, "baseline"), (False, "guardrail"), (False, "team")
 def test_the_engines_agree_and_say_why(opened: Opened) -> None:
     seen: Counter[tuple[bool, str]] = Counter()
 
-    @settings(max_examples=100)
+    @settings(max_examples=MANY)
     @given(questions(opened.teams, SIZE, subjects(opened.teams)))
     def ask(question: Evaluations) -> None:
         in_process, server = (engine.decide(question).decisions for engine in opened.engines.both())

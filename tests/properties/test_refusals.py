@@ -15,7 +15,7 @@ from airflow_team_authz.doors import decision_point
 from airflow_team_authz.doors.disclosure import VisibleReason, visible_reason
 from airflow_team_authz.engines import DecisionPoint
 from airflow_team_authz.model import Evaluations, Resource
-from tests.properties.conftest import Opened
+from tests.properties.conftest import EXAMPLES, MANY, Opened
 from tests.properties.words import questions, subjects
 
 SIZE = 4
@@ -47,7 +47,7 @@ def test_the_answer_is_that_about_what_does_not_exist(opened: Opened, refusals: 
 
     # Without it the cases depend on the text of this function, and there may be few who know what they may not change.
     @seed(3)
-    @settings(max_examples=100 if refusals == "conceal" else 50)
+    @settings(max_examples=MANY if refusals == "conceal" else EXAMPLES)
     @given(questions(opened.teams, SIZE, subjects(opened.teams)))
     def ask(question: Evaluations) -> None:
         for each in question.resources:
