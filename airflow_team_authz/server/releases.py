@@ -49,8 +49,6 @@ _NO_RULES = Rules()
 _EARLIER = 5
 # How many lines are compared with each other, which may take seconds.
 _DIFF_PAIRS = 4_000_000
-# How many packages are kept unpacked.
-_KEPT = 1000
 
 
 class NotFoundError(ServerError):
@@ -129,7 +127,8 @@ class Releases:
         self._engine, self._builder, self._opa, self._changed = engine, Builder(key, opa), opa, changed
         self._comparing = Comparing(engine, self._builder, rules)
         self._building: dict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._read: dict[tuple[str, int, str], Artifact] = {}
+        # The packages in force in each environment, by owner, version and digest: unpacking all takes seconds.
+        self._in_force: dict[str, dict[tuple[str, int, str | None], Artifact]] = {}
         # ETags of bundles that are not signed again, which is told once.
         self._not_ours: set[str] = set()
 
@@ -142,7 +141,7 @@ class Releases:
         artifact = read_artifact(content, owner, trusted)
         with Session(self._engine) as session:
             # Whoever did not hear the answer sends it again.
-            repeated = self._current(session, environment).get(owner) == artifact
+            repeated = self._present(session, environment, owner) == artifact
             if not repeated:
                 _newest(session, artifact)
         if not repeated:
@@ -188,7 +187,7 @@ class Releases:
         """Put what one environment has in force in another one, checked together with what is there."""
         source, target = self._environment(source), self._environment(target)
         with Session(self._engine) as session:
-            wanted, present = (self._current(session, name).get(owner) for name in (source, target))
+            wanted, present = (self._present(session, name, owner) for name in (source, target))
         if wanted is None:
             raise NotFoundError(f"{owner} has nothing in {source}")
         change = self._promotion(wanted, target, asker)
@@ -322,7 +321,7 @@ class Releases:
             findings = check_platform(artifact.files, self._opa)
         else:
             with Session(self._engine) as session:
-                platform = self._current(session, environment).get(PLATFORM)
+                platform = self._present(session, environment, PLATFORM)
             # The platform's own tests are run while the bundles are built, in what all teams have.
             findings = check_package(
                 artifact.files, artifact.owner, merged(platform.files if platform else {}), self._opa
@@ -472,7 +471,15 @@ class Releases:
         package = and_(Package.owner == Release.owner, Package.version == Release.version)
         found = select(Release.owner, Release.version, Package.digest).outerjoin(Package, package)
         rows = session.execute(found.where(Release.id.in_(newest))).all()
-        return {owner: self._artifact(session, owner, version, digest) for owner, version, digest in rows}
+        current = {(row.owner, row.version, row.digest): self._artifact(session, *row) for row in rows}
+        self._in_force[environment] = current
+        return {owner: artifact for (owner, _, _), artifact in current.items()}
+
+    def _present(self, session: Session, environment: str, owner: str) -> Artifact | None:
+        """The artifact of one owner that is in force in an environment."""
+        released = select(Release.version).where(Release.environment == environment, Release.owner == owner)
+        version = session.scalar(released.order_by(Release.id.desc()).limit(1))
+        return None if version is None else self._artifact(session, owner, version)
 
     def _artifact(self, session: Session, owner: str, version: int, digest: str | None = None) -> Artifact:
         if digest is None:
@@ -480,11 +487,9 @@ class Releases:
         if digest is None:
             raise NotFoundError(f"there is no version {version} of {owner}")
         # By the digest too: a database that was restored may have another package under the same version.
-        found = self._read.pop((owner, version, digest), None) or _unpacked(session, owner, version)
-        self._read[owner, version, digest] = found
-        for longest_unused in list(self._read)[:-_KEPT]:
-            self._read.pop(longest_unused, None)
-        return found
+        key = (owner, version, digest)
+        known = (artifacts[key] for artifacts in list(self._in_force.values()) if key in artifacts)
+        return next(known, None) or _unpacked(session, owner, version)
 
 
 def _signed_long_ago() -> ColumnElement[bool]:

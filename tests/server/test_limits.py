@@ -9,15 +9,19 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
 from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
 from starlette.types import Message, Receive, Scope, Send
 
+from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.bundles.signing import SigningKey
-from airflow_team_authz.server import bodies
+from airflow_team_authz.server import bodies, releases
+from airflow_team_authz.server.database import Package, Release, connect, migrate
 from airflow_team_authz.server.releases import Releases
 from airflow_team_authz.server.work_queue import Turns
 from tests.conftest import eventually
@@ -69,6 +73,37 @@ def test_of_large_files_is_told_only_that_they_differ(monkeypatch: pytest.Monkey
     monkeypatch.setattr(publishing, "files", lambda _, version: versions[version])
     lines = publishing.diff("alpha", 1, 2).splitlines()
     assert lines[-3:] == ["-old", "+new", "Files large.json@1 and large.json@2 differ"]
+
+
+def test_each_package_in_force_is_unpacked_once_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = connect(f"sqlite:///{tmp_path}/server.db")
+    migrate(engine)
+    teams = [f"team_{number}" for number in range(1_500)]
+    said = {"version": 1, "actor": "platform", "at": datetime.now(UTC)}
+    with Session(engine) as session:
+        session.add_all(Package(**said, owner=team, digest="d", content=b"") for team in teams)
+        place = {"environment": "production", "serial": 1, "action": "publish"}
+        session.add_all(Release(**said, **place, owner=team) for team in teams)
+        session.commit()
+    unpacked: list[str] = []
+
+    def noted(_: Session, owner: str, version: int) -> Artifact:
+        unpacked.append(owner)
+        return Artifact(owner, version, {})
+
+    monkeypatch.setattr(releases, "_unpacked", noted)
+    publishing = Releases(engine, SigningKey.new(), ["production"], None, lambda: None)
+    for _ in range(2):
+        assert publishing._before("production").artifacts.keys() == set(teams)
+    assert sorted(unpacked) == sorted(teams)
+    with Session(engine) as session:
+        session.add(Package(**said | {"version": 2}, owner="team_7", digest="e", content=b""))
+        session.add(Release(**said | {"version": 2}, **place, owner="team_7"))
+        session.commit()
+    assert publishing._before("production").artifacts["team_7"].version == 2
+    assert unpacked[len(teams) :] == ["team_7"]
 
 
 def test_one_team_does_not_take_all_turns(server: Server) -> None:
