@@ -162,10 +162,11 @@ class Opa:
 
 @dataclass(frozen=True)
 class Engines:
-    """The same policy behind both engines."""
+    """The same policy behind both engines, and its bundle."""
 
     in_process: DecisionPoint
     server: DecisionPoint
+    bundle: Path
 
     def both(self) -> tuple[DecisionPoint, DecisionPoint]:
         return self.in_process, self.server
@@ -189,11 +190,12 @@ def open_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
     def open_(source: Path) -> Engines:
         place = tmp_path_factory.mktemp("engines")
-        compile_directory(source, place / "bundle.tar.gz")
+        bundle = place / "bundle.tar.gz"
+        compile_directory(source, bundle)
         opa = Opa(place / "opa.sock", merge(source, place / "merged"))
         opa.start()
         server = DecisionPoint(OpaServer(opa.url, PATIENT_MS))
-        engines = Engines(DecisionPoint(InProcess(place / "bundle.tar.gz")), server)
+        engines = Engines(DecisionPoint(InProcess(bundle)), server, bundle)
         opened.append((engines, opa))
         return engines
 

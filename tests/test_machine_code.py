@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import wasmtime
 
-from airflow_team_authz.engines.choice import open_engine
-from airflow_team_authz.opa import host_files, machine_code
+from airflow_team_authz.engines.choice import open_engine, packaged_baseline
+from airflow_team_authz.opa import host_files, machine_code, wasm
+from airflow_team_authz.opa.archive import unpack
 from airflow_team_authz.opa.host_files import KEEP_FILES
 from airflow_team_authz.opa.machine_code import module
 from airflow_team_authz.opa.wasm import _config
@@ -220,3 +221,27 @@ def test_an_engine_keeps_its_policy_in_state(tmp_path: Path, compiled: list[byte
         open_engine(Settings(policy=tmp_path / "bundle.tar.gz", state=tmp_path / "state")).close()
     assert len(files(tmp_path / "state" / "compiled")) == 1
     assert len([wasm for wasm in compiled if isinstance(wasm, bytes)]) == 1
+
+
+@pytest.mark.parametrize(("processor", "is_offered", "compiler"), [
+    ("x86_64", True, "winch"), ("aarch64", True, "none"), ("x86_64", False, "none"),
+])  # fmt: skip
+def test_the_second_compiler_is_used_where_it_is_tested(
+    processor: str, is_offered: bool, compiler: str, monkeypatch: Patch
+) -> None:
+    policy = unpack(packaged_baseline().read_bytes())["policy.wasm"]
+    sizes, told = {}, []
+
+    def noted(engine: wasmtime.Engine, code: bytes, settings: str, kept: Path | None) -> wasmtime.Module:
+        told.append(settings)
+        return module(engine, code, settings, kept)
+
+    monkeypatch.setattr(wasm, "module", noted)
+    monkeypatch.setattr(wasm.platform, "machine", lambda: processor)
+    if not is_offered:
+        monkeypatch.setattr(wasm, "_set_compiler", None)
+    for quick in (True, False):
+        sizes[quick] = len(wasm.compiled(policy, quick=quick).module.serialize())
+    assert told == [f"fuel {compiler}", "fuel speed"]
+    # It spends no time on making the code short.
+    assert (sizes[True] > 1.3 * sizes[False]) is (compiler == "winch")

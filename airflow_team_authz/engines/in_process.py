@@ -334,7 +334,7 @@ def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False, kep
     """Read and compile a bundle that ``opa build --target wasm`` has made.
 
     Raises ``PolicyBrokenError`` if the file is not such a bundle, or not to be trusted. ``quick``: compilation takes
-    three quarters of the time, and decisions take longer.
+    a fifth of the time, and decisions take longer.
     """
     serial, key_id, issued_at = 0, "", None
     try:

@@ -102,6 +102,13 @@ def either(request: pytest.FixtureRequest, site: Engines) -> DecisionPoint:
     return site.both()[request.param]
 
 
+@pytest.fixture(params=[False, True], ids=["for speed", "in a hurry"])
+def either_compiler(request: pytest.FixtureRequest, monkeypatch: Patch) -> None:
+    """Engines have a policy that was compiled for speed, or in a hurry."""
+    load = in_process.load_bundle
+    monkeypatch.setattr(in_process, "load_bundle", lambda *given, **_: load(*given[:2], quick=request.param))
+
+
 @pytest.fixture
 def users(monkeypatch: Patch) -> dict[object, set[int]]:
     """The threads in which each instance of a policy is used, by one of them at a time."""
@@ -170,6 +177,7 @@ def test_a_policy_may_tell_more_of_itself_than_fits_into_a_page(tmp_path: Path) 
         assert verdict(decisions) == TOLD_TO
 
 
+@pytest.mark.usefixtures("either_compiler")
 @pytest.mark.parametrize(("action", "size", "error", "told"), [
     ("answer with a text", 1, MalformedError, "agreed form"),
     ("do nothing", 1, UndefinedError, "airflow.authz.decisions"),
@@ -188,6 +196,7 @@ def test_a_failed_evaluation_is_an_error_and_is_not_kept(
             assert verdict(decisions) == TOLD_TO
 
 
+@pytest.mark.usefixtures("either_compiler")
 def test_a_trap_is_an_error_and_its_store_is_not_used_again(obedient: Path, users: dict[object, set[int]]) -> None:
     engine = InProcess(obedient)
     with pytest.raises(PolicyBrokenError, match="call stack exhausted"):

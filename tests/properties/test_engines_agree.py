@@ -1,4 +1,4 @@
-"""Both engines give the same answer: decision, reasons and layer."""
+"""Both engines give the same answer: decision, reasons and layer. So does each compiler of the policy in process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from hypothesis import given, settings
 
 from airflow_team_authz.model import Evaluations
+from airflow_team_authz.server.policies import point_of
 from tests.properties.conftest import MANY, Opened
 from tests.properties.words import questions, subjects
 
@@ -34,3 +35,14 @@ def test_the_engines_agree_and_say_why(opened: Opened) -> None:
     ask()
     assert seen.total() >= 5_000
     assert all(seen[kind] > 20 for kind in ALL), seen
+
+
+def test_a_policy_that_was_compiled_in_a_hurry_answers_the_same(opened: Opened) -> None:
+    hurried, for_speed = point_of(opened.engines.bundle.read_bytes(), ""), opened.engines.in_process
+
+    @given(questions(opened.teams, SIZE, subjects(opened.teams)))
+    def ask(question: Evaluations) -> None:
+        assert hurried.decide(question).decisions == for_speed.decide(question).decisions
+        assert hurried.allowed(question) == for_speed.allowed(question)
+
+    ask()
