@@ -183,7 +183,7 @@ class Readable:
         }
         if self._is_task():
             return Scope(False, opened)
-        listed = self.kept(("named", type_, writes), lambda: self._listed_named(type_, writes))
+        listed = self.all_named(type_, writes)
         return listed if listed.everything else Scope(False, {*listed.ids, *opened})
 
     def bundles(self, entity: str) -> Collection[str]:
@@ -241,6 +241,10 @@ class Readable:
     def all_dags(self, entity: str | UnsetType, writes: bool = False) -> Scope:
         """Dags of which this part may be read, or changed, by whoever asks: a task too."""
         return self.kept(("dags", entity, writes), lambda: self._ask_dags(entity, writes))  # type: ignore[no-any-return]
+
+    def all_named(self, type_: str, writes: bool = False) -> Scope:
+        """Connections, pools or variables that may be read, or changed, by whoever asks."""
+        return self.kept(("named", type_, writes), lambda: self._listed_named(type_, writes))  # type: ignore[no-any-return]
 
     def _listed_dags(self, entity: str | UnsetType, writes: bool) -> Scope:
         if self._is_task():

@@ -185,9 +185,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     def get_authorized_connections(
         self, *, user: Any, method: Any = "GET", session: Session = NEW_SESSION, **_: Any
     ) -> set[str]:
-        return self._filter(
-            "connection", _rows(session, select(Connection.conn_id, Connection.team_name)), user, method
-        )
+        return self._named("connection", select(Connection.conn_id, Connection.team_name), user, method, session)
 
     @provide_session
     def get_authorized_dag_ids(
@@ -208,7 +206,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     def get_authorized_pools(
         self, *, user: Any, method: Any = "GET", session: Session = NEW_SESSION, **_: Any
     ) -> set[str]:
-        return self._filter("pool", _rows(session, select(Pool.pool, Pool.team_name)), user, method)
+        return self._named("pool", select(Pool.pool, Pool.team_name), user, method, session)
 
     @provide_session
     def get_authorized_teams(
@@ -220,7 +218,7 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
     def get_authorized_variables(
         self, *, user: Any, method: Any = "GET", session: Session = NEW_SESSION, **_: Any
     ) -> set[str]:
-        return self._filter("variable", _rows(session, select(Variable.key, Variable.team_name)), user, method)
+        return self._named("variable", select(Variable.key, Variable.team_name), user, method, session)
 
     @provide_session
     def get_authorized_assets(
@@ -316,6 +314,12 @@ class TeamAuthorization(Identity, BaseAuthManager[Any]):
         if told.as_missing and is_looked_for and requests.is_before_handler() and requests.conceal(resource):
             return None
         return told.reason
+
+    def _named(self, type_: str, statement: Any, user: Any, method: Any, session: Session) -> set[str]:
+        """Names of those that are allowed; for reading, by the list that the second wall has of this request, too."""
+        if method == "GET" and (readable := wall.readable_by(self._subject(user), session)) is not None:
+            return {name for name, _ in readable.all_named(type_).ids}
+        return self._filter(type_, _rows(session, statement), user, method)
 
     def _filter(self, type_: str, owned: Iterable[tuple[str, str | None]], user: Any, method: Any) -> set[str]:
         """Ids of those that are allowed, each as if it had been asked for alone."""
