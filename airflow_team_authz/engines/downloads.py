@@ -248,7 +248,7 @@ class Downloaded:
             raise BundleRefusedError(f"it is older, {opened.serial}, than what was there before, {present}")
         # Else there would be no policy at all after a restart.
         wasm, data = opened.files.get(WASM, b""), opened.files.get("data.json", b"{}")
-        if trouble := trouble_at_start(wasm, data, START_SECONDS, self._kept_code):
+        if trouble := trouble_at_start(wasm, data, START_SECONDS, quick=True, kept=self._kept_code):
             raise BundleRefusedError(f"its {WASM} cannot be run: {trouble}")
         self._write(content)
         return True

@@ -20,7 +20,7 @@ from airflow_team_authz.model import PolicyBrokenError
 from airflow_team_authz.opa.archive import MAX_BYTES, BundleRefusedError, unpack
 from airflow_team_authz.opa.compile import CompileError, compile_directory, fingerprint, scratch_directory
 from airflow_team_authz.opa.memory_image import give_back
-from airflow_team_authz.opa.wasm import KEEP_PAGES, Policy, compiled, mebibytes
+from airflow_team_authz.opa.wasm import KEEP_PAGES, NotInTimeError, Policy, compiled, mebibytes
 
 if TYPE_CHECKING:
     from airflow_team_authz.bundles.verifying import Trust
@@ -355,7 +355,13 @@ def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False, kep
     data = files.get("data.json", b"{}")
     rego = {name: text for name, text in files.items() if name.endswith(".rego")}
     try:
-        policy = compiled(wasm, data, str(revision), serial, key_id, quick, kept_code)
+        try:
+            # A signed bundle may be anybody's of those who have a key: it must not keep this process busy.
+            is_bounded = trust is not None
+            policy = compiled(wasm, data, str(revision), serial, key_id, quick, kept_code, is_bounded=is_bounded)
+        except NotInTimeError as error:
+            log.warning("the bundle %s is in force, but is not compiled for speed: %s", path, error)
+            policy = compiled(wasm, data, str(revision), serial, key_id, quick=True, kept=kept_code)
     except PolicyBrokenError as error:
         raise PolicyBrokenError(f"the policy.wasm of {path} cannot be run: {error}") from None
     return policy._replace(issued_at=issued_at, rego=rego)

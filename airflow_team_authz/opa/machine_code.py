@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -18,16 +19,22 @@ from airflow_team_authz.opa.host_files import Recipe, found_or_made
 _SUFFIX = ".cwasm"
 
 
-def module(engine: wasmtime.Engine, wasm: bytes, settings: str, directory: Path | None) -> wasmtime.Module:
+def module(
+    engine: wasmtime.Engine,
+    wasm: bytes,
+    settings: str,
+    directory: Path | None,
+    make: Callable[[], wasmtime.Module] | None = None,
+) -> wasmtime.Module:
     """The module as machine code: of a file in the directory if it has one, else compiled, and kept there.
 
-    ``settings``: what of the engine's matters. Without a directory, or if it cannot be used, it is compiled.
-    ``wasmtime.WasmtimeError`` if it cannot be.
+    ``settings``: what of the engine's matters. Without a directory, or if it cannot be used, it is compiled: by
+    ``make``, whose errors this raises, or here. ``wasmtime.WasmtimeError`` if it cannot be.
     """
     recipe = Recipe(
         _name(wasm, settings),
         _SUFFIX,
-        make=lambda: wasmtime.Module(engine, wasm),
+        make=make or (lambda: wasmtime.Module(engine, wasm)),
         content=lambda made: made.serialize(),
         # By its name another one might be there by now.
         use=lambda file: wasmtime.Module.deserialize_file(engine, f"/dev/fd/{file}"),

@@ -16,6 +16,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,6 +91,10 @@ _TRAMPOLINE = """
         (i32.const 0)))
     (i32.store (i32.const {end}) (call $end))))
 """
+
+
+class NotInTimeError(PolicyBrokenError):
+    """A policy takes too long to compile or to start."""
 
 
 class _Result(msgspec.Struct):
@@ -167,41 +172,66 @@ def trouble_with(wasm: bytes) -> str:
     return f"it lacks the entrypoint {lacking[0]}" if lacking else ""
 
 
-def trouble_at_start(wasm: bytes, data: bytes, seconds: int = START_SECONDS, kept: Path | None = None) -> str:
+def trouble_at_start(
+    wasm: bytes, data: bytes, seconds: int = START_SECONDS, quick: bool = False, kept: Path | None = None
+) -> str:
     """The reason why no engine can compile and start it within so many seconds of a processor; empty if one can.
 
-    It is compiled and started in a process of its own, which alone can be stopped. ``kept``: see ``compiled``.
+    It is compiled and started in a process of its own, which alone can be stopped. ``quick``, ``kept``: see
+    ``compiled``. What is quick for one compiler may take another one a hundred times as long.
     """
     if trouble := trouble_with(wasm):
         return trouble
     given = struct.pack("<I", len(wasm)) + wasm + data
-    arguments = [str(kept.absolute())] if kept else []
     try:
-        done = own_process.run(_start_for_parent, given, str(seconds), *arguments, seconds=_WAIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        return f"it does not compile and start within {_WAIT_SECONDS} seconds"
-    told = done.stdout.decode(errors="replace").strip()
-    if done.returncode == 0:
-        return told
-    if -done.returncode in _OUT_OF_TIME:
-        return f"it does not compile and start within {seconds} seconds of a processor"
-    return (
-        f"the process that tries it fails (exit code {done.returncode}): {done.stderr.decode(errors='replace')[-200:]}"
-    )
+        done = _by_child(_start_for_parent, given, seconds, str(int(quick)), *([str(kept.absolute())] if kept else []))
+    except NotInTimeError as error:
+        return str(error)
+    return done.decode(errors="replace").strip()
 
 
 def _start_for_parent() -> None:
     """Print what keeps the policy on the standard input from being started."""
-    seconds, *kept = sys.argv[1:]
-    limit = int(seconds)
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    quick, *kept = _arguments_of_child()
     given = sys.stdin.buffer.read()
     end = 4 + struct.unpack_from("<I", given)[0]
     try:
-        compiled(given[4:end], given[end:], quick=True, kept=next(map(Path, kept), None), threads=True)
+        compiled(given[4:end], given[end:], quick=quick == "1", kept=next(map(Path, kept), None), threads=True)
     except PolicyBrokenError as error:
         sys.stdout.write(" ".join(str(error).split())[:500])
+
+
+def _compiled_by_child(engine: wasmtime.Engine, wasm: bytes) -> wasmtime.Module:
+    return wasmtime.Module.deserialize(engine, _by_child(_compile_for_parent, wasm, START_SECONDS))
+
+
+def _compile_for_parent() -> None:
+    """Print machine code, compiled for speed, of the policy on the standard input."""
+    _arguments_of_child()
+    engine, _ = _engine(quick=False, threads=True)
+    sys.stdout.buffer.write(wasmtime.Module(engine, sys.stdin.buffer.read()).serialize())
+
+
+def _by_child(function: Callable[[], None], given: bytes, seconds: int, *arguments: str) -> bytes:
+    """What it prints in a process of its own, which may take so many seconds of a processor; or ``NotInTimeError``."""
+    try:
+        done = own_process.run(function, given, str(seconds), *arguments, seconds=_WAIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise NotInTimeError(f"it does not compile and start within {_WAIT_SECONDS} seconds") from None
+    if -done.returncode in _OUT_OF_TIME:
+        raise NotInTimeError(f"it does not compile and start within {seconds} seconds of a processor")
+    if done.returncode:
+        told = done.stderr.decode(errors="replace")[-200:]
+        raise NotInTimeError(f"the process that tries it fails (exit code {done.returncode}): {told}")
+    return done.stdout
+
+
+def _arguments_of_child() -> list[str]:
+    """Sets the limit of this process; what else it was given."""
+    limit = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return sys.argv[2:]
 
 
 def code_bytes(wasm: bytes) -> int:
@@ -236,20 +266,19 @@ def compiled(
     quick: bool = False,
     kept: Path | None = None,
     threads: bool = False,
+    is_bounded: bool = False,
 ) -> Policy:
     """The policy, compiled for this machine; ``PolicyBrokenError`` if it cannot be.
 
     ``quick``: in a fifth of the time, and 1.5 times as slow when it decides. ``kept``: the directory for what processes
     of this host have compiled already. ``threads``: in two thirds of the time on two processors, in a process that
-    never forks.
+    never forks. ``is_bounded``: if it has to be compiled for speed, a process of its own does that within
+    ``START_SECONDS`` of a processor, else ``NotInTimeError``.
     """
-    config = _config(threads)
-    config.consume_fuel = True
-    config.cranelift_opt_level = "speed"
-    compiler = _hurry(config) if quick else "speed"
-    engine = wasmtime.Engine(config)
+    engine, compiler = _engine(quick, threads)
+    make = partial(_compiled_by_child, engine, wasm) if is_bounded and not quick else None
     try:
-        machine_code = module(engine, wasm, f"fuel {compiler}", kept)
+        machine_code = module(engine, wasm, f"fuel {compiler}", kept, make)
         directory_bytes, alike = _of_data(data)
         policy = Policy(
             engine, machine_code, data, revision, serial, key_id, directory_bytes=directory_bytes, alike=alike
@@ -286,6 +315,15 @@ def _config(threads: bool = False) -> wasmtime.Config:
     # even if only its parent has had them.
     config.parallel_compilation = threads
     return config
+
+
+def _engine(quick: bool, threads: bool) -> tuple[wasmtime.Engine, str]:
+    """What compiles and runs policies, and the name of how it compiles."""
+    config = _config(threads)
+    config.consume_fuel = True
+    config.cranelift_opt_level = "speed"
+    compiler = _hurry(config) if quick else "speed"
+    return wasmtime.Engine(config), compiler
 
 
 def _hurry(config: wasmtime.Config) -> str:

@@ -15,6 +15,13 @@ from tests.conftest import REPOSITORY
 Make = Callable[..., Artifact]
 
 
+def nested(team_id: str, version: int = 1) -> Artifact:
+    """A package that the second compiler has in no time, while the first one takes several seconds of a processor."""
+    loops = "\n".join(f"\tsome y{number} in input.x{number}" for number in range(800))
+    rego = f'package teams.{team_id}\n\nallow contains "x" if {{\n{loops}\n}}\n'
+    return Artifact(team_id, version, {f"teams/{team_id}/nested.rego": rego.encode()})
+
+
 def lends(team_id: str, connection: str = "pg", version: int = 1) -> Artifact:
     """A package whose one rule lends a connection to everybody."""
     rego = f"""package teams.{team_id}

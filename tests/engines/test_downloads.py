@@ -18,7 +18,9 @@ from typing import Any
 
 import fsspec
 import pytest
+import wasmtime
 
+from airflow_team_authz.bundles import aggregate
 from airflow_team_authz.bundles.aggregate import build, scope
 from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.bundles.signing import SIGNATURES, SigningKey
@@ -26,10 +28,12 @@ from airflow_team_authz.bundles.verifying import Trust
 from airflow_team_authz.engines import DecisionPoint, downloads
 from airflow_team_authz.engines.choice import open_engine as open_configured
 from airflow_team_authz.engines.downloads import Downloaded, bundle_name, open_store, shared_place
+from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import Evaluations, PolicyBrokenError, Resource, Subject
+from airflow_team_authz.opa import wasm
 from airflow_team_authz.opa.archive import BundleRefusedError, pack, unpack
 from airflow_team_authz.settings import SettingsError, parse_settings
-from tests.bundles.conftest import lends
+from tests.bundles.conftest import lends, nested
 from tests.conftest import REPOSITORY, errors, eventually, forked
 
 NAME = "production.wasm"
@@ -650,7 +654,7 @@ def test_of_two_that_arrive_at_once_the_newer_one_stays(
     engine.close()
     checking, go_on = threading.Event(), threading.Event()
 
-    def slow(*_: object) -> str:
+    def slow(*_: object, **__: object) -> str:
         checking.set()
         go_on.wait(60)
         return ""
@@ -667,6 +671,36 @@ def test_of_two_that_arrive_at_once_the_newer_one_stays(
         older.join()
         newer.join()
     assert engine._present()[1] == 12
+
+
+def test_a_bundle_is_compiled_for_speed_in_another_process(
+    trust: Trust, bundle: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled_here: list[int] = []
+    begin = wasmtime.Module.__init__
+
+    def noted(made: wasmtime.Module, engine: wasmtime.Engine, code: str | bytes) -> None:
+        compiled_here.append(len(code))
+        begin(made, engine, code)
+
+    monkeypatch.setattr(wasmtime.Module, "__init__", noted)
+    (tmp_path / "bundle.tar.gz").write_bytes(bundle(10))
+    with closing(DecisionPoint(InProcess(tmp_path / "bundle.tar.gz", trust=trust))) as point:
+        assert version(point) == 10
+    # What calls the policy is small.
+    assert max(compiled_here) < 10_000
+
+
+def test_a_bundle_that_takes_long_to_compile_for_speed_decides_and_keeps_no_processor_busy(
+    trust: Trust, key: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # One that no bundle server of today makes.
+    monkeypatch.setattr(aggregate, "trouble_at_start", lambda *_: "")
+    (tmp_path / "bundle.tar.gz").write_bytes(build("production", None, {"alpha": nested("alpha", 10)}, 10, key)[NAME])
+    monkeypatch.setattr(wasm, "START_SECONDS", 2)
+    with closing(DecisionPoint(InProcess(tmp_path / "bundle.tar.gz", trust=trust))) as point:
+        assert version(point) == 10
+    assert "not compiled for speed: it does not compile and start within 2 seconds of a processor" in caplog.text
 
 
 def test_settings(tmp_path: Path) -> None:

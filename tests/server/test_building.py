@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_team_authz.bundles import aggregate
 from airflow_team_authz.bundles.artifact import Artifact
 from airflow_team_authz.bundles.signing import SigningKey
 from airflow_team_authz.engines import DecisionPoint
@@ -14,7 +15,7 @@ from airflow_team_authz.engines.in_process import InProcess
 from airflow_team_authz.model import Evaluations, Resource, Subject
 from airflow_team_authz.opa.compile import StartError
 from airflow_team_authz.server.building import Builder, Whole
-from tests.bundles.conftest import lends
+from tests.bundles.conftest import lends, nested
 
 WASM = "production.wasm"
 GUS = Subject("user", "gus")
@@ -49,6 +50,12 @@ def test_who_publishes_what_leaves_no_memory_is_refused() -> None:
     teams = {"alpha": heavy("alpha", 1, 400_000), "beta": heavy("beta", 1, 420_000), "gamma": lends("gamma")}
     with pytest.raises(StartError, match=r"take .* MiB before the first question"):
         built(teams, "alpha")
+
+
+def test_who_publishes_what_takes_long_to_compile_for_speed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregate, "_START_SECONDS", 3)
+    with pytest.raises(StartError, match="does not compile and start within 3 seconds of a processor"):
+        built({"alpha": nested("alpha"), "gamma": lends("gamma")}, "alpha")
 
 
 def test_packages_that_take_too_much_hold_nobody_else_up(tmp_path: Path) -> None:
