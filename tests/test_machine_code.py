@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wasmtime
@@ -232,9 +233,9 @@ def test_the_second_compiler_is_used_where_it_is_tested(
     policy = unpack(packaged_baseline().read_bytes())["policy.wasm"]
     sizes, told = {}, []
 
-    def noted(engine: wasmtime.Engine, code: bytes, settings: str, kept: Path | None) -> wasmtime.Module:
+    def noted(engine: wasmtime.Engine, code: bytes, settings: str, *rest: Any) -> wasmtime.Module:
         told.append(settings)
-        return module(engine, code, settings, kept)
+        return module(engine, code, settings, *rest)
 
     monkeypatch.setattr(wasm, "module", noted)
     monkeypatch.setattr(wasm.platform, "machine", lambda: processor)
