@@ -66,8 +66,9 @@ START_SECONDS = 60
 _WAIT_SECONDS = 300
 _OUT_OF_TIME = {signal.SIGXCPU, signal.SIGKILL}
 _CODE_SECTION = 10
-# wasmtime's second compiler needs a fifth of the time, and its code takes 1.5 times as long. Where the first one is as
-# well tested: https://docs.wasmtime.dev/stability-tiers.html. The number is that of `wasmtime/config.h`.
+# wasmtime's second compiler needs a fifth of the time, and its code takes 1.5 times as long. It is used only where
+# wasmtime tests it as it does the first one (https://docs.wasmtime.dev/stability-tiers.html). The number is that of
+# `wasmtime/config.h`.
 _WINCH, _WHERE_WINCH_IS_TESTED = 2, ("Linux", "x86_64")
 _MOST_DIRECTORY_BYTES = 8 << 20
 _NOT_AS_AGREED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -93,8 +94,8 @@ _TRAMPOLINE = """
 """
 
 
-class NotInTimeError(PolicyBrokenError):
-    """A policy takes too long to compile or to start."""
+class NotInTimeError(Exception):
+    """A policy takes too long to compile or to start. No question has this for an answer."""
 
 
 class _Result(msgspec.Struct):
