@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ from airflow_team_authz.model import EngineError, Evaluations, Resource, Subject
 from airflow_team_authz.opa.archive import unpack
 from airflow_team_authz.opa.compile import compile_directory, find_opa, shipped_policies
 from airflow_team_authz.opa.wasm import trouble_at_start
+from benchmarks.harness import write_files
 
 PUBLISHED_TEAMS = 200
 MANY_TEAMS = 1_000
@@ -153,12 +154,6 @@ def _steps(home: Path, teams: int) -> dict[str, tuple[float, str]]:
         "building the bundle of a directory, once for a host, of a processor": (directory, ""),
         STARTING: (statistics.median(started), f", {statistics.median(memory):.0f} MB"),
     }
-
-
-def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_bytes(content)
 
 
 def _processor_seconds() -> float:

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import compare, opa_server
+from benchmarks.harness import compare, opa_server, write_files
 
 MINE = 2_000
 ENTRIES = 10_000
@@ -87,7 +87,5 @@ def _with_shipped(site: Path, target: Path) -> Path:
     from airflow_team_authz.opa.compile import merged
 
     files = {path.relative_to(site).as_posix(): path.read_bytes() for path in site.rglob("*") if path.is_file()}
-    for name, content in merged(files).items():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (target / name).write_bytes(content)
+    write_files(target, merged(files))
     return target

@@ -8,7 +8,7 @@ import socket
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,13 @@ def write_policies(directory: Path, teams: int, rules: str = "") -> Path:
     # As in a bundle.
     write_derived(directory)
     return directory
+
+
+def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write files by their paths below a directory, which need not be there."""
+    for name, content in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
 
 
 def policy_with_data(directory: Path, teams: int, lent: int) -> Path:
