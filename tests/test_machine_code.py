@@ -17,15 +17,14 @@ from airflow_team_authz.engines.choice import open_engine, packaged_baseline
 from airflow_team_authz.opa import host_files, machine_code, wasm
 from airflow_team_authz.opa.archive import unpack
 from airflow_team_authz.opa.host_files import KEEP_FILES
-from airflow_team_authz.opa.machine_code import module
-from airflow_team_authz.opa.wasm import _config
+from airflow_team_authz.opa.machine_code import config, module
 from airflow_team_authz.settings import Settings
 from tests.conftest import build
 
 Patch = pytest.MonkeyPatch
 SEVEN = bytes(wasmtime.wat2wasm('(module (func (export "answer") (result i32) (i32.const 7)))'))
 OTHER = bytes(wasmtime.wat2wasm('(module (func (export "answer") (result i32) (i32.const 8)))'))
-ENGINE = wasmtime.Engine(_config())
+ENGINE = wasmtime.Engine(config())
 
 
 @pytest.fixture
@@ -238,9 +237,9 @@ def test_the_second_compiler_is_used_where_it_is_tested(
         return module(engine, code, settings, *rest)
 
     monkeypatch.setattr(wasm, "module", noted)
-    monkeypatch.setattr(wasm.platform, "machine", lambda: processor)
+    monkeypatch.setattr(machine_code.platform, "machine", lambda: processor)
     if not is_offered:
-        monkeypatch.setattr(wasm, "_set_compiler", None)
+        monkeypatch.setattr(machine_code, "_set_compiler", None)
     for quick in (True, False):
         sizes[quick] = len(wasm.compiled(policy, quick=quick).module.serialize())
     assert told == [f"fuel {compiler}", "fuel speed"]

@@ -6,7 +6,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,8 +20,9 @@ from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import PolicyBrokenError
 from airflow_team_authz.opa.archive import MAX_BYTES, BundleRefusedError, unpack
 from airflow_team_authz.opa.compile import CompileError, compile_directory, fingerprint, scratch_directory
+from airflow_team_authz.opa.machine_code import NotCompiledError
 from airflow_team_authz.opa.memory_image import give_back
-from airflow_team_authz.opa.wasm import KEEP_PAGES, NotInTimeError, Policy, compiled, mebibytes
+from airflow_team_authz.opa.wasm import KEEP_PAGES, Policy, compiled, mebibytes
 
 if TYPE_CHECKING:
     from airflow_team_authz.bundles.verifying import Trust
@@ -354,14 +356,19 @@ def load_bundle(path: Path, trust: Trust | None = None, quick: bool = False, kep
         raise PolicyBrokenError(f"the bundle {path} holds no policy.wasm: build it with `opa build --target wasm`")
     data = files.get("data.json", b"{}")
     rego = {name: text for name, text in files.items() if name.endswith(".rego")}
+    make = partial(compiled, wasm, data, str(revision), serial, key_id, kept=kept_code)
     try:
-        try:
-            # A signed bundle may be anybody's of those who have a key: it must not keep this process busy.
-            is_bounded = trust is not None
-            policy = compiled(wasm, data, str(revision), serial, key_id, quick, kept_code, is_bounded=is_bounded)
-        except NotInTimeError as error:
-            log.warning("the bundle %s is in force, but is not compiled for speed: %s", path, error)
-            policy = compiled(wasm, data, str(revision), serial, key_id, quick=True, kept=kept_code)
+        # A signed bundle may come from anybody who has a key, so it must not keep this process busy.
+        policy = make(quick=True) if quick else _optimized(path, make, is_bounded=trust is not None)
     except PolicyBrokenError as error:
         raise PolicyBrokenError(f"the policy.wasm of {path} cannot be run: {error}") from None
     return policy._replace(issued_at=issued_at, rego=rego)
+
+
+def _optimized(path: Path, make: Callable[..., Policy], is_bounded: bool) -> Policy:
+    """The policy, compiled for speed; or if that fails within the bounds, compiled quickly."""
+    try:
+        return make(is_bounded=is_bounded)
+    except NotCompiledError as error:
+        log.warning("the bundle %s is in force, but is not compiled for speed: %s", path, error)
+        return make(quick=True)

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-import platform
-import resource
-import signal
 import struct
-import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Mapping
@@ -23,18 +19,19 @@ from typing import NamedTuple
 import msgspec
 import wasmtime
 
-from airflow_team_authz import own_process
 from airflow_team_authz.escaping import logger
 from airflow_team_authz.model import PolicyBrokenError, TooLongError, UndefinedError
 from airflow_team_authz.opa.compile import ENTRYPOINTS
-from airflow_team_authz.opa.machine_code import module
+from airflow_team_authz.opa.machine_code import (
+    NotCompiledError,
+    by_child,
+    config,
+    limited,
+    module,
+    new_engine,
+    optimized,
+)
 from airflow_team_authz.opa.memory_image import IS_AVAILABLE, MemoryImage, forget, memory_image
-
-try:
-    # Its public settings do not offer the second compiler.
-    from wasmtime._bindings import wasmtime_config_strategy_set as _set_compiler
-except ImportError:
-    _set_compiler = None  # type: ignore[assignment]
 
 log = logger(__name__)
 
@@ -63,13 +60,7 @@ MAX_START_PAGES = 2048
 KEEP_PAGES = 512
 # Processor time for compiling and starting a policy that comes from elsewhere.
 START_SECONDS = 60
-_WAIT_SECONDS = 300
-_OUT_OF_TIME = {signal.SIGXCPU, signal.SIGKILL}
 _CODE_SECTION = 10
-# wasmtime's second compiler needs a fifth of the time, and its code takes 1.5 times as long. It is used only where
-# wasmtime tests it as it does the first one (https://docs.wasmtime.dev/stability-tiers.html). The number is that of
-# `wasmtime/config.h`.
-_WINCH, _WHERE_WINCH_IS_TESTED = 2, ("Linux", "x86_64")
 _MOST_DIRECTORY_BYTES = 8 << 20
 _NOT_AS_AGREED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -92,10 +83,6 @@ _TRAMPOLINE = """
         (i32.const 0)))
     (i32.store (i32.const {end}) (call $end))))
 """
-
-
-class NotInTimeError(Exception):
-    """A policy takes too long to compile or to start. No question has this for an answer."""
 
 
 class _Result(msgspec.Struct):
@@ -165,7 +152,7 @@ def trouble_with(wasm: bytes) -> str:
     does; empty if nothing does.
     """
     try:
-        wasmtime.Module.validate(wasmtime.Engine(_config()), wasm)
+        wasmtime.Module.validate(wasmtime.Engine(config()), wasm)
     except wasmtime.WasmtimeError as error:
         return " ".join(str(error).split())
     # OPA's compiler has their names in the module's data.
@@ -185,54 +172,21 @@ def trouble_at_start(
         return trouble
     given = struct.pack("<I", len(wasm)) + wasm + data
     try:
-        done = _by_child(_start_for_parent, given, seconds, str(int(quick)), *([str(kept.absolute())] if kept else []))
-    except NotInTimeError as error:
+        told = by_child(_start_for_parent, given, seconds, str(int(quick)), *([str(kept.absolute())] if kept else []))
+    except NotCompiledError as error:
         return str(error)
-    return done.decode(errors="replace").strip()
+    return told.decode(errors="replace").strip()
 
 
 def _start_for_parent() -> None:
     """Print what keeps the policy on the standard input from being started."""
-    quick, *kept = _arguments_of_child()
+    quick, *kept = limited()
     given = sys.stdin.buffer.read()
     end = 4 + struct.unpack_from("<I", given)[0]
     try:
         compiled(given[4:end], given[end:], quick=quick == "1", kept=next(map(Path, kept), None), threads=True)
     except PolicyBrokenError as error:
         sys.stdout.write(" ".join(str(error).split())[:500])
-
-
-def _compiled_by_child(engine: wasmtime.Engine, wasm: bytes) -> wasmtime.Module:
-    return wasmtime.Module.deserialize(engine, _by_child(_compile_for_parent, wasm, START_SECONDS))
-
-
-def _compile_for_parent() -> None:
-    """Print machine code, compiled for speed, of the policy on the standard input."""
-    _arguments_of_child()
-    engine, _ = _engine(quick=False, threads=True)
-    sys.stdout.buffer.write(wasmtime.Module(engine, sys.stdin.buffer.read()).serialize())
-
-
-def _by_child(function: Callable[[], None], given: bytes, seconds: int, *arguments: str) -> bytes:
-    """What it prints in a process of its own, which may take so many seconds of a processor; or ``NotInTimeError``."""
-    try:
-        done = own_process.run(function, given, str(seconds), *arguments, seconds=_WAIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise NotInTimeError(f"it does not compile and start within {_WAIT_SECONDS} seconds") from None
-    if -done.returncode in _OUT_OF_TIME:
-        raise NotInTimeError(f"it does not compile and start within {seconds} seconds of a processor")
-    if done.returncode:
-        told = done.stderr.decode(errors="replace")[-200:]
-        raise NotInTimeError(f"the process that tries it fails (exit code {done.returncode}): {told}")
-    return done.stdout
-
-
-def _arguments_of_child() -> list[str]:
-    """Sets the limit of this process; what else it was given."""
-    limit = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    return sys.argv[2:]
 
 
 def code_bytes(wasm: bytes) -> int:
@@ -274,10 +228,10 @@ def compiled(
     ``quick``: in a fifth of the time, and 1.5 times as slow when it decides. ``kept``: the directory for what processes
     of this host have compiled already. ``threads``: in two thirds of the time on two processors, in a process that
     never forks. ``is_bounded``: if it has to be compiled for speed, a process of its own does that within
-    ``START_SECONDS`` of a processor, else ``NotInTimeError``.
+    ``START_SECONDS`` of a processor, else ``NotCompiledError``.
     """
-    engine, compiler = _engine(quick, threads)
-    make = partial(_compiled_by_child, engine, wasm) if is_bounded and not quick else None
+    engine, compiler = new_engine(quick, threads)
+    make = partial(optimized, engine, wasm, START_SECONDS) if is_bounded and not quick else None
     try:
         machine_code = module(engine, wasm, f"fuel {compiler}", kept, make)
         directory_bytes, alike = _of_data(data)
@@ -308,32 +262,6 @@ def _start_within_bounds(policy: Policy) -> Machine:
             f"and {mebibytes(MAX_START_PAGES)} may be"
         )
     return machine
-
-
-def _config(threads: bool = False) -> wasmtime.Config:
-    config = wasmtime.Config()
-    # wasmtime's threads, which compile and validate, are gone in a forked child, and it would wait for them for ever:
-    # even if only its parent has had them.
-    config.parallel_compilation = threads
-    return config
-
-
-def _engine(quick: bool, threads: bool) -> tuple[wasmtime.Engine, str]:
-    """What compiles and runs policies, and the name of how it compiles."""
-    config = _config(threads)
-    config.consume_fuel = True
-    config.cranelift_opt_level = "speed"
-    compiler = _hurry(config) if quick else "speed"
-    return wasmtime.Engine(config), compiler
-
-
-def _hurry(config: wasmtime.Config) -> str:
-    """Have it compile in the least time; the name of how it does."""
-    if (platform.system(), platform.machine()) == _WHERE_WINCH_IS_TESTED and _set_compiler is not None:
-        _set_compiler(config.ptr(), _WINCH)
-        return "winch"
-    config.cranelift_opt_level = "none"
-    return "none"
 
 
 def _of_data(data: bytes) -> tuple[int, Alike]:

@@ -20,6 +20,7 @@ import fsspec
 import pytest
 import wasmtime
 
+from airflow_team_authz import own_process
 from airflow_team_authz.bundles import aggregate
 from airflow_team_authz.bundles.aggregate import build, scope
 from airflow_team_authz.bundles.artifact import Artifact
@@ -39,6 +40,7 @@ from tests.conftest import REPOSITORY, errors, eventually, forked
 NAME = "production.wasm"
 QUESTION = Evaluations(Subject("user", "gus"), "read", [Resource("connection", "alpha", "pg")])
 Make = Callable[[int], bytes]
+Log = pytest.LogCaptureFixture
 MEDIA_TYPE = "application/vnd.openpolicyagent.bundles"
 
 
@@ -692,7 +694,7 @@ def test_a_bundle_is_compiled_for_speed_in_another_process(
 
 
 def test_a_bundle_that_takes_long_to_compile_for_speed_decides_and_keeps_no_processor_busy(
-    trust: Trust, key: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    trust: Trust, key: SigningKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Log
 ) -> None:
     # One that no bundle server of today makes.
     monkeypatch.setattr(aggregate, "trouble_at_start", lambda *_: "")
@@ -701,6 +703,22 @@ def test_a_bundle_that_takes_long_to_compile_for_speed_decides_and_keeps_no_proc
     with closing(DecisionPoint(InProcess(tmp_path / "bundle.tar.gz", trust=trust))) as point:
         assert version(point) == 10
     assert "not compiled for speed: it does not compile and start within 2 seconds of a processor" in caplog.text
+
+
+@pytest.mark.parametrize("failure", ["it cannot be started", "it prints something else"])
+def test_a_bundle_decides_though_the_process_that_compiles_it_for_speed_fails(
+    failure: str, trust: Trust, bundle: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Log
+) -> None:
+    def run(*arguments: object, **_: object) -> subprocess.CompletedProcess[bytes]:
+        if failure == "it cannot be started":
+            raise BlockingIOError("Resource temporarily unavailable")
+        return subprocess.CompletedProcess(arguments, 0, b"Welcome", b"")
+
+    (tmp_path / "bundle.tar.gz").write_bytes(bundle(10))
+    monkeypatch.setattr(own_process, "run", run)
+    with closing(DecisionPoint(InProcess(tmp_path / "bundle.tar.gz", trust=trust))) as point:
+        assert version(point) == 10
+    assert "not compiled for speed: the process that compiles it fails" in caplog.text
 
 
 def test_settings(tmp_path: Path) -> None:
