@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import resource
 import socket
@@ -52,6 +53,8 @@ Row = dict[str, Any]
 
 def comparisons(home: Path, _: Namespace) -> Iterator[Row]:
     """All of them, in rows that the main program shows."""
+    # It is asked from its start on whether an OPA answers already.
+    logging.getLogger("airflow_team_authz").setLevel(logging.CRITICAL)
     yield from sizes(home)
     for teams in (PUBLISHED_TEAMS, MANY_TEAMS):
         place = home / f"{teams} teams"
