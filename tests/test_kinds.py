@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from airflow_team_authz.opa.compile import policy_files, shipped_policies, write_derived
-from airflow_team_authz.opa.kinds import REGARDLESS_OF_ID, looks_at_ids, regardless_of_id
+from airflow_team_authz.opa.kinds import REGARDLESS_OF_ID, looks_at_ids, read_of_standing, regardless_of_id
 from tests.conftest import write
 
 # Of a package of team alpha.
@@ -86,6 +86,22 @@ def test_a_look_of_the_platforms_is_one_for_all_and_a_teams_for_its_own() -> Non
     assert told == {"site": True, "others": True, "teams": {"alpha": False, "beta": True}}
     for name in ("airflow/site/b.rego", "acme/a.rego", "a.rego", "teams/a.rego", "airflow/authzx/a.rego"):
         assert json.loads(regardless_of_id(files | {name: look}))["site"] is False
+
+
+def test_what_rules_read_of_a_subjects_teams_is_found() -> None:
+    reads = b'package x\n\nimport data.airflow.authz.standing\n\nallow contains "x" if "op" in standing.team_roles.alpha\n'
+    files = {
+        "airflow/authz/authz.rego": reads,
+        "airflow/site/a.rego": b"package x\n\nroles := data.airflow.authz.standing.team_roles\n",
+        "airflow/site/b.rego": b"package x\n\n# standing.team_ids\nids := input.subject.team_ids\n",
+        "teams/alpha/a.rego": reads.replace(b"team_roles.alpha", b"team_ids"),
+        "teams/alpha/b/b.rego": reads,
+        "teams/beta/a.rego": reads.replace(b"team_roles.alpha", b"platform_roles"),
+        "teams/gamma/data.json": b'"standing.team_roles"',
+    }
+    told = json.loads(read_of_standing(files))
+    assert told == {"site": ["team_roles"], "teams": {"alpha": ["team_ids", "team_roles"]}}
+    assert json.loads(read_of_standing({})) == {"site": [], "teams": {}}
 
 
 def test_what_a_directory_says_of_itself_does_not_count(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from airflow_team_authz.files import replacing
 from airflow_team_authz.opa import kinds, shapes
 from airflow_team_authz.opa.errors import OpaError, Problem, in_one_text, problems
 from airflow_team_authz.opa.host_files import Recipe, found_or_made
-from airflow_team_authz.opa.kinds import REGARDLESS_OF_ID, regardless_of_id
+from airflow_team_authz.opa.kinds import READ_OF_STANDING, REGARDLESS_OF_ID, read_of_standing, regardless_of_id
 from airflow_team_authz.opa.shapes import PATTERN_SHAPES, pattern_shapes
 
 MINIMUM_OPA = (1, 22, 2)
@@ -175,7 +175,11 @@ def write_derived(staged: Path) -> None:
 
 def derived(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """What the shipped policy has to know of the files of a policy, as files beside them."""
-    return {REGARDLESS_OF_ID: regardless_of_id(files), PATTERN_SHAPES: pattern_shapes(files)}
+    return {
+        REGARDLESS_OF_ID: regardless_of_id(files),
+        READ_OF_STANDING: read_of_standing(files),
+        PATTERN_SHAPES: pattern_shapes(files),
+    }
 
 
 def compile_bundle(bundle: Path, out: Path, opa: str | None = None) -> None:

@@ -1,8 +1,12 @@
-"""Finds the packages whose rules look at a resource's kind only: lists ask those once for all resources of a kind.
+"""What lists have to know of the rules.
 
-A kind is everything of a resource but its id. Looks at the text of rules, because parsing those of a thousand teams
-would take longer than compiling them. So whatever is not certain counts as a look at ids: then a list asks about each
-resource, as ever. Uses the standard library only, as ``compile`` does.
+Finds the packages whose rules look at a resource's kind only: lists ask those once for all resources of a kind. A kind
+is everything of a resource but its id. And it finds what rules read of the subject's teams, because a list finds that
+out once for all resources.
+
+Looks at the text of rules, because parsing those of a thousand teams would take longer than compiling them. So whatever
+is not certain counts as a look at ids: then a list asks about each resource, as ever. Uses the standard library only,
+as ``compile`` does.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from collections.abc import Mapping
 
 # Where a bundle says it. Policies of people cannot: a bundle that is built has what is found here.
 REGARDLESS_OF_ID = "airflow/regardless_of_id/data.json"
+READ_OF_STANDING = "airflow/read_of_standing/data.json"
 
 _SHIPPED = "airflow/authz/"
 _END = rb"(?![A-Za-z0-9_])"
@@ -27,6 +32,8 @@ _OF_PLATFORM = re.compile(
 )
 # Data and rules of a team. One pattern for all teams: to make one for each takes longer than all the rest.
 _OF_TEAM = re.compile(rb"""\.teams(?:\.(?P<name>[A-Za-z0-9_]+)|\["(?P<text>[^"]*)"\])""")
+# What takes long to find out of a subject of many teams, apart from `platform_roles`, which the shipped policy reads.
+_OF_ALL_TEAMS = ("team_ids", "team_roles")
 # A line of a comment. In a text of several lines it would hold code only with one of the letters that are missing here.
 _COMMENT = re.compile(rb"^[ \t]*#[^`{\r\n]*$", re.MULTILINE)
 
@@ -46,6 +53,27 @@ def regardless_of_id(files: Mapping[str, bytes]) -> bytes:
         else:
             site &= not looks_at_ids(text)
     return json.dumps({"others": True, "site": site, "teams": teams}, separators=(",", ":"), sort_keys=True).encode()
+
+
+def read_of_standing(files: Mapping[str, bytes]) -> bytes:
+    """``READ_OF_STANDING`` of a policy, by the paths of its files: JSON.
+
+    ``site``: the names in ``data.airflow.authz.standing`` that rules of the platform read of a subject of many teams.
+    ``teams``: the same of each team whose rules read one. A rule that hides such a name is slow in lists, not wrong.
+    """
+    site: set[str] = set()
+    teams: dict[str, set[str]] = {}
+    for path, text in files.items():
+        if not path.endswith(".rego") or path.startswith(_SHIPPED) or b"standing" not in text:
+            continue
+        rules = _COMMENT.sub(b"", text)
+        names = {name for name in _OF_ALL_TEAMS if b"standing" in rules and name.encode() in rules}
+        if team := _team(path):
+            teams.setdefault(team, set()).update(names)
+        else:
+            site |= names
+    found = {"site": sorted(site), "teams": {team: sorted(names) for team, names in teams.items() if names}}
+    return json.dumps(found, separators=(",", ":"), sort_keys=True).encode()
 
 
 def looks_at_ids(rego: bytes, team: str = "") -> bool:

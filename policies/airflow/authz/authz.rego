@@ -32,7 +32,7 @@ decision := _answer(input.resource, speaking)
 # entrypoint: true
 # schemas:
 #   - input: schema.evaluations
-decisions := [_answer(resource, _spoken[i]) | some i, resource in input.resources]
+decisions := [_answer(input.resources[i], steps) | some i, steps in _spoken(input.resources)]
 
 # METADATA
 # title: Which of many are allowed
@@ -45,7 +45,7 @@ allowed := [i | some i, kind in _kinds; _is_granted(i, kind)]
 # In the order of the list, because sorting a thousand indices takes longer than finding them.
 _is_granted(_, kind) if _granted_kinds[kind]
 
-_is_granted(i, kind) if _opens(kind, _spoken_of_ids[i])
+_is_granted(i, _) if _granted_alone[i]
 
 _answer(resource, steps) := object.union(said, _team_version(resource)) if {
 	step := _decisive(resource, steps)
@@ -90,21 +90,20 @@ speaking contains "platform_allows" if some _ in data.airflow.site.allow
 
 speaking contains "team_allows" if some _ in data.teams[input.resource.team_id].allow
 
-# `speaking` for each of many. Apart from what uses it, because what follows a `with` in the same body forgets what was
-# computed before, and with a local `shared`, because a rule of that name would be computed again under each `with`.
-_spoken := steps if {
+# `speaking` for each of many, in their order.
+_spoken(resources) := steps if {
 	known := standing.of_long_list
-	shared := object.remove(input, {"resource", "resources"})
-	steps := [said |
-		some resource in input.resources
 
-		# regal ignore:with-outside-test-context,comprehension-term-assignment
-		said := speaking with input as object.union(shared, {"resource": resource}) with data.airflow.authz.known as known
-	]
-} else := steps if {
+	# regal ignore:with-outside-test-context
+	steps := _each_spoken(resources) with data.airflow.authz.known as known
+} else := _each_spoken(resources)
+
+# A function, because what follows a `with` in the same body forgets what was computed before; and with a local
+# `shared`, because a rule of that name would be computed again under each `with`.
+_each_spoken(resources) := steps if {
 	shared := object.remove(input, {"resource", "resources"})
 	steps := [said |
-		some resource in input.resources
+		some resource in resources
 
 		# regal ignore:with-outside-test-context,comprehension-term-assignment
 		said := speaking with input as object.union(shared, {"resource": resource})
@@ -137,64 +136,46 @@ _alike_in(team_id) if {
 	object.get(known.teams, team_id, known.others) == true
 }
 
+_alike_kinds := [kind | some kind in _distinct; _alike[kind.team_id]]
+
 # regal ignore:prefer-set-or-object-rule
-_granted_kinds := {kind | some kind, steps in _spoken_of_kinds; _opens(kind, steps)}
-
-# `speaking` of each kind of which all are alike, and by index of the others.
-_spoken_of_kinds := steps if {
-	known := standing.of_long_list
-	shared := object.remove(input, {"resource", "resources"})
-	steps := {kind: said |
-		some kind in _distinct
-		_alike[kind.team_id]
-
-		# regal ignore:with-outside-test-context,comprehension-term-assignment
-		said := speaking with input as object.union(shared, {"resource": kind}) with data.airflow.authz.known as known
-	}
-} else := steps if {
-	shared := object.remove(input, {"resource", "resources"})
-	steps := {kind: said |
-		some kind in _distinct
-		_alike[kind.team_id]
-
-		# regal ignore:with-outside-test-context,comprehension-term-assignment
-		said := speaking with input as object.union(shared, {"resource": kind})
-	}
+_granted_kinds := {kind |
+	some i, steps in _spoken(_alike_kinds)
+	kind := _alike_kinds[i]
+	_opens(kind, steps)
 }
 
-_spoken_of_ids := steps if {
-	count(_not_alike) > 0
-	known := standing.of_long_list
-	shared := object.remove(input, {"resource", "resources"})
-	steps := {i: said |
-		some i, resource in input.resources
-		_not_alike[resource.team_id]
+# The indices of those that are asked about one by one.
+default _alone := []
 
-		# regal ignore:with-outside-test-context,comprehension-term-assignment
-		said := speaking with input as object.union(shared, {"resource": resource}) with data.airflow.authz.known as known
-	}
-} else := steps if {
-	count(_not_alike) > 0
-	shared := object.remove(input, {"resource", "resources"})
-	steps := {i: said |
-		some i, resource in input.resources
-		_not_alike[resource.team_id]
+_alone := [i | some i, resource in input.resources; _not_alike[resource.team_id]] if count(_not_alike) > 0
 
-		# regal ignore:with-outside-test-context,comprehension-term-assignment
-		said := speaking with input as object.union(shared, {"resource": resource})
-	}
+# regal ignore:prefer-set-or-object-rule
+_granted_alone := {i |
+	resources := [resource | some i in _alone; resource := input.resources[i]]
+	some n, steps in _spoken(resources)
+	i := _alone[n]
+	_opens_alone(_kinds[i], steps)
 }
 
-_opens(kind, steps) if {
+_opens_alone(kind, steps) if {
 	count(steps) == 0
-
-	# A look-up: `in` compares with each of them in Wasm.
 	_open_kinds[kind]
 }
 
-_opens(kind, steps) if {
+_opens_alone(kind, steps) if {
 	count(steps) > 0
-	_outcomes[_decisive(kind, steps)].allow
+	_opens(kind, steps)
+}
+
+_opens(resource, steps) if {
+	count(steps) == 0
+	baseline.allows(resource)
+}
+
+_opens(resource, steps) if {
+	count(steps) > 0
+	_outcomes[_decisive(resource, steps)].allow
 }
 
 # The role table looks at a resource's kind, not at its id, and a list holds few kinds. A value and not a rule of its

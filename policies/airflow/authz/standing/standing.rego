@@ -19,7 +19,7 @@ import data.airflow.authz.standing.patterns
 # title: Teams that the subject belongs to
 team_ids := known if {
 	known := data.airflow.authz.known.team_ids
-} else := object.keys(_in_teams)
+} else := {team_id | some team_id in input.subject.team_ids} | ({entry.team_id | some entry in _entries} - {null})
 
 # METADATA
 # title: Roles held for the platform, with every role that they include
@@ -32,17 +32,11 @@ platform_roles := known if {
 # description: "`{team_id: {role}}`; what is held for the platform counts in every team."
 team_roles := known if {
 	known := data.airflow.authz.known.team_roles
-} else := {team_id: _held_by[said] | some team_id, said in _in_teams}
+} else := _held_in(_in_teams)
 
 # METADATA
-# title: The same, at least of the teams that the question is about
-asked_roles := {team_id: _held_for(said) |
-	some team_id in _asked_teams
-	said := _said_of(team_id)
-	count(said) > 0
-} if {
-	count(_asked_teams) == 1
-} else := team_roles
+# title: The same of the teams that the question is about
+asked_roles := _held_in(_in_asked_teams)
 
 # METADATA
 # title: Roles that count for what is common to all teams
@@ -54,19 +48,45 @@ common_roles := (platform_roles | _machine_roles) | (_included(_held_anywhere) -
 })
 
 # METADATA
-# title: What rules may ask of the subject, who is the same for all of a list
-# description: Undefined where it is as soon found out for each resource. Whoever asks for that has it known.
+# title: What rules ask of the subject, who is the same for all of a list
+# description: |
+#   Undefined where it is as soon found out for each resource. Whoever asks for that has it known. The rest a rule finds
+#   out when it asks, so that what a bundle says of its rules can make a list slow, but never wrong.
 # scope: rule
 # schemas:
 #   - input: schema.evaluations
-of_long_list := {"team_ids": team_ids, "team_roles": team_roles, "platform_roles": platform_roles} if {
+of_long_list := {name: value | some name, value in _for_rules} if {
 	count(input.resources) > 1
 	_takes_long
 }
 
+_for_rules.platform_roles := platform_roles
+
+_for_rules.team_ids := team_ids if _is_read("team_ids")
+
+_for_rules.team_roles := team_roles if _is_read("team_roles")
+
+# What a bundle says that its rules read: those of the platform, and those of the teams that the question is about.
+_is_read(name) if name in data.airflow.read_of_standing.site
+
+_is_read(name) if {
+	some team_id in _asked_teams
+	name in data.airflow.read_of_standing.teams[team_id]
+}
+
+_is_read(_) if not data.airflow.read_of_standing
+
 _takes_long if count(_named) > 20
 
-_takes_long if count(json.marshal(input.subject)) > 1000
+_takes_long if {
+	some part in ["team_ids", "groups", "roles", "claims"]
+	count(input.subject[part]) > 20
+}
+
+_takes_long if {
+	some values in input.subject.claims
+	count(values) > 20
+}
 
 _takes_long if {
 	some table in ["group_patterns", "role_patterns"]
@@ -83,7 +103,7 @@ _situation := "in_team" if count(input.subject.team_ids) > 0
 _included(roles) := graph.reachable(data.airflow.roles.includes, roles)
 
 _held_for_platform := {role | some role in _own_roles; role in data.airflow.roles.platform} | {entry.role |
-	some entry in _named
+	some entry in _about_asked
 	entry.team_id == null
 }
 
@@ -98,9 +118,12 @@ _held_for(said) := _included(((_held_for_platform | said) | own)) | _machine_rol
 }
 
 # Many teams, and few kinds of what is said of them: roles include others, and finding these out takes long.
-# A value and not a rule of its elements, which would find it out for each team.
-# regal ignore:prefer-set-or-object-rule
-_held_by := {said: _held_for(said) | some said in {said | some said in _in_teams}}
+_held_in(teams) := {team_id: _held_for(said) | some team_id, said in teams} if {
+	count(teams) <= 1
+} else := {team_id: held[said] | some team_id, said in teams} if {
+	kinds := {said | some said in teams}
+	held := {said: _held_for(said) | some said in kinds}
+}
 
 # Stands among the roles of a team for those that the identity carries. A set, which no directory can hold.
 _its_own := set()
@@ -109,33 +132,54 @@ _its_own := set()
 _in_teams[team_id] contains _its_own if some team_id in input.subject.team_ids
 
 _in_teams[entry.team_id] contains object.get(entry, "role", _its_own) if {
-	some entry in _named
+	some entry in _entries
 	entry.team_id != null
 }
 
-_in_teams[entry.team_id] contains object.get(entry, "role", _its_own) if some [_, _, entry] in patterns.said
+# The same of the teams that the question is about.
+_in_asked_teams[team_id] contains _its_own if some team_id in _asked_of_login
 
-# The same of one team.
-_said_of(team_id) := {object.get(entry, "role", _its_own) |
-	some entry in array.concat(_named, patterns.said_of(team_id))
-	entry.team_id == team_id
-} | {_its_own | team_id in input.subject.team_ids}
+_in_asked_teams[entry.team_id] contains object.get(entry, "role", _its_own) if {
+	some entry in array.concat(_about_asked, patterns.said_of(_asked_teams))
+	entry.team_id != null
+}
 
-_asked_teams contains input.resource.team_id
+_asked_of_login := [team_id | some team_id in _asked_teams; team_id in input.subject.team_ids] if {
+	count(_asked_teams) == 1
+} else := object.keys(object.filter({team_id: true | some team_id in _asked_teams}, input.subject.team_ids))
+
+_entries := array.concat(_named, [entry | some [_, _, entry] in patterns.said])
+
+# What is said of names in full about these teams, and about the platform.
+_about_asked := [entry | some entry in _named; _asked[entry.team_id]]
+
+# Values and not rules of their elements, which an OPA server would compute again for each that is looked up.
+_asked_teams := _asked - {null}
+
+# With what is said about the platform.
+default _asked := {null}
+
+_asked := _asked_by_list if {
+	count(_asked_by_list) > 1
+} else := {null, input.resource.team_id}
 
 # METADATA
 # scope: rule
 # schemas:
 #   - input: schema.evaluations
-_asked_teams contains resource.team_id if some resource in input.resources
+_asked_by_list := {null} | {resource.team_id | some resource in input.resources}
 
 # Airflow's managers write the same role as `Op`, `OP` and `op`. `lower` only sorts out what is no role at all: to it
 # `ADMİN` is `admin`, and the engines know capitals of different Unicode versions. What counts is the case of A to Z.
-_own_roles contains concat("", [object.get(_small, letter, letter) | some letter in split(role, "")]) if {
+_own_roles contains _in_small_letters(role) if {
 	count(_machine_roles) == 0
 	some role in input.subject.roles
 	_role_names[lower(role)]
 }
+
+_in_small_letters(role) := role if role == lower(role)
+
+else := concat("", [object.get(_small, letter, letter) | some letter in split(role, "")])
 
 # A value, because an OPA server would compute a rule of its elements again for each role.
 # regal ignore:prefer-set-or-object-rule
@@ -150,12 +194,21 @@ _small := {
 # What the directory says of names in full: an array, because a set of thousands takes long, and by look-ups, because an
 # OPA server would copy a table that is passed on as a whole.
 _named := array.flatten(array.flatten([
-	[found | some name in input.subject.groups; found := data.airflow.directory.groups[name]],
-	[found | some name in input.subject.roles; found := data.airflow.directory.roles[name]],
+	[found |
+		table := data.airflow.directory.groups
+		some name in input.subject.groups
+		found := table[name]
+	],
+	[found |
+		table := data.airflow.directory.roles
+		some name in input.subject.roles
+		found := table[name]
+	],
 	[found |
 		some claim, values in input.subject.claims
+		table := data.airflow.directory.claims[claim]
 		some value in values
-		found := data.airflow.directory.claims[claim][value]
+		found := table[value]
 	],
 ]))
 

@@ -206,6 +206,21 @@ test_many_patterns_give_what_each_gives if {
 	stands.team_roles == {"alpha": op, "beta": op}
 }
 
+# The roles in teams are the same for who asks about some of them, however many names there are.
+test_some_teams[note] if {
+	some note, case in cases
+	some team_ids in [["alpha", "beta", null], ["gamma", "a-b"], ["alpha", "alpha", ""], array.concat(["gamma"], letters)]
+	some names in [[], many]
+	subject := object.union(case.subject, {"groups": array.concat(object.get(case.subject, "groups", [""]), names)})
+	resources := [{"type": "dag", "team_id": team_id} | some team_id in team_ids]
+	every shapes in [{}, indexed] {
+		held := standing.asked_roles with input as {"subject": subject, "action": "read", "resources": resources}
+			with data.airflow.directory as directory
+			with data.airflow.pattern_shapes as shapes
+		held == {team: roles | some team, roles in case.team_roles; team in team_ids}
+	}
+}
+
 # The roles in a team are the same for who asks about it alone.
 test_one_team[note] if {
 	some note, case in cases
@@ -242,6 +257,8 @@ lists := {
 	"a short list": {"subject": {"groups": ["both"]}, "known": false},
 	"many names": {"subject": {"groups": many}, "known": true},
 	"a name that says much": {"subject": {"groups": ["all"]}, "known": true},
+	"many claims": {"subject": {"claims": {letter: [] | some letter in letters}}, "known": true},
+	"a claim of many values": {"subject": {"claims": {"department": letters}}, "known": true},
 	"many patterns": {"subject": {}, "role_patterns": {$"{letter}<team>": [] | some letter in letters}, "known": true},
 }
 
@@ -253,6 +270,26 @@ test_what_a_list_knows[note] if {
 		with data.airflow.directory.groups as object.union(directory.groups, {"all": entries})
 		with data.airflow.directory.role_patterns as object.get(case, "role_patterns", {})
 	count(known) == 1 == case.known
+}
+
+a_list := {"subject": {"groups": many}, "action": "read", "resources": [{"team_id": "alpha"}, {"team_id": "gamma"}]}
+
+# Whose rules read what, as a bundle says it, and what a list about team alpha knows then.
+reads := [
+	{"read": {"site": [], "teams": {}}, "known": {"platform_roles"}},
+	{"read": {"site": ["team_ids"], "teams": {}}, "known": {"platform_roles", "team_ids"}},
+	{"read": {"site": [], "teams": {"alpha": ["team_roles"]}}, "known": {"platform_roles", "team_roles"}},
+	{"read": {"site": [], "teams": {"beta": ["team_roles"]}}, "known": {"platform_roles"}},
+]
+
+test_a_list_knows_what_rules_read[i] if {
+	some i, case in reads
+	known := standing.of_long_list with input as a_list with data.airflow.read_of_standing as case.read
+	object.keys(known) == case.known
+}
+
+test_a_list_knows_all_where_nothing_is_said_of_rules if {
+	object.keys(standing.of_long_list) == {"platform_roles", "team_ids", "team_roles"} with input as a_list
 }
 
 test_team_ids_come_from_identity_and_directory if {

@@ -19,32 +19,34 @@ said := [[table, pattern, entry] |
 ]
 
 # METADATA
-# title: What they say of one team
-said_of(team_id) := [entry |
+# title: What they say of some teams
+# description: "`team_ids`: the set of them."
+said_of(team_ids) := [entry |
 	some table, these in _names
-	some [pattern, forms, name] in _meant(table, these, team_id)
+	some [pattern, forms, name] in _meant(table, these, team_ids)
 	some entry in _filled(table, pattern, forms, name)
-	entry.team_id == team_id
+	team_ids[entry.team_id]
 ]
 
 _fitting(table, these) := [[pattern, _written(pattern), name] |
 	some [pattern, name] in _of_one_shape(table, these)
 ] if {
 	_indexed[table]
-} else := array.concat(_looked_up(object.keys(_tried[table]), these, ""), _alike(table, these))
+} else := array.concat(_looked_up(object.keys(_tried[table]), these, {""}), _alike(table, these))
 
-# Without an index it looks up the names that mean the team, and looks at all only for a pattern that means it whichever
-# team a name has.
-_meant(table, these, team_id) := _fitting(table, _naming(table, these, team_id)) if {
+# Without an index it looks up the names that mean these teams, unless those are more than there are names; and looks at
+# all only for a pattern that means them whichever team a name has.
+_meant(table, these, team_ids) := _fitting(table, _naming(table, these, team_ids)) if {
 	_indexed[table]
 } else := array.concat(fixed, other) if {
-	fixed := _looked_up(_meaning(table, {team_id, "<team>", "<role>"}), these, team_id)
+	count(team_ids) * count(_tried[table]) <= count(these) + 20
+	fixed := _looked_up(_meaning(table, team_ids | {"<team>", "<role>"}), these, team_ids)
 	other := [[pattern, _written(pattern), name] |
-		some pattern in _meaning(table, {team_id, "<role>"})
+		some pattern in _meaning(table, team_ids | {"<role>"})
 		contains(pattern, "<team>")
 		some name in these
 	]
-}
+} else := _fitting(table, these)
 
 # Tables of so many patterns that the bundle has an index of their shapes: what comes before and after the words that
 # stand for others. An index of another number of patterns is that of another table.
@@ -68,13 +70,11 @@ _of_one_shape(table, these) := [[pattern, name] |
 
 # The names that may mean a team. What stands for a team is in the name, unless a pattern means the team whichever one a
 # name has.
-_naming(table, these, team_id) := these if {
-	data.airflow.pattern_shapes[table].fixed[team_id]
-} else := [name |
-	is_string(team_id)
-	some name in these
-	contains(name, team_id)
-]
+_naming(table, these, team_ids) := [name | some name in these; contains(name, team_id)] if {
+	count(team_ids) == 1
+	some team_id in team_ids
+	not data.airflow.pattern_shapes[table].fixed[team_id]
+} else := these
 
 # The patterns, without those that no name begins like. With many names, it would take longer to find that out.
 _tried[table][pattern] := templates if {
@@ -98,17 +98,26 @@ _names.role_patterns := input.subject.roles if data.airflow.directory.role_patte
 _meaning(table, words) := {pattern |
 	some pattern, templates in _tried[table]
 	some template in templates
-	template.team_id in words
+	words[template.team_id]
 }
 
-# Those of the names that a pattern is with this id in the place of `<team>`.
-_looked_up(patterns, these, team_id) := [made | some made in possible; present[made[2]]] if {
-	possible := [[pattern, forms, concat(team_id, parts)] |
+# Those of the names that a pattern is with one of these ids in the place of `<team>`.
+_looked_up(patterns, these, team_ids) := found if {
+	possible := {name: true |
+		some pattern in patterns
+		some [_, parts] in _written(pattern)
+		some team_id in team_ids
+		name := concat(team_id, parts)
+	}
+	present := object.filter(possible, these)
+	found := [[pattern, forms, name] |
+		count(present) > 0
 		some pattern in patterns
 		forms := _written(pattern)
-		some [_, parts] in forms
+		names := {concat(team_id, parts) | some [_, parts] in forms; some team_id in team_ids}
+		some name in names
+		present[name]
 	]
-	present := object.filter({name: true | some [_, _, name] in possible}, these)
 }
 
 # The names that begin and end as a pattern with `<team>` does. If there are many patterns, each name is looked up among
