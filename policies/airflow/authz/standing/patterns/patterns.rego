@@ -39,7 +39,7 @@ _fitting(table, these) := [[pattern, _written(pattern), name] |
 _meant(table, these, team_ids) := _fitting(table, _naming(table, these, team_ids)) if {
 	_indexed[table]
 } else := array.concat(fixed, other) if {
-	count(team_ids) * count(_tried[table]) <= count(these) + 20
+	(count(team_ids) - 1) * count(_tried[table]) <= count(these)
 	fixed := _looked_up(_meaning(table, team_ids | {"<team>", "<role>"}), these, team_ids)
 	other := [[pattern, _written(pattern), name] |
 		some pattern in _meaning(table, team_ids | {"<role>"})
