@@ -150,7 +150,7 @@ class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context: Context | UnsetType = UNSET
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """The answer to one question: whether, why, and which layer of the policy said so.
 
     ``team_version`` is the version of the owning team's package that was asked, if the policy is an aggregate of such.

@@ -89,7 +89,9 @@ def test_a_look_of_the_platforms_is_one_for_all_and_a_teams_for_its_own() -> Non
 
 
 def test_what_rules_read_of_a_subjects_teams_is_found() -> None:
-    reads = b'package x\n\nimport data.airflow.authz.standing\n\nallow contains "x" if "op" in standing.team_roles.alpha\n'
+    reads = (
+        b'package x\n\nimport data.airflow.authz.standing\n\nallow contains "x" if "op" in standing.team_roles.alpha\n'
+    )
     files = {
         "airflow/authz/authz.rego": reads,
         "airflow/site/a.rego": b"package x\n\nroles := data.airflow.authz.standing.team_roles\n",

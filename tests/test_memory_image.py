@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -211,3 +213,62 @@ def test_an_instance_that_cannot_map_it_is_not_started(tmp_path: Path, monkeypat
     monkeypatch.setattr(MemoryImage, "map_over", lambda *_: (_ for _ in ()).throw(refused.value))
     with pytest.raises(PolicyBrokenError, match="cannot be mapped"):
         wasm.start(shared)
+
+
+# Each of these threads has a block at the same time, so that each takes another arena if there is one more. And a large
+# block is kept once there was a larger one.
+KEPT_BY_C = """
+import ctypes, re, sys, tempfile, threading
+from pathlib import Path
+from airflow_team_authz.engines.in_process import InProcess
+from airflow_team_authz.model import PolicyBrokenError
+if sys.argv[1] == "engine":
+    try:
+        InProcess(Path("there-is-none.tar.gz"))
+    except PolicyBrokenError:
+        pass
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fdopen.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+ready = threading.Barrier(9)
+def hold():
+    ready.wait()
+    libc.malloc(1000)
+    ready.wait()
+threads = [threading.Thread(target=hold) for _ in range(8)]
+for thread in threads:
+    thread.start()
+ready.wait()
+ready.wait()
+libc.free(libc.malloc(8 << 20))
+large = libc.malloc(4 << 20)
+with tempfile.TemporaryFile() as file:
+    told = ctypes.c_void_p(libc.fdopen(file.fileno(), b"w"))
+    libc.malloc_info(0, told)
+    libc.fflush(told)
+    file.seek(0)
+    text = file.read()
+mapped = int(re.findall(rb'type="mmap" count="[0-9]+" size="([0-9]+)"', text)[-1])
+print(len(re.findall(rb"<heap nr=", text)), mapped >> 20)
+"""
+_MANY = range(4, 10)
+
+
+@pytest.mark.parametrize(
+    ("opened", "environment", "places", "maps_large_blocks"),
+    [
+        ("nothing", {}, _MANY, False),
+        ("engine", {}, [1], True),
+        ("engine", {"MALLOC_ARENA_MAX": "5"}, [4, 5], True),
+        ("engine", {"MALLOC_MMAP_THRESHOLD_": "33554432"}, [1], False),
+        ("engine", {"GLIBC_TUNABLES": "glibc.malloc.arena_max=5:glibc.malloc.mmap_threshold=33554432"}, [4, 5], False),
+    ],
+)
+def test_an_engine_has_the_c_library_keep_little_unless_somebody_has_set_how_much(
+    opened: str, environment: dict[str, str], places: Sequence[int], maps_large_blocks: bool
+) -> None:
+    command = [sys.executable, "-c", KEPT_BY_C, opened]
+    told = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    found, mapped = map(int, told.stdout.split())
+    assert found in places
+    assert (mapped >= 4) is maps_large_blocks

@@ -21,7 +21,7 @@ from airflow_team_authz.model import PolicyBrokenError
 from airflow_team_authz.opa.archive import MAX_BYTES, BundleRefusedError, unpack
 from airflow_team_authz.opa.compile import CompileError, compile_directory, fingerprint, scratch_directory
 from airflow_team_authz.opa.machine_code import NotCompiledError
-from airflow_team_authz.opa.memory_image import give_back
+from airflow_team_authz.opa.memory_image import give_back, keep_little
 from airflow_team_authz.opa.wasm import KEEP_PAGES, Policy, compiled, mebibytes
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class InProcess:
         kept_code: Path | None = None,
         standing: str = "in force",
     ) -> None:
+        keep_little()
         self._source = source
         self._standing = standing
         self._kept_code = kept_code

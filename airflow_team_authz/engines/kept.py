@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-MOST_BYTES = 8 << 20
+MOST_BYTES = 4 << 20
 # Of these, one subject's answers take at most this share, so that nobody pushes out everybody else's.
 _SHARE_OF_ONE = 8
 # What Python needs for an answer, beside the answer and the text of its key: measured, and rounded up.
@@ -20,6 +20,7 @@ _LONGEST_TEXT = 512
 # longer to make than all the rest of a look-up.
 Key = tuple[str, bytes, bytes] | tuple[str, bytes, bytes, str]
 Who = tuple[str, str]
+_EVERYBODY: Who = ("", "")
 
 
 def key(entrypoint: str, question: bytes, resources: bytes = b"") -> Key:
@@ -42,9 +43,10 @@ class _Entry:
 
 
 class _Shelf:
-    """Entries and what they take, from the one that is to go next."""
+    """Entries and what they take, from the one that is to go next; and whose they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, who: Who = _EVERYBODY) -> None:
+        self.who = who
         self.entries: OrderedDict[Key, _Entry] = OrderedDict()
         self.bytes = 0
 
@@ -98,14 +100,16 @@ class Kept:
         """Keep an answer of about ``size`` bytes to what somebody has asked. Nothing else is to be kept: an engine's
         error may be over when the question comes again.
         """
-        entry = _Entry(answer, size + len(key[1]) + _ENTRY_BYTES, who)
+        size += len(key[1]) + _ENTRY_BYTES
         share = self._most // _SHARE_OF_ONE
-        if entry.size > share:
+        if size > share:
             return
         with self._lock:
             if key in self._all.entries:
                 return
-            own = self._of.setdefault(who, _Shelf())
+            own = self._of.setdefault(who, _Shelf(who))
+            # The name that is there already, and not one more for each answer.
+            entry = _Entry(answer, size, own.who)
             self._all.put(key, entry)
             own.put(key, entry)
             while own.bytes > share:
