@@ -29,15 +29,17 @@ from airflow_team_authz.server.releases import Published
 router = APIRouter()
 
 
-def answer(parts: ServerParts, done: Published | Held, who: Caller) -> PublishedModel | JSONResponse:
+async def answer(parts: ServerParts, done: Published | Held, who: Caller) -> PublishedModel | JSONResponse:
     """What became of a change: it is in force, or it is held (202)."""
     if isinstance(done, Held):
         return JSONResponse(held_model(parts, done, who, whole=True).model_dump(mode="json"), 202)
-    return published_model(done, who)
+    return await published_model(parts, done, who)
 
 
-def published_model(done: Published, who: Caller) -> PublishedModel:
-    """What is in force, with its impact as this caller may see it."""
+async def published_model(parts: ServerParts, done: Published, who: Caller) -> PublishedModel:
+    """What is in force, with its impact as this caller may see it, as soon as this server has its bundle."""
+    if done.bundles:
+        await parts.served.caught_up(done.environment, done.serial)
     impact = None if done.impact is None else impact_model(done.impact, who)
     return PublishedModel(**done._asdict() | {"impact": impact})
 
@@ -92,7 +94,7 @@ async def approve(parts: Parts, who: OfPlatform, token: Sent, id_: HeldId, wante
     who = await caller(parts, token)
     approval = Approval(id_, wanted.seen, who.name, who.person)
     done = await parts.changes.run(queue(who, held.owner), parts.publishing.approve, approval)
-    return published_model(done, who)
+    return await published_model(parts, done, who)
 
 
 @router.post("/approvals/{id_}/refuse", responses=answers(404, 409) | REFUSAL)

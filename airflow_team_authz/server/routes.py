@@ -161,7 +161,7 @@ async def publish(
     _must_own(await caller(parts, token), owner)
     asker = _asker(who, impact)
     done = await parts.changes.run(queue(who, owner), parts.publishing.publish, owner, content, environment, asker)
-    return answer(parts, done, who)
+    return await answer(parts, done, who)
 
 
 @owned.get("/package", response_class=Response, responses=answers(404) | REFUSAL | {
@@ -220,7 +220,7 @@ async def rollback(
 ) -> PublishedModel | JSONResponse:
     """Put an older version in force again. The platform may also while it is frozen."""
     asked = (owner, wanted.version, wanted.environment, _asker(who, impact))
-    return answer(parts, await parts.changes.run(queue(who, owner), parts.publishing.rollback, *asked), who)
+    return await answer(parts, await parts.changes.run(queue(who, owner), parts.publishing.rollback, *asked), who)
 
 
 @owned.post("/promote", response_model=PublishedModel, responses=answers(404, 423) | REFUSAL | HELD)
@@ -229,7 +229,7 @@ async def promote(
 ) -> PublishedModel | JSONResponse:
     """Put what one environment has in force into another one."""
     asked = (owner, wanted.source, wanted.target, _asker(who, impact))
-    return answer(parts, await parts.changes.run(queue(who, owner), parts.publishing.promote, *asked), who)
+    return await answer(parts, await parts.changes.run(queue(who, owner), parts.publishing.promote, *asked), who)
 
 
 @owned.put("/keys", responses=answers() | REFUSAL)

@@ -19,6 +19,8 @@ log = logger(__name__)
 
 # What another server process has published is seen after this time.
 LOOK_SECONDS = 0.25
+# Whoever publishes waits for this time at most until it is served here: the database may go meanwhile.
+_CATCH_UP_SECONDS = 5.0
 _GONE = "the database cannot be read: bundles are served from memory, and nothing can be published"
 
 
@@ -59,6 +61,17 @@ class Served:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed[name].wait(), left)
         return held
+
+    async def caught_up(self, name: str, serial: int) -> None:
+        """Wait until the bundle has this serial or a later one, so that whoever has published it gets what they asked
+        for.
+        """
+        end = time.monotonic() + _CATCH_UP_SECONDS
+        while ((held := self._bundles.get(name)) is None or held.serial < serial) and (
+            left := end - time.monotonic()
+        ) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed[name].wait(), left)
 
     @contextmanager
     def place(self) -> Iterator[bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Session
 from airflow_team_authz.bundles.artifact import PLATFORM, Artifact, build_artifact
 from airflow_team_authz.bundles.signing import SigningKey
 from airflow_team_authz.model import Decision, Resource, Subject
-from airflow_team_authz.opa.archive import BundleRefusedError
+from airflow_team_authz.opa.archive import BundleRefusedError, manifest_of
 from airflow_team_authz.review import Asked, NotDecidedError, Who
 from airflow_team_authz.review.changes import Change, Difference, Found
 from airflow_team_authz.review.names import Sources
@@ -46,6 +47,7 @@ from airflow_team_authz.server.database import (
     migrate,
 )
 from airflow_team_authz.server.releases import Asker, FrozenError, Published, Releases
+from airflow_team_authz.server.served import Served, ServedBundle
 
 RULE = "gained:owner=alpha,type=connection"
 ENVIRONMENTS = ["staging", "production"]
@@ -364,6 +366,36 @@ def test_only_those_whom_the_setting_names_approve(kind: str, tmp_path: Path, re
         assert waits() == {"waiting": 0}
     assert (site.in_force(), site.states()) == ([1], ["approved"])
     site.engine.dispose()
+
+
+def test_who_has_published_gets_the_bundle_at_once_though_the_database_is_slow(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Served._look
+
+    def slowly(served: Served) -> dict[str, ServedBundle]:
+        time.sleep(1)
+        return look(served)
+
+    monkeypatch.setattr(Served, "_look", slowly)
+    site.releases.rules = Rules()
+    with Session(site.engine) as session:
+        token = access.issue(session, access.PLATFORM, 90, None)
+        session.commit()
+    with TestClient(create_app(site.engine, lambda _: site.releases)) as client:
+        client.headers["Authorization"] = f"Bearer {token.secret}"
+
+        def serial() -> int:
+            bundle = client.get("/bundles/production")
+            assert bundle.status_code == 200, bundle.text
+            return int(manifest_of(bundle.content)["metadata"]["serial"])
+
+        for version in (1, 2):
+            content = build_artifact(artifact(version, CLOSED), site.keys["alpha"])
+            done = client.put("/teams/alpha/package?environment=production", content=content)
+            assert (done.status_code, serial()) == (200, done.json()["serial"])
+        done = client.post("/teams/alpha/rollback", json={"version": 1, "environment": "production"})
+        assert (done.status_code, serial()) == (200, done.json()["serial"])
 
 
 def test_people_of_the_issuer_are_named_as_the_server_names_them() -> None:
