@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-MOST_BYTES = 4 << 20
+MOST_BYTES = 8 << 20
 # Of these, one subject's answers take at most this share, so that nobody pushes out everybody else's.
 _SHARE_OF_ONE = 8
 # What Python needs for an answer, beside the answer and the text of its key: measured, and rounded up.
