@@ -97,7 +97,7 @@ def test_the_server_signs_again_and_every_engine_goes_on(own_server: Server, tmp
         own_server.stop()
         spoil(own_server, lambda content, name: pack(own_server.key.sign(unpack(content), scope(name), 10**9)))
         own_server.start()
-        eventually(lambda: fresh(own_server))
+        eventually(lambda: own_server.bundle("production.wasm").status_code == 200 and fresh(own_server))
         with closing(started("after")) as late:
             assert lent(late) == lent(own) == lent(other) == (True, 1)
         assert revision() == before
