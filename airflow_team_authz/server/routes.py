@@ -127,6 +127,9 @@ async def bundle(
         held = await parts.served.changed_from(name, etags, wait if free else 0)
     if wait:
         _must_read(await reader(parts, token), name)
+    if held is None and parts.served.trouble:
+        # Whether there is such a bundle, nobody knows.
+        raise HTTPException(503, parts.served.trouble)
     if held is None:
         raise HTTPException(404, f"there is no bundle {name}: it is built when its policy is published")
     # By OPA's type clients know that they may wait here; others come again after a time of their own.

@@ -19,7 +19,7 @@ log = logger(__name__)
 
 # What another server process has published is seen after this time.
 LOOK_SECONDS = 0.25
-# Whoever publishes waits for this time at most until it is served here: the database may go meanwhile.
+# A publisher waits at most so long for the bundle to be served: the database may go meanwhile.
 _CATCH_UP_SECONDS = 5.0
 _GONE = "the database cannot be read: bundles are served from memory, and nothing can be published"
 
@@ -63,9 +63,7 @@ class Served:
         return held
 
     async def caught_up(self, name: str, serial: int) -> None:
-        """Wait until the bundle has this serial or a later one, so that whoever has published it gets what they asked
-        for.
-        """
+        """Wait until the bundle that is served has this serial or a later one: its publisher may ask for it next."""
         end = time.monotonic() + _CATCH_UP_SECONDS
         while ((held := self._bundles.get(name)) is None or held.serial < serial) and (
             left := end - time.monotonic()

@@ -368,7 +368,7 @@ def test_only_those_whom_the_setting_names_approve(kind: str, tmp_path: Path, re
     site.engine.dispose()
 
 
-def test_who_has_published_gets_the_bundle_at_once_though_the_database_is_slow(
+def test_a_server_with_a_slow_database_says_so_and_gives_a_publisher_the_new_bundle_at_once(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look = Served._look
@@ -390,12 +390,15 @@ def test_who_has_published_gets_the_bundle_at_once_though_the_database_is_slow(
             assert bundle.status_code == 200, bundle.text
             return int(manifest_of(bundle.content)["metadata"]["serial"])
 
+        answer = client.get("/bundles/production")
+        assert (answer.status_code, answer.json()) == (503, {"error": "the database was not read yet"})
         for version in (1, 2):
             content = build_artifact(artifact(version, CLOSED), site.keys["alpha"])
             done = client.put("/teams/alpha/package?environment=production", content=content)
             assert (done.status_code, serial()) == (200, done.json()["serial"])
         done = client.post("/teams/alpha/rollback", json={"version": 1, "environment": "production"})
         assert (done.status_code, serial()) == (200, done.json()["serial"])
+        assert client.get("/bundles/staging").status_code == 404
 
 
 def test_people_of_the_issuer_are_named_as_the_server_names_them() -> None:
