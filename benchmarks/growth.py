@@ -87,7 +87,7 @@ def _with_shipped(site: Path, target: Path) -> Path:
     from airflow_team_authz.opa.compile import derived, merged
 
     files = {path.relative_to(site).as_posix(): path.read_bytes() for path in site.rglob("*") if path.is_file()}
-    # As a bundle has it.
+    # With what a bundle says of its rules.
     whole = merged(files)
     write_files(target, whole | derived(whole))
     return target

@@ -95,15 +95,18 @@ def test_what_rules_read_of_a_subjects_teams_is_found() -> None:
     files = {
         "airflow/authz/authz.rego": reads,
         "airflow/site/a.rego": b"package x\n\nroles := data.airflow.authz.standing.team_roles\n",
-        "airflow/site/b.rego": b"package x\n\n# standing.team_ids\nids := input.subject.team_ids\n",
+        "airflow/site/b.rego": b"package x\n\n# standing.team_ids\n",
         "teams/alpha/a.rego": reads.replace(b"team_roles.alpha", b"team_ids"),
         "teams/alpha/b/b.rego": reads,
         "teams/beta/a.rego": reads.replace(b"team_roles.alpha", b"platform_roles"),
         "teams/gamma/data.json": b'"standing.team_roles"',
+        "teams/delta/a.rego": b"package x\n\nwho := data.airflow.authz.standing\n",
+        "teams/delta/b.rego": b'package x\n\nallow contains "x" if count(who.team_ids) > 1\n',
     }
     told = json.loads(read_of_standing(files))
-    assert told == {"site": ["team_roles"], "teams": {"alpha": ["team_ids", "team_roles"]}}
-    assert json.loads(read_of_standing({})) == {"site": [], "teams": {}}
+    assert told == {"site": ["team_roles"], "teams": {"alpha": ["team_ids", "team_roles"], "delta": ["team_ids"]}}
+    other = {"teams/alpha/a.rego": b"package x\n\n# standing.team_ids\nids := input.subject.team_ids\n"}
+    assert json.loads(read_of_standing(other)) == json.loads(read_of_standing({})) == {"site": [], "teams": {}}
 
 
 def test_what_a_directory_says_of_itself_does_not_count(tmp_path: Path) -> None:

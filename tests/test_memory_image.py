@@ -215,8 +215,8 @@ def test_an_instance_that_cannot_map_it_is_not_started(tmp_path: Path, monkeypat
         wasm.start(shared)
 
 
-# Each of these threads has a block at the same time, so that each takes another arena if there is one more. And a large
-# block is kept once there was a larger one.
+# All threads hold a block at once, so each has an arena of its own if it may. By default, glibc takes a large block
+# from the heap after it has freed a larger one.
 KEPT_BY_C = """
 import ctypes, re, sys, tempfile, threading
 from pathlib import Path
@@ -264,7 +264,7 @@ _MANY = range(4, 10)
         ("engine", {"GLIBC_TUNABLES": "glibc.malloc.arena_max=5:glibc.malloc.mmap_threshold=33554432"}, [4, 5], False),
     ],
 )
-def test_an_engine_has_the_c_library_keep_little_unless_somebody_has_set_how_much(
+def test_an_engine_limits_the_free_memory_that_glibc_keeps_unless_the_environment_does(
     opened: str, environment: dict[str, str], places: Sequence[int], maps_large_blocks: bool
 ) -> None:
     command = [sys.executable, "-c", KEPT_BY_C, opened]

@@ -43,7 +43,7 @@ class _Entry:
 
 
 class _Shelf:
-    """Entries and what they take, from the one that is to go next; and whose they are."""
+    """Entries in the order of their removal, the bytes that they take, and whose they are."""
 
     def __init__(self, who: Who = _EVERYBODY) -> None:
         self.who = who
@@ -108,7 +108,7 @@ class Kept:
             if key in self._all.entries:
                 return
             own = self._of.setdefault(who, _Shelf(who))
-            # The name that is there already, and not one more for each answer.
+            # All answers of a subject share one tuple.
             entry = _Entry(answer, size, own.who)
             self._all.put(key, entry)
             own.put(key, entry)

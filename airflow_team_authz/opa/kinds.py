@@ -1,18 +1,18 @@
-"""What lists have to know of the rules.
+"""Facts about rules that make lists fast: which packages ignore the id of a resource, and which read all teams.
 
-Finds the packages whose rules look at a resource's kind only: lists ask those once for all resources of a kind. A kind
-is everything of a resource but its id. And it finds what rules read of the subject's teams, because a list finds that
-out once for all resources.
+A list asks the rules of a package that ignores ids once for all resources of a kind. A kind is everything of a resource
+but its id. And a list finds out all teams and roles of the subject once, if a rule reads them.
 
 Looks at the text of rules, because parsing those of a thousand teams would take longer than compiling them. So whatever
-is not certain counts as a look at ids: then a list asks about each resource, as ever. Uses the standard library only,
-as ``compile`` does.
+is not certain counts as a look at ids: then a list asks about each resource. A read of all teams that is not found
+makes lists slow, and changes no answer. Uses the standard library only, as ``compile`` does.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 
 # Where a bundle says it. Policies of people cannot: a bundle that is built has what is found here.
@@ -32,7 +32,8 @@ _OF_PLATFORM = re.compile(
 )
 # Data and rules of a team. One pattern for all teams: to make one for each takes longer than all the rest.
 _OF_TEAM = re.compile(rb"""\.teams(?:\.(?P<name>[A-Za-z0-9_]+)|\["(?P<text>[^"]*)"\])""")
-# What takes long to find out of a subject of many teams, apart from `platform_roles`, which the shipped policy reads.
+# The names in `standing` that take long for a subject of many teams. A list always finds out `platform_roles`, because
+# the shipped policy reads them.
 _OF_ALL_TEAMS = ("team_ids", "team_roles")
 # A line of a comment. In a text of several lines it would hold code only with one of the letters that are missing here.
 _COMMENT = re.compile(rb"^[ \t]*#[^`{\r\n]*$", re.MULTILINE)
@@ -58,21 +59,20 @@ def regardless_of_id(files: Mapping[str, bytes]) -> bytes:
 def read_of_standing(files: Mapping[str, bytes]) -> bytes:
     """``READ_OF_STANDING`` of a policy, by the paths of its files: JSON.
 
-    ``site``: the names in ``data.airflow.authz.standing`` that rules of the platform read of a subject of many teams.
-    ``teams``: the same of each team whose rules read one. A rule that hides such a name is slow in lists, not wrong.
+    ``site``: the names in ``data.airflow.authz.standing`` that rules of the platform read and that take long for a
+    subject of many teams. ``teams``: the same of each team whose rules read one.
     """
-    site: set[str] = set()
-    teams: dict[str, set[str]] = {}
+    rules: defaultdict[str, bytes] = defaultdict(bytes)
     for path, text in files.items():
-        if not path.endswith(".rego") or path.startswith(_SHIPPED) or b"standing" not in text:
-            continue
-        rules = _COMMENT.sub(b"", text)
-        names = {name for name in _OF_ALL_TEAMS if b"standing" in rules and name.encode() in rules}
-        if team := _team(path):
-            teams.setdefault(team, set()).update(names)
-        else:
-            site |= names
-    found = {"site": sorted(site), "teams": {team: sorted(names) for team, names in teams.items() if names}}
+        if path.endswith(".rego") and not path.startswith(_SHIPPED):
+            # One file may name the package, and another one what it reads of it.
+            rules[_team(path)] += _COMMENT.sub(b"", text) + b"\n"
+    read = {
+        owner: [name for name in _OF_ALL_TEAMS if name.encode() in text]
+        for owner, text in rules.items()
+        if b"standing" in text
+    }
+    found = {"site": read.pop("", []), "teams": {team: names for team, names in read.items() if names}}
     return json.dumps(found, separators=(",", ":"), sort_keys=True).encode()
 
 

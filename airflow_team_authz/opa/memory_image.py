@@ -34,7 +34,7 @@ _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _trim, _set_option = getattr(_libc, "malloc_trim", None), getattr(_libc, "mallopt", None)
-# Options of glibc by their numbers: the variables by which somebody may have set them, and what they are to be.
+# Options of glibc by their numbers: the environment variable and the tunable that override each, and our value.
 _OPTIONS = {-8: ("MALLOC_ARENA_MAX", "arena_max", 1), -3: ("MALLOC_MMAP_THRESHOLD_", "mmap_threshold", 128 << 10)}
 
 
@@ -98,12 +98,13 @@ def give_back() -> None:
 
 
 def keep_little() -> None:
-    """Have the C library keep little memory for later, from now on.
+    """Limit the free memory that the C library keeps from now on.
 
-    Else each thread may get a place of its own for free memory, and blocks of up to 32 MiB are kept once there was one:
-    lists that run at the same time leave gaps in each place, 10 to 20 MB in a busy process. Python's threads take
-    turns, so they do not wait for each other in one place. Options that somebody has set for this process stay.
-    Elsewhere than with glibc this does nothing.
+    By default, glibc has up to eight arenas for each processor. Once it has freed a large block, it keeps later blocks
+    of up to that size (at most 32 MiB). Lists that run at the same time then leave gaps of 10 to 20 MB in a busy
+    process. With one arena, threads that allocate at the same moment wait for each other. Python's threads do so
+    rarely, because they share one lock. Options that the environment sets stay. Elsewhere than with glibc this does
+    nothing.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     for option, (variable, tunable, value) in _OPTIONS.items():

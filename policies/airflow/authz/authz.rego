@@ -90,7 +90,7 @@ speaking contains "platform_allows" if some _ in data.airflow.site.allow
 
 speaking contains "team_allows" if some _ in data.teams[input.resource.team_id].allow
 
-# `speaking` for each of many, in their order.
+# `speaking` of each of many resources, in their order.
 _spoken(resources) := steps if {
 	known := standing.of_long_list
 
@@ -98,8 +98,8 @@ _spoken(resources) := steps if {
 	steps := _each_spoken(resources) with data.airflow.authz.known as known
 } else := _each_spoken(resources)
 
-# A function, because what follows a `with` in the same body forgets what was computed before; and with a local
-# `shared`, because a rule of that name would be computed again under each `with`.
+# A function of its own, because the rest of a body loses what was computed before a `with` in it. `shared` is local,
+# because a rule of that name would be computed again under each `with`.
 _each_spoken(resources) := steps if {
 	shared := object.remove(input, {"resource", "resources"})
 	steps := [said |
@@ -145,7 +145,7 @@ _granted_kinds := {kind |
 	_opens(kind, steps)
 }
 
-# The indices of those that are asked about one by one.
+# The indices of the resources that are asked about one by one.
 default _alone := []
 
 _alone := [i | some i, resource in input.resources; _not_alike[resource.team_id]] if count(_not_alike) > 0

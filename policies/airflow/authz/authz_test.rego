@@ -101,7 +101,7 @@ resources := [resource |
 	resource := {"type": type, "id": id, "team_id": team_id}
 ]
 
-# So many that a list knows before what follows from them.
+# So many that a list finds out once what follows from them.
 names := [$"group {letter}" | some letter in split("abcdefghijklmnopqrstuvwxyz", "")]
 
 subjects := {
@@ -131,7 +131,7 @@ test_allowed_are_the_allowed_decisions[note] if {
 	indices == [i | some i, answer in answers; answer.allow == true]
 }
 
-# What a bundle says of rules that read the subject's teams. An untruth makes a list slower, and changes no answer.
+# What a bundle says of rules that read the subject's teams. An untruth makes a list slower, but changes no answer.
 reads := {
 	"none": {"site": [], "teams": {}},
 	"some": {"site": ["team_ids"], "teams": {"alpha": ["team_ids"], "beta": ["team_roles"]}},

@@ -48,10 +48,11 @@ common_roles := (platform_roles | _machine_roles) | (_included(_held_anywhere) -
 })
 
 # METADATA
-# title: What rules ask of the subject, who is the same for all of a list
+# title: What rules read of the subject, found out once for a list
 # description: |
-#   Undefined where it is as soon found out for each resource. Whoever asks for that has it known. The rest a rule finds
-#   out when it asks, so that what a bundle says of its rules can make a list slow, but never wrong.
+#   Undefined where it takes no longer to find it out for each resource. The caller puts it into
+#   `data.airflow.authz.known`. A rule that reads what is not there finds it out itself: so what a bundle says of its
+#   rules may make a list slow, but not wrong.
 # scope: rule
 # schemas:
 #   - input: schema.evaluations
@@ -66,7 +67,7 @@ _for_rules.team_ids := team_ids if _is_read("team_ids")
 
 _for_rules.team_roles := team_roles if _is_read("team_roles")
 
-# What a bundle says that its rules read: those of the platform, and those of the teams that the question is about.
+# The names that rules read, as the bundle says: rules of the platform, and of the teams that the question is about.
 _is_read(name) if name in data.airflow.read_of_standing.site
 
 _is_read(name) if {
@@ -83,10 +84,7 @@ _takes_long if {
 	count(input.subject[part]) > 20
 }
 
-_takes_long if {
-	some values in input.subject.claims
-	count(values) > 20
-}
+_takes_long if count([value | some values in input.subject.claims; some value in values]) > 20
 
 _takes_long if {
 	some table in ["group_patterns", "role_patterns"]
@@ -117,7 +115,8 @@ _held_for(said) := _included(((_held_for_platform | said) | own)) | _machine_rol
 	own := {role | said[_its_own]; some role in _own_roles}
 }
 
-# Many teams, and few kinds of what is said of them: roles include others, and finding these out takes long.
+# To find out which roles others include takes long. What is said of many teams is the same, so each different set of
+# roles is looked at once.
 _held_in(teams) := {team_id: _held_for(said) | some team_id, said in teams} if {
 	count(teams) <= 1
 } else := {team_id: held[said] | some team_id, said in teams} if {
@@ -150,13 +149,13 @@ _asked_of_login := [team_id | some team_id in _asked_teams; team_id in input.sub
 
 _entries := array.concat(_named, [entry | some [_, _, entry] in patterns.said])
 
-# What is said of names in full about these teams, and about the platform.
+# What the directory says of names in full about these teams, and about the platform.
 _about_asked := [entry | some entry in _named; _asked[entry.team_id]]
 
-# Values and not rules of their elements, which an OPA server would compute again for each that is looked up.
+# Complete rules, because an OPA server would evaluate a partial set again for each look-up.
 _asked_teams := _asked - {null}
 
-# With what is said about the platform.
+# `null` stands for the platform, which every question is about.
 default _asked := {null}
 
 _asked := _asked_by_list if {
@@ -191,8 +190,8 @@ _small := {
 	"S": "s", "T": "t", "U": "u", "V": "v", "W": "w", "X": "x", "Y": "y", "Z": "z",
 }
 
-# What the directory says of names in full: an array, because a set of thousands takes long, and by look-ups, because an
-# OPA server would copy a table that is passed on as a whole.
+# What the directory says of names in full. An array, because a set of thousands takes long. An OPA server copies a
+# table that a built-in gets, but not one that has a local name.
 _named := array.flatten(array.flatten([
 	[found |
 		table := data.airflow.directory.groups

@@ -206,7 +206,7 @@ test_many_patterns_give_what_each_gives if {
 	stands.team_roles == {"alpha": op, "beta": op}
 }
 
-# The roles in teams are the same for who asks about some of them, however many names there are.
+# Questions about some teams find the same roles in these, however many names the subject has.
 test_some_teams[note] if {
 	some note, case in cases
 	some team_ids in [["alpha", "beta", null], ["gamma", "a-b"], ["alpha", "alpha", ""], array.concat(["gamma"], letters)]
@@ -252,12 +252,15 @@ test_what_a_list_knows_is_not_found_out_again if {
 	found == known
 }
 
+some_letters := array.slice(letters, 0, 12)
+
 # Of how much is told of the subject, and how much the directory says: whether a list knows it before.
 lists := {
 	"a short list": {"subject": {"groups": ["both"]}, "known": false},
 	"many names": {"subject": {"groups": many}, "known": true},
 	"a name that says much": {"subject": {"groups": ["all"]}, "known": true},
 	"many claims": {"subject": {"claims": {letter: [] | some letter in letters}}, "known": true},
+	"two claims of some values": {"subject": {"claims": {"a": some_letters, "b": some_letters}}, "known": true},
 	"a claim of many values": {"subject": {"claims": {"department": letters}}, "known": true},
 	"many patterns": {"subject": {}, "role_patterns": {$"{letter}<team>": [] | some letter in letters}, "known": true},
 }
@@ -274,7 +277,7 @@ test_what_a_list_knows[note] if {
 
 a_list := {"subject": {"groups": many}, "action": "read", "resources": [{"team_id": "alpha"}, {"team_id": "gamma"}]}
 
-# Whose rules read what, as a bundle says it, and what a list about team alpha knows then.
+# What the bundle says that rules read, and what a list about team alpha knows then.
 reads := [
 	{"read": {"site": [], "teams": {}}, "known": {"platform_roles"}},
 	{"read": {"site": ["team_ids"], "teams": {}}, "known": {"platform_roles", "team_ids"}},

@@ -34,8 +34,8 @@ _fitting(table, these) := [[pattern, _written(pattern), name] |
 	_indexed[table]
 } else := array.concat(_looked_up(object.keys(_tried[table]), these, {""}), _alike(table, these))
 
-# Without an index it looks up the names that mean these teams, unless those are more than there are names; and looks at
-# all only for a pattern that means them whichever team a name has.
+# Without an index, it makes each name that could mean one of these teams, and looks these up. It tries all names
+# instead if they are fewer. It always does for a pattern that means a team of its own, whichever one a name has.
 _meant(table, these, team_ids) := _fitting(table, _naming(table, these, team_ids)) if {
 	_indexed[table]
 } else := array.concat(fixed, other) if {
@@ -68,11 +68,12 @@ _of_one_shape(table, these) := [[pattern, name] |
 	some pattern in data.airflow.pattern_shapes[table].patterns[begins][ends]
 ]
 
-# The names that may mean a team. What stands for a team is in the name, unless a pattern means the team whichever one a
-# name has.
+# The names that may mean these teams. A name that means one team has its id, unless a pattern means the team whichever
+# one a name has.
 _naming(table, these, team_ids) := [name | some name in these; contains(name, team_id)] if {
 	count(team_ids) == 1
 	some team_id in team_ids
+	is_string(team_id)
 	not data.airflow.pattern_shapes[table].fixed[team_id]
 } else := these
 
@@ -101,7 +102,7 @@ _meaning(table, words) := {pattern |
 	words[template.team_id]
 }
 
-# Those of the names that a pattern is with one of these ids in the place of `<team>`.
+# The names that a pattern makes with one of these ids in the place of `<team>`.
 _looked_up(patterns, these, team_ids) := found if {
 	possible := {name: true |
 		some pattern in patterns
